@@ -1,0 +1,75 @@
+package kernel
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+var pageSize = unix.Getpagesize()
+
+const (
+	// A WRITE's payload follows this many bytes of headers. It is placed
+	// on a page boundary, so that it can go on to O_DIRECT files.
+	writeHeaderSize = 80
+	// Buffers kept for reuse; a burst of more requests maps and unmaps.
+	spareBuffers = 8
+)
+
+// buffers are the memory of one reader. They are mapped and present before
+// any system call touches them: a thread killed while copying into an absent
+// page makes the kernel answer EIO instead of leaving the request for resend.
+type buffers struct {
+	mapping []byte
+	in, out []byte
+}
+
+func mapBuffers() (*buffers, error) {
+	inSize, outSize := pageSize+maxWrite+pageSize, maxWrite+pageSize
+	m, err := unix.Mmap(-1, 0, inSize+outSize, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	if err != nil {
+		return nil, fmt.Errorf("map %d bytes of request buffers: %w", inSize+outSize, err)
+	}
+	return &buffers{
+		mapping: m,
+		in:      m[pageSize-writeHeaderSize : inSize : inSize],
+		out:     m[inSize:],
+	}, nil
+}
+
+// takeBuffers returns spare buffers or maps new ones.
+func (c *Conn) takeBuffers() (*buffers, error) {
+	c.mu.Lock()
+	if n := len(c.spare); n > 0 {
+		b := c.spare[n-1]
+		c.spare = c.spare[:n-1]
+		c.mu.Unlock()
+		return b, nil
+	}
+	c.mu.Unlock()
+	return mapBuffers()
+}
+
+func (c *Conn) giveBuffers(b *buffers) {
+	c.mu.Lock()
+	keep := len(c.spare) < spareBuffers && !c.ended
+	if keep {
+		c.spare = append(c.spare, b)
+	}
+	c.mu.Unlock()
+	if !keep {
+		unix.Munmap(b.mapping) // cannot fail: it is what Mmap returned
+	}
+}
+
+// dropBuffers frees the spare ones; those given back later are freed then.
+func (c *Conn) dropBuffers() {
+	c.mu.Lock()
+	spare := c.spare
+	c.spare, c.ended = nil, true
+	c.mu.Unlock()
+	for _, b := range spare {
+		unix.Munmap(b.mapping)
+	}
+}

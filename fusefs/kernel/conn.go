@@ -1,0 +1,306 @@
+package kernel
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// ErrUnmounted says that the connection has ended or was never served.
+var ErrUnmounted = errors.New("the mount is gone")
+
+const (
+	idleReaders   = 2 // one costs half the throughput, more gains nothing
+	inHeaderSize  = 40
+	outHeaderSize = 16
+
+	opForget      = 2
+	opInit        = 26
+	opNotifyReply = 41
+	opBatchForget = 42
+)
+
+// A Conn is one connection to the kernel's FUSE: a mount and its descriptor.
+type Conn struct {
+	// Fixed by Mount.
+	mount mountEntry
+	epoch uint64
+	opts  Options
+
+	// Fixed by Serve before the first reader starts.
+	server  *fuse.ProtocolServer
+	initIn  []byte
+	initOut []byte
+
+	idle    atomic.Int32 // readers in or about to enter read(2)
+	readers sync.WaitGroup
+	done    chan struct{} // closed when the last reader has left
+
+	fdMu sync.RWMutex // read: somebody uses fd; write: it is being closed
+	fd   int          // -1 once closed
+
+	mu     sync.Mutex // guards what follows
+	served bool
+	ended  bool
+	failed error
+	spare  []*buffers
+}
+
+func newConn(fd int, mount mountEntry, opts Options) *Conn {
+	epoch := rand.Uint64() // seeded by the system
+	return &Conn{fd: fd, mount: mount, opts: opts, epoch: epoch | 1, done: make(chan struct{})}
+}
+
+// Dir returns the mountpoint as the kernel spells it.
+func (c *Conn) Dir() string { return c.mount.point }
+
+// Epoch names this connection, at random and never 0. The kernel counts
+// requests from 1 again on each mount; (Epoch, unique) names one for ever.
+func (c *Conn) Epoch() uint64 { return c.epoch }
+
+// Init returns the kernel's INIT message and the reply to it, both whole.
+// Who takes the connection over has to negotiate the same again.
+func (c *Conn) Init() (in, out []byte) { return c.initIn, c.initOut }
+
+// Serve answers the kernel's INIT and starts the readers; it returns when
+// the mount answers. Methods of fs run in the readers' goroutines, many at
+// once. fs.Init and fs.OnUnmount are not called.
+func (c *Conn) Serve(fs fuse.RawFileSystem) error {
+	c.mu.Lock()
+	again := c.served || c.ended
+	c.served = true
+	c.mu.Unlock()
+	if again {
+		return fmt.Errorf("serve %s: called twice or after Close", c.mount.point)
+	}
+	c.server = fuse.NewProtocolServer(fs, c.protocolOptions())
+	if err := c.negotiate(); err != nil {
+		c.finish(nil)
+		return fmt.Errorf("serve %s: %w", c.mount.point, err)
+	}
+	c.idle.Store(idleReaders)
+	c.readers.Add(idleReaders)
+	for range idleReaders {
+		go c.read()
+	}
+	go func() {
+		c.readers.Wait()
+		c.finish(nil)
+	}()
+	c.stopPolling()
+	return nil
+}
+
+func (c *Conn) protocolOptions() *fuse.MountOptions {
+	background := c.opts.MaxBackground
+	if background <= 0 {
+		background = 64
+	}
+	return &fuse.MountOptions{
+		Name:          "synapsefs",
+		MaxWrite:      maxWrite,
+		MaxBackground: min(background, 65535),
+		// Without KILLPRIV_V2 each write asks for security.capability.
+		ExtraCapabilities: fuse.CAP_EXPORT_SUPPORT | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_HAS_RESEND,
+		EnableAcl:         c.opts.ACL,
+		MaxStackDepth:     1,
+		Logger:            c.opts.Logger,
+		Debug:             c.opts.Debug,
+	}
+}
+
+// negotiate reads INIT, which comes before all else, and answers it.
+func (c *Conn) negotiate() error {
+	b, err := c.takeBuffers()
+	if err != nil {
+		return err
+	}
+	defer c.giveBuffers(b)
+	n, err := c.receive(b.in)
+	if err != nil {
+		return fmt.Errorf("read INIT: %w", err)
+	}
+	if opcode(b.in[:n]) != opInit {
+		return fmt.Errorf("the first request has opcode %d, not INIT", opcode(b.in[:n]))
+	}
+	c.initIn = bytes.Clone(b.in[:n])
+	w, status := c.server.HandleRequest([][]byte{b.in[:n]}, [][]byte{b.out})
+	if w == 0 {
+		return fmt.Errorf("answer INIT: %w", unix.Errno(status))
+	}
+	c.initOut = bytes.Clone(b.out[:w])
+	if _, err := unix.Write(c.fd, b.out[:w]); err != nil {
+		return fmt.Errorf("write the reply to INIT: %w", err)
+	}
+	return nil
+}
+
+// receive reads one request. ErrUnmounted is the end of the connection.
+func (c *Conn) receive(in []byte) (int, error) {
+	for {
+		n, err := unix.Read(c.fd, in)
+		switch err {
+		case nil:
+			if n < inHeaderSize {
+				return 0, fmt.Errorf("request of %d bytes", n)
+			}
+			return n, nil
+		case unix.ENOENT, unix.EINTR, unix.EAGAIN: // interrupted before we got it
+		case unix.ENODEV:
+			return 0, ErrUnmounted
+		default:
+			return 0, fmt.Errorf("read request: %w", err)
+		}
+	}
+}
+
+// read is one reader: it takes requests and answers them until the
+// connection ends or enough others are idle. It enters counted as idle.
+func (c *Conn) read() {
+	defer c.readers.Done()
+	b, err := c.takeBuffers()
+	if err != nil {
+		c.idle.Add(-1)
+		c.fail(err)
+		return
+	}
+	defer c.giveBuffers(b)
+	in, out := [][]byte{nil}, [][]byte{b.out}
+	for {
+		n, err := c.receive(b.in)
+		if err != nil {
+			c.idle.Add(-1)
+			c.fail(err)
+			return
+		}
+		if c.idle.Add(-1) == 0 && c.becomeIdle() {
+			c.readers.Add(1) // we are counted, so Wait has not passed
+			go c.read()
+		}
+		in[0] = b.in[:n]
+		c.answer(in, out)
+		if !c.becomeIdle() {
+			return
+		}
+	}
+}
+
+// becomeIdle counts one more idle reader unless there are enough. Comparing
+// and counting is one step: with two, all readers could retire together.
+func (c *Conn) becomeIdle() bool {
+	for {
+		n := c.idle.Load()
+		if n >= idleReaders {
+			return false
+		}
+		if c.idle.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// answer handles one request and writes the reply, always exactly one where
+// the kernel waits for it: an unanswered request hangs its caller.
+func (c *Conn) answer(in, out [][]byte) {
+	n, status := c.server.HandleRequest(in, out)
+	if n == 0 {
+		if status.Ok() || !wantsReply(in[0]) {
+			return
+		}
+		n = errorReply(out[0], in[0], int32(status))
+	}
+	_, err := unix.Write(c.fd, out[0][:n])
+	switch err {
+	case nil, unix.ENOENT, unix.ENODEV: // ENOENT: interrupted or aborted meanwhile
+	default:
+		unix.Write(c.fd, out[0][:errorReply(out[0], in[0], int32(unix.EIO))])
+	}
+}
+
+func opcode(in []byte) uint32 { return binary.NativeEndian.Uint32(in[4:]) }
+
+func wantsReply(in []byte) bool {
+	switch opcode(in) {
+	case opForget, opBatchForget, opNotifyReply:
+		return false
+	}
+	return true
+}
+
+func errorReply(out, in []byte, errno int32) int {
+	binary.NativeEndian.PutUint32(out, outHeaderSize)
+	binary.NativeEndian.PutUint32(out[4:], uint32(-errno))
+	copy(out[8:16], in[8:16]) // unique, with the resend bit
+	return outHeaderSize
+}
+
+// fail remembers why a reader left, if not because of an unmount.
+func (c *Conn) fail(err error) {
+	if errors.Is(err, ErrUnmounted) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed == nil {
+		c.failed = err
+	}
+}
+
+// finish closes the descriptor once nobody reads from it any more.
+func (c *Conn) finish(err error) {
+	if err != nil {
+		c.fail(err)
+	}
+	c.fdMu.Lock()
+	unix.Close(c.fd)
+	c.fd = -1
+	c.fdMu.Unlock()
+	c.dropBuffers()
+	close(c.done)
+}
+
+// Wait returns when the connection has ended: the mount and all bind mounts
+// of it are gone, or it was aborted. A reader's failure is returned. After it
+// no method of the filesystem runs.
+func (c *Conn) Wait() error {
+	<-c.done
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failed
+}
+
+// Done is closed when Wait would return.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Close ends a connection that was never served. For a served one it does
+// nothing: unmount it.
+func (c *Conn) Close() {
+	c.mu.Lock()
+	again := c.served || c.ended
+	c.served = true
+	c.mu.Unlock()
+	if !again {
+		c.finish(nil)
+	}
+}
+
+// stopPolling makes the kernel ask for POLL once, which go-fuse answers with
+// ENOSYS, so that it never asks again. Otherwise a Go program that opens a
+// file of a mount it serves itself can wait for itself in epoll_ctl(2).
+func (c *Conn) stopPolling() {
+	const name = ".go-fuse-epoll-hack" // known to go-fuse
+	fd, err := unix.Open(filepath.Join(c.mount.point, name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return // covered by another mount; it is only a precaution
+	}
+	defer unix.Close(fd)
+	unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+}

@@ -1,0 +1,269 @@
+package store
+
+import (
+	"slices"
+	"time"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// change is one transaction on a volume, under its lock: a commit or a merge.
+type change struct {
+	*tree
+	v       *Volume
+	now     time.Time
+	effects []*crdt.Effects
+	queued  []queued
+	release []hold
+	seq     crdt.Seq
+	nodes   nodeChanges
+	after   []func() // run when the transaction is committed
+}
+
+// change runs fn in one transaction and tells the viewers what it changed.
+func (v *Volume) change(by MountID, fn func(c *change) error) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.changeLocked(by, fn)
+}
+
+func (v *Volume) changeLocked(by MountID, fn func(c *change) error) error {
+	if v.closed.Load() {
+		return ErrClosed
+	}
+	var c *change
+	var told *Changes
+	err := v.db.kv.update(func(t txn) error {
+		c = &change{tree: newTree(t, &v.keys, v.sets.Load()), v: v, now: v.db.opts.Now(), seq: v.seq}
+		if err := fn(c); err != nil {
+			return err
+		}
+		told = compose(c.effects)
+		told.By = by
+		return c.prepare(told)
+	})
+	if err != nil {
+		if told != nil {
+			v.tell(told, Viewer.Aborted)
+		}
+		return err
+	}
+	v.settleLocked(c)
+	v.tell(told, Viewer.Committed)
+	return nil
+}
+
+// prepare tells the viewers what is about to be seen, and switches the node
+// ids of files they ask for.
+func (c *change) prepare(told *Changes) error {
+	if len(told.Names)+len(told.Inodes) == 0 {
+		return nil
+	}
+	for _, w := range c.v.viewers {
+		for _, ino := range w.Prepare(told) {
+			if err := c.switchNode(ino, told); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (v *Volume) tell(told *Changes, how func(Viewer, *Changes)) {
+	if len(told.Names)+len(told.Inodes) == 0 {
+		return
+	}
+	for _, w := range v.viewers {
+		how(w, told)
+	}
+}
+
+// settleLocked takes over what the committed transaction changed in memory.
+func (v *Volume) settleLocked(c *change) {
+	if c.reset {
+		v.sets.Store(c.sets)
+	}
+	v.applyNodes(&c.nodes)
+	v.seq = c.seq
+	if len(c.queued) > 0 {
+		clear(v.deps)
+		v.ops.Add(uint64(len(c.queued)))
+	}
+	for _, o := range c.queued {
+		v.queue.add(o, c.now)
+	}
+	for _, h := range c.release {
+		v.queue.release(h)
+	}
+	for _, fn := range c.after {
+		fn()
+	}
+	if len(c.queued)+len(c.release) > 0 {
+		v.wakeSealer()
+	}
+}
+
+// plan starts the writes of one local op.
+func (c *change) plan() *crdt.Plan {
+	return &crdt.Plan{S: c.tree, Inline: c.inline}
+}
+
+// commit applies a local op and journals it.
+func (c *change) commit(writes []crdt.Write, h hold) error {
+	if len(writes) == 0 {
+		return nil
+	}
+	c.seq++
+	op := &crdt.Op{
+		Dot:   crdt.Dot{Replica: c.v.replica, Seq: c.seq},
+		Stamp: c.v.clock.Next(c.now.UnixNano()), Wall: c.now.UnixNano(), Writes: writes,
+	}
+	if len(c.queued) == 0 {
+		for r, seq := range c.v.deps {
+			op.Deps = append(op.Deps, crdt.Dot{Replica: r, Seq: seq})
+		}
+		slices.SortFunc(op.Deps, func(a, b crdt.Dot) int {
+			if a.Replica < b.Replica {
+				return -1
+			}
+			return 1
+		})
+	}
+	e, err := crdt.Apply(c.tree, op)
+	if err != nil {
+		return err
+	}
+	c.effects = append(c.effects, e)
+	raw := crdt.AppendOp(nil, op)
+	if err := c.t.set(c.keys.key('u', uint64(op.Dot.Seq)), raw); err != nil {
+		return err
+	}
+	c.queued = append(c.queued, queued{op: op, raw: raw, hold: h})
+	for _, w := range writes {
+		if w.Kind == crdt.WritePlace {
+			c.release = append(c.release, hold{dir: w.Parent, name: w.Name})
+		}
+	}
+	return nil
+}
+
+// applyLocal applies writes to what is not published: peers do not hear of it.
+func (c *change) applyLocal(writes []crdt.Write) error {
+	if len(writes) == 0 {
+		return nil
+	}
+	op := &crdt.Op{Stamp: crdt.LocalStamp, Wall: c.now.UnixNano(), Writes: writes}
+	e, err := crdt.Apply(c.tree, op)
+	if err != nil {
+		return err
+	}
+	c.effects = append(c.effects, e)
+	return nil
+}
+
+// split parts the writes on inodes that are not published from the others.
+func (c *change) split(writes []crdt.Write) (local, published []crdt.Write, err error) {
+	for _, w := range writes {
+		i, err := c.Inode(w.Ino)
+		if err != nil {
+			return nil, nil, err
+		}
+		if i != nil && i.Unpublished() {
+			local = append(local, w)
+		} else {
+			published = append(published, w)
+		}
+	}
+	return local, published, nil
+}
+
+// commitSplit applies each part its own way.
+func (c *change) commitSplit(writes []crdt.Write, h hold) error {
+	local, published, err := c.split(writes)
+	if err != nil {
+		return err
+	}
+	if err := c.applyLocal(local); err != nil {
+		return err
+	}
+	return c.commit(published, h)
+}
+
+// compose joins the effects of several ops into what a viewer has to show.
+// A name that several ops changed stands where the last of them changed it.
+func compose(effects []*crdt.Effects) *Changes {
+	type key struct {
+		dir  crdt.Ino
+		name string
+	}
+	out := &Changes{}
+	first, last := map[key]crdt.Entry{}, map[key]int{}
+	n := 0
+	for _, e := range effects {
+		for _, c := range e.Names {
+			k := key{c.Dir, c.Name}
+			if _, ok := first[k]; !ok {
+				first[k] = c.Before
+			}
+			last[k] = n
+			n++
+		}
+	}
+	n = 0
+	for _, e := range effects {
+		for _, c := range e.Names {
+			k := key{c.Dir, c.Name}
+			if last[k] == n && first[k] != c.After {
+				c.Before = first[k]
+				out.Names = append(out.Names, c)
+			}
+			n++
+		}
+	}
+	seen := map[crdt.Ino]int{}
+	for _, e := range effects {
+		for _, c := range e.Inodes {
+			at, ok := seen[c.Ino]
+			if !ok {
+				seen[c.Ino] = len(out.Inodes)
+				out.Inodes = append(out.Inodes, c)
+			} else if c.Content && !out.Inodes[at].Content {
+				out.Inodes[at].Content, out.Inodes[at].Before = true, c.Before
+			}
+		}
+	}
+	return out
+}
+
+// done reports whether a request that the kernel sends again was done, and
+// the inode it made or opened.
+func (c *change) done(r Request) (crdt.Ino, Handle, bool, error) {
+	if !r.Resent {
+		return 0, 0, false, nil
+	}
+	var rec doneRecord
+	ok, err := getJSON(c.t, c.doneKey(r), &rec)
+	ok = ok && rec.Epoch == r.Epoch && rec.Unique == r.Unique
+	return rec.Ino, rec.Handle, ok, err
+}
+
+type doneRecord struct {
+	Epoch, Unique uint64
+	Ino           crdt.Ino
+	Handle        Handle
+}
+
+// doneSlots is how many requests are remembered: more than can be in flight.
+const doneSlots = 4096
+
+func (c *change) doneKey(r Request) []byte {
+	return c.keys.key('x', uint64(r.Mount), r.Unique/2%doneSlots)
+}
+
+// setDone remembers a mutating request in its own transaction.
+func (c *change) setDone(r Request, ino crdt.Ino, h Handle) error {
+	if r.Epoch == 0 {
+		return nil
+	}
+	return putJSON(c.t, c.doneKey(r), doneRecord{r.Epoch, r.Unique, ino, h})
+}

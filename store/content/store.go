@@ -1,0 +1,294 @@
+package content
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
+	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
+)
+
+// maxOpenFiles bounds the descriptors kept open for reading immutable files.
+const maxOpenFiles = 128
+
+// A Store holds the content of one replica. It is safe for concurrent use.
+type Store struct {
+	// Fixed by Open.
+	dir   string
+	index Index
+	files *fileCache
+	fault func(op string) error // nil but in tests: fails operations by name
+
+	mu       sync.Mutex // guards what follows
+	unsynced map[FileID]struct{}
+}
+
+// Open opens the content in dir, which is made if it does not exist, and
+// removes what a crash left in its tmp directory. One process at a time may
+// have dir open. The file system must report holes (SEEK_HOLE), as drafts
+// depend on it.
+func Open(dir string, index Index) (*Store, error) {
+	s := &Store{dir: dir, index: index, unsynced: make(map[FileID]struct{})}
+	s.files = newFileCache(maxOpenFiles, s.filePath)
+	if err := os.RemoveAll(s.tmpPath("")); err != nil {
+		return nil, fmt.Errorf("clear temporary content: %w", err)
+	}
+	for _, d := range []string{"files", "drafts", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			return nil, fmt.Errorf("make content directory: %w", err)
+		}
+	}
+	if err := s.probeHoles(); err != nil {
+		return nil, fmt.Errorf("open content: %w", err)
+	}
+	return s, nil
+}
+
+// Close closes the descriptors kept for reading. Drafts must be closed before.
+func (s *Store) Close() error { return s.files.close() }
+
+func (s *Store) filePath(id FileID) string {
+	name := id.String()
+	return filepath.Join(s.dir, "files", name[:2], name)
+}
+
+func (s *Store) draftPath(name string) string { return filepath.Join(s.dir, "drafts", name) }
+
+func (s *Store) tmpPath(name string) string { return filepath.Join(s.dir, "tmp", name) }
+
+// probeHoles fails if the file system does not tell holes from data at the
+// granularity of memory pages.
+func (s *Store) probeHoles() error {
+	f, err := os.OpenFile(s.tmpPath("probe"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	defer os.Remove(f.Name())
+	const at = 1 << 19
+	if _, err := f.WriteAt([]byte{1}, at); err != nil {
+		return err
+	}
+	if err := f.Truncate(BlockSize); err != nil {
+		return err
+	}
+	start, end, err := nextData(f, 0, BlockSize)
+	if err != nil {
+		return err
+	}
+	if page := int64(os.Getpagesize()); start < at-page || end > at+page {
+		return fmt.Errorf("file system of %s does not report holes: %w", s.dir, unix.EOPNOTSUPP)
+	}
+	return nil
+}
+
+// ReadAt reads from the file that m describes, as io.ReaderAt does. Holes read
+// as zeros. A block that this replica does not have is a [MissingBlockError].
+// Bytes are not verified against their hash; see [Store.Block].
+func (s *Store) ReadAt(m *Manifest, p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("read content at %d: %w", off, unix.EINVAL)
+	}
+	if off >= m.size {
+		return 0, io.EOF
+	}
+	var eof error
+	if int64(len(p)) > m.size-off {
+		p, eof = p[:m.size-off], io.EOF
+	}
+	for n := 0; n < len(p); {
+		at := off + int64(n)
+		step := min(len(p)-n, int(BlockSize-at%BlockSize))
+		if err := s.readInBlock(m.Block(at/BlockSize), p[n:n+step], at%BlockSize); err != nil {
+			return n, err
+		}
+		n += step
+	}
+	return len(p), eof
+}
+
+// readInBlock fills p from offset off of a block.
+func (s *Store) readInBlock(h crdt.Hash, p []byte, off int64) error {
+	if h == (crdt.Hash{}) {
+		clear(p)
+		return nil
+	}
+	loc, err := s.locate(h)
+	if err != nil {
+		return fmt.Errorf("read block: %w", err)
+	}
+	if off+int64(len(p)) > int64(loc.Length) {
+		return fmt.Errorf("read block %x: %d bytes long: %w", h[:], loc.Length, io.ErrUnexpectedEOF)
+	}
+	if err := s.files.readAt(loc.File, p, loc.Offset+off); err != nil {
+		return fmt.Errorf("read block %x: %w", h[:], err)
+	}
+	return nil
+}
+
+// locate returns where a block is, or a MissingBlockError.
+func (s *Store) locate(h crdt.Hash) (Location, error) {
+	loc, ok, err := s.index.Block(h)
+	if err == nil && !ok {
+		err = &MissingBlockError{h}
+	}
+	return loc, err
+}
+
+// Block reads one block, for a peer, and verifies it. Bytes that rotted on
+// this disk are [ErrCorrupt].
+func (s *Store) Block(h crdt.Hash) ([]byte, error) {
+	b := make([]byte, BlockSize)
+	n, err := s.readBlock(h, b)
+	if err != nil {
+		return nil, err
+	}
+	return b[:n:n], nil
+}
+
+// readBlock reads one block into buf, which holds BlockSize bytes, verifies it
+// and returns its length.
+func (s *Store) readBlock(h crdt.Hash, buf []byte) (int, error) {
+	loc, err := s.locate(h)
+	if err != nil {
+		return 0, fmt.Errorf("read block: %w", err)
+	}
+	if loc.Length <= 0 || loc.Length > BlockSize {
+		return 0, fmt.Errorf("read block %x: indexed as %d bytes: %w", h[:], loc.Length, ErrCorrupt)
+	}
+	b := buf[:loc.Length]
+	if err := s.files.readAt(loc.File, b, loc.Offset); err != nil {
+		return 0, fmt.Errorf("read block %x: %w", h[:], err)
+	}
+	if blake3.Sum256(b) != h {
+		return 0, fmt.Errorf("read block %x from file %s: %w", h[:], loc.File, ErrCorrupt)
+	}
+	return len(b), nil
+}
+
+// Missing returns the hashes of m's blocks that this replica does not have,
+// each once, in the order of the file.
+func (s *Store) Missing(m *Manifest) ([]crdt.Hash, error) {
+	var missing []crdt.Hash
+	seen := make(map[crdt.Hash]struct{})
+	for _, h := range m.Blocks() {
+		if _, ok := seen[h]; ok {
+			continue
+		}
+		seen[h] = struct{}{}
+		_, ok, err := s.index.Block(h)
+		if err != nil {
+			return nil, fmt.Errorf("look up block %x: %w", h[:], err)
+		}
+		if !ok {
+			missing = append(missing, h)
+		}
+	}
+	return missing, nil
+}
+
+// Manifest returns the manifest with the given hash; false if this replica
+// does not have it.
+func (s *Store) Manifest(h crdt.Hash) (*Manifest, bool, error) {
+	b, ok, err := s.index.Manifest(h)
+	if err != nil || !ok {
+		return nil, false, err
+	}
+	m, err := DecodeManifest(b)
+	if err != nil {
+		return nil, false, fmt.Errorf("read manifest %x: %w", h[:], err)
+	}
+	return m, true, nil
+}
+
+// Sync makes durable all immutable files that were put in place before the
+// call. What could not be synced is tried again by the next call. Drafts have
+// a Sync of their own.
+func (s *Store) Sync() error {
+	s.mu.Lock()
+	pending := s.unsynced
+	s.unsynced = make(map[FileID]struct{})
+	s.mu.Unlock()
+
+	var errs []error
+	dirs := make(map[string][]FileID)
+	for id := range pending {
+		if err := s.syncPath("sync", s.filePath(id)); err != nil {
+			s.markUnsynced(id)
+			errs = append(errs, fmt.Errorf("sync content file %s: %w", id, err))
+			continue
+		}
+		dir := filepath.Dir(s.filePath(id))
+		dirs[dir] = append(dirs[dir], id)
+	}
+	if len(dirs) > 0 {
+		dirs[filepath.Join(s.dir, "files")] = nil // holds the names of the others
+	}
+	for dir, ids := range dirs {
+		if err := s.syncPath("sync directory", dir); err != nil {
+			s.markUnsynced(ids...)
+			errs = append(errs, fmt.Errorf("sync content directory: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// syncPath makes one file or directory durable.
+func (s *Store) syncPath(op, path string) error {
+	if err := s.failing(op); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+func (s *Store) markUnsynced(ids ...FileID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		s.unsynced[id] = struct{}{}
+	}
+}
+
+// place gives the file at path the name of a new immutable file, with link or
+// rename, and notes it for the next Sync.
+func (s *Store) place(move func(from, to string) error, path string, id FileID) error {
+	if err := s.failing("place"); err != nil {
+		return err
+	}
+	to := s.filePath(id)
+	err := move(path, to)
+	if errors.Is(err, unix.ENOENT) {
+		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+			return err
+		}
+		err = move(path, to)
+	}
+	if err == nil {
+		s.markUnsynced(id)
+	}
+	return err
+}
+
+// failing returns the error that a test wants operation op to have.
+func (s *Store) failing(op string) error {
+	if s.fault == nil {
+		return nil
+	}
+	return s.fault(op)
+}
+
+func newFileID() (id FileID) {
+	rand.Read(id[:]) // never fails
+	return id
+}

@@ -1,0 +1,143 @@
+package crdt
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// Ino is an inode number: the same on every node and for ever.
+type Ino uint64
+
+// RootIno is the root directory of every volume.
+const RootIno Ino = 1
+
+// LinkID names one link (name) of an inode. Random.
+type LinkID uint64
+
+// ReplicaID names one replica of one volume. Random, never 0.
+type ReplicaID uint64
+
+func (r ReplicaID) String() string { return fmt.Sprintf("%016x", uint64(r)) }
+
+// Seq numbers the ops of one replica from 1 without gaps.
+type Seq uint64
+
+// Dot names an op.
+type Dot struct {
+	Replica ReplicaID
+	Seq     Seq
+}
+
+func (d Dot) String() string { return fmt.Sprintf("%v:%d", d.Replica, d.Seq) }
+
+// A Stamp is a hybrid logical clock reading: nanoseconds of wall time, pushed
+// past every stamp seen (Kulkarni et al., "Logical Physical Clocks", 2014; the
+// logical counter is folded into the nanoseconds).
+type Stamp int64
+
+// LocalStamp is the stamp of what is not yet published: newer than everything.
+const LocalStamp Stamp = 1<<63 - 1
+
+// Clock is a hybrid logical clock. It reads no wall clock itself.
+// The zero value is ready. Not safe for concurrent use.
+type Clock struct{ last Stamp }
+
+// Next returns a stamp for a local op made at wall time now (Unix nanoseconds),
+// greater than every stamp seen before.
+func (c *Clock) Next(now int64) Stamp {
+	c.last = max(Stamp(now), c.last+1)
+	return c.last
+}
+
+// Observe records a stamp seen in a remote op.
+func (c *Clock) Observe(s Stamp) {
+	if s != LocalStamp {
+		c.last = max(c.last, s)
+	}
+}
+
+// Last returns the greatest stamp seen or given out.
+func (c *Clock) Last() Stamp { return c.last }
+
+// A VersionID names one write of one op: the op by stamp and replica (a
+// replica's stamps strictly increase), the write by its position N.
+type VersionID struct {
+	Stamp   Stamp
+	Replica ReplicaID
+	N       uint32
+}
+
+// Local reports whether the version is not yet published.
+func (v VersionID) Local() bool { return v.Replica == 0 }
+
+// IsZero reports whether v names nothing.
+func (v VersionID) IsZero() bool { return v == VersionID{} }
+
+// CompareOp orders the ops of two versions: by stamp, ties by replica.
+func (v VersionID) CompareOp(w VersionID) int {
+	return cmp.Or(cmp.Compare(v.Stamp, w.Stamp), cmp.Compare(v.Replica, w.Replica))
+}
+
+// newer reports whether v is shown before w where the newest shows: the later
+// op, within one op the earlier write.
+func (v VersionID) newer(w VersionID) bool {
+	return cmp.Or(v.CompareOp(w), cmp.Compare(w.N, v.N)) > 0
+}
+
+// older reports whether v is shown before w where the oldest shows: the
+// earlier op, within one op the earlier write.
+func (v VersionID) older(w VersionID) bool {
+	return cmp.Or(v.CompareOp(w), cmp.Compare(v.N, w.N)) < 0
+}
+
+// An Entry of a version vector: how far one origin's ops are applied.
+type VectorEntry struct {
+	Seq   Seq      // the last op applied
+	Stamp Stamp    // its stamp
+	Hash  [32]byte // head of the origin's batch hash chain
+}
+
+// A Vector is a version vector. Only replicas that ever wrote have an entry.
+type Vector map[ReplicaID]VectorEntry
+
+// Covers reports whether the version is in the past that the vector describes.
+func (v Vector) Covers(id VersionID) bool { return id.Stamp <= v[id.Replica].Stamp }
+
+// Clone returns a copy.
+func (v Vector) Clone() Vector {
+	w := make(Vector, len(v))
+	for r, e := range v {
+		w[r] = e
+	}
+	return w
+}
+
+// Max raises v to the pointwise maximum of v and w.
+func (v Vector) Max(w Vector) {
+	for r, e := range w {
+		if e.Seq > v[r].Seq {
+			v[r] = e
+		}
+	}
+}
+
+// Contains reports whether everything in w is also in v.
+func (v Vector) Contains(w Vector) bool {
+	for r, e := range w {
+		if v[r].Seq < e.Seq {
+			return false
+		}
+	}
+	return true
+}
+
+// Replicas returns the vector's replicas in order.
+func (v Vector) Replicas() []ReplicaID {
+	out := make([]ReplicaID, 0, len(v))
+	for r := range v {
+		out = append(out, r)
+	}
+	slices.Sort(out)
+	return out
+}

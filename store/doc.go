@@ -1,0 +1,42 @@
+// Package store is the truth of one node: the journal of ops, the replicated
+// trees, drafts, and what is not yet published. It knows neither the kernel
+// nor the network: a local change leaves as a sealed [Batch] to whoever called
+// OnSeal (gossip), a remote one enters by [Volume.Merge] and leaves as
+// [Changes] to every [Viewer] (a mount).
+//
+// Commit is a local change, Merge a remote one; both call crdt.Apply in one
+// Badger transaction together with the journal.
+//
+// # Lock order
+//
+// draft.mu, then Volume.mu, then the transaction; Volume.nodesMu and
+// Volume.draftsMu are leaves and guard maps only. Viewers are called with
+// Volume.mu held; seal and merge callbacks with no lock held.
+//
+// # Key space
+//
+// One Badger database a node. Integers are big-endian. Values stay below
+// Badger's ValueThreshold, so its value log is never used.
+//
+//	F                       format version (decimal)
+//	B                       boot id of the machine, and whether the last stop was clean
+//	V <volume>              replica record: name, replica id, ready
+//	b <block hash>          where a block of content lives in this replica's files
+//	M <manifest hash> <n>   chunk n of an encoded manifest
+//	v <volume> <tag> ...    a volume's own:
+//	  i <ino>               crdt.Inode
+//	  e <dir> <hash> <name> claims of a name; hash orders the listing and is its cookie
+//	  g <head>              directory set
+//	  m <stamp> <replica> <n>  directory move
+//	  c <ino> <version>     inline bytes of a version
+//	  u <seq>               own op that is in no batch yet
+//	  j <replica> <first>   sealed batch
+//	  a <replica>           version vector entry
+//	  k <replica>           identity record, opaque here
+//	  n <node>              switched node id
+//	  d <node>              draft
+//	  r <ino>               removals that wait for an inode's publication
+//	  w <handle>            write handle
+//	  x <slot>              request done (exactly-once)
+//	  s <n>                 staged snapshot chunk; S says that all are here
+package store

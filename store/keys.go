@@ -1,0 +1,66 @@
+package store
+
+import (
+	"encoding/binary"
+
+	"github.com/cespare/xxhash/v2"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+var (
+	keyFormat = []byte("F")
+	keyBoot   = []byte("B")
+)
+
+func replicaKey(id VolumeID) []byte { return append([]byte{'V'}, id[:]...) }
+
+// keyspace builds the keys of one volume.
+type keyspace struct{ prefix [17]byte }
+
+func newKeyspace(id VolumeID) (k keyspace) {
+	k.prefix[0] = 'v'
+	copy(k.prefix[1:], id[:])
+	return k
+}
+
+// key is the volume's key of one tag and up to three integers.
+func (k *keyspace) key(tag byte, ns ...uint64) []byte {
+	b := make([]byte, 0, 64)
+	b = append(append(b, k.prefix[:]...), tag)
+	for _, n := range ns {
+		b = binary.BigEndian.AppendUint64(b, n)
+	}
+	return b
+}
+
+func (k *keyspace) inode(i crdt.Ino) []byte { return k.key('i', uint64(i)) }
+
+// entry is the key of a name; its cookie is part of it.
+func (k *keyspace) entry(dir crdt.Ino, name string) []byte {
+	return append(k.key('e', uint64(dir), cookieOf(name)), name...)
+}
+
+func (k *keyspace) version(tag byte, ino crdt.Ino, id crdt.VersionID) []byte {
+	b := k.key(tag, uint64(ino), uint64(id.Stamp), uint64(id.Replica))
+	return binary.BigEndian.AppendUint32(b, id.N)
+}
+
+func (k *keyspace) move(id crdt.VersionID) []byte {
+	b := k.key('m', uint64(id.Stamp), uint64(id.Replica))
+	return binary.BigEndian.AppendUint32(b, id.N)
+}
+
+// tail reads integer n after the tag.
+func (k *keyspace) tail(key []byte, n int) uint64 {
+	off := len(k.prefix) + 1 + 8*n
+	return binary.BigEndian.Uint64(key[off:])
+}
+
+// nameIn is the name in an entry key.
+func (k *keyspace) nameIn(key []byte) string { return string(key[len(k.prefix)+1+16:]) }
+
+// cookieOf is the place of a name in its directory's listing, as ext4's hash
+// order: stable whatever else comes and goes. 0 to 2 are kept for the start,
+// "." and "..".
+func cookieOf(name string) uint64 { return max(xxhash.Sum64String(name)>>1, 3) }

@@ -1,0 +1,119 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"syscall"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+)
+
+// maxValue keeps every value below Badger's ValueThreshold.
+const maxValue = 1 << 20
+
+type badgerKV struct{ db *badger.DB }
+
+// openBadger opens the database with limits for a small node: its defaults
+// take hundreds of MiB. SyncWrites is off: the memtable's log is a shared
+// mapping, which survives kill -9; power loss is what sync is for.
+func openBadger(dir string, log *slog.Logger) (*badgerKV, error) {
+	o := badger.DefaultOptions(dir).
+		WithSyncWrites(false).
+		WithDetectConflicts(false). // one writer a volume
+		WithNumVersionsToKeep(1).
+		WithMemTableSize(16 << 20).
+		WithNumMemtables(2).
+		WithValueThreshold(maxValue).
+		WithValueLogFileSize(16 << 20).
+		WithBlockCacheSize(16 << 20).
+		WithIndexCacheSize(8 << 20).
+		WithNumCompactors(2).
+		WithBaseTableSize(4 << 20).
+		WithBaseLevelSize(16 << 20).
+		WithCompression(options.ZSTD).
+		WithZSTDCompressionLevel(1).
+		WithMetricsEnabled(false).
+		WithLogger(badgerLog{log})
+	db, err := badger.Open(o)
+	switch {
+	case err == nil:
+		return &badgerKV{db}, nil
+	case strings.Contains(err.Error(), "Another process is using this Badger database"):
+		// Badger has no sentinel for it.
+		return nil, fmt.Errorf("%w: stop it, or choose another --state-dir", ErrLocked)
+	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EACCES), errors.Is(err, syscall.ENOSPC):
+		return nil, err
+	default:
+		return nil, fmt.Errorf("%w: %w: move it away and let the node join again", ErrDamaged, err)
+	}
+}
+
+func (k *badgerKV) view(fn func(txn) error) error {
+	return k.db.View(func(t *badger.Txn) error { return fn(badgerTxn{t}) })
+}
+
+func (k *badgerKV) update(fn func(txn) error) error {
+	err := k.db.Update(func(t *badger.Txn) error { return fn(badgerTxn{t}) })
+	if errors.Is(err, syscall.ENOSPC) {
+		err = fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	if errors.Is(err, badger.ErrDBClosed) {
+		err = ErrClosed
+	}
+	return err
+}
+
+func (k *badgerKV) sync() error  { return k.db.Sync() }
+func (k *badgerKV) close() error { return k.db.Close() }
+
+type badgerTxn struct{ t *badger.Txn }
+
+func (b badgerTxn) get(key []byte) ([]byte, error) {
+	item, err := b.t.Get(key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return item.ValueCopy([]byte{})
+}
+
+func (b badgerTxn) set(key, value []byte) error { return b.t.Set(key, value) }
+func (b badgerTxn) del(key []byte) error        { return b.t.Delete(key) }
+
+func (b badgerTxn) scan(prefix, from []byte, fn func(key, value []byte) (bool, error)) error {
+	o := badger.DefaultIteratorOptions
+	o.Prefix = prefix
+	o.PrefetchValues = false
+	it := b.t.NewIterator(o)
+	defer it.Close()
+	if from == nil {
+		from = prefix
+	}
+	for it.Seek(from); it.Valid(); it.Next() {
+		item := it.Item()
+		more := false
+		err := item.Value(func(value []byte) (err error) {
+			more, err = fn(item.Key(), value)
+			return err
+		})
+		if err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}
+
+// badgerLog hands Badger's complaints to slog and drops its chatter.
+type badgerLog struct{ log *slog.Logger }
+
+func (l badgerLog) Errorf(f string, a ...any)   { l.log.Error("badger", "msg", line(f, a)) }
+func (l badgerLog) Warningf(f string, a ...any) { l.log.Warn("badger", "msg", line(f, a)) }
+func (l badgerLog) Infof(f string, a ...any)    {}
+func (l badgerLog) Debugf(f string, a ...any)   {}
+
+func line(f string, a []any) string { return strings.TrimSpace(fmt.Sprintf(f, a...)) }

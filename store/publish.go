@@ -1,0 +1,247 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/synapsefs/synapsefs/store/content"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// publish makes a version of what the draft holds. Finally, it removes the
+// draft and the handle that closed it, in the same transaction; else the draft
+// goes on from the version published. The caller holds d.mu.
+func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
+	d.io.Lock()
+	defer d.io.Unlock()
+	if !d.rec.Created && !d.rec.Dirty {
+		if !final {
+			return nil
+		}
+		return v.dropDraft(d, handle)
+	}
+	c, err := v.draftContent(d, final)
+	if err != nil {
+		return diskError(err)
+	}
+	err = v.change(0, func(ch *change) error {
+		if err := ch.publish(d, c); err != nil {
+			return err
+		}
+		if final {
+			return ch.forgetDraft(d, handle)
+		}
+		d.rec.Dirty = false
+		return v.putDraft(ch.t, d)
+	})
+	if err != nil {
+		d.rec.Dirty = true
+		return errors.Join(err, v.reopenDraft(d, final))
+	}
+	if final {
+		return v.removeDraftFile(d)
+	}
+	return nil
+}
+
+// reopenDraft opens a draft's file again after its final publication, which
+// closed it, could not be recorded.
+func (v *Volume) reopenDraft(d *draft, closed bool) error {
+	if !closed || d.file == nil {
+		return nil
+	}
+	if err := d.file.Close(); err != nil {
+		return err
+	}
+	return v.openDraftFile(d)
+}
+
+// openDraftFile opens the file of a draft that has a record.
+func (v *Volume) openDraftFile(d *draft) error {
+	var base content.Base
+	if d.rec.Manifest != nil {
+		m, err := v.db.manifest(*d.rec.Manifest)
+		if err != nil {
+			return err
+		}
+		base.Manifest = m
+	}
+	f, err := v.db.content.OpenDraft(d.name, base, d.rec.BaseLimit)
+	if errors.Is(err, os.ErrNotExist) && d.rec.Created {
+		return nil // created and never written
+	}
+	d.file = f
+	return err
+}
+
+// draftContent turns the draft's bytes into content.
+func (v *Volume) draftContent(d *draft, final bool) (*crdt.Content, error) {
+	if d.file == nil {
+		return &crdt.Content{Hash: emptyHash, Mtime: d.time()}, nil
+	}
+	p, err := d.file.Publish(final, v.db.opts.InlineLimit)
+	if err != nil {
+		return nil, err
+	}
+	return &crdt.Content{
+		Size: p.Size, Mtime: d.time(), Hash: p.Hash, Manifest: p.Manifest != nil, Inline: p.Inline,
+	}, nil
+}
+
+// publish commits the version, or drops it if nobody can see the file any more.
+func (c *change) publish(d *draft, content *crdt.Content) error {
+	i, err := c.Inode(d.rec.Ino)
+	if err != nil {
+		return err
+	}
+	if i == nil {
+		return nil
+	}
+	links, err := crdt.LiveLinks(c.tree, i)
+	if err != nil {
+		return err
+	}
+	p := c.plan()
+	if d.rec.Created {
+		if len(links) == 0 {
+			return c.retract(i.Ino) // created and unlinked: nobody else ever knew it
+		}
+		replaced, err := c.replaced(i.Ino)
+		if err != nil {
+			return err
+		}
+		if err := p.Publish(i, content, replaced); err != nil {
+			return err
+		}
+		if err := c.retract(i.Ino); err != nil {
+			return err
+		}
+		return c.commit(p.Writes, hold{})
+	}
+	if len(links) == 0 && i.RemovedBy(c.v.replica) {
+		return nil // unlinked here while open: a close does not bring it back
+	}
+	h := hold{}
+	if d.rec.Truncated && !d.rec.MtimeSet {
+		h.mtime = i.Ino
+	}
+	via := crdt.LinkID(0)
+	switch {
+	case len(links) > 0:
+		via = links[0]
+	case len(i.Links) > 0:
+		via = i.Links[0].ID
+	}
+	if err := p.Content(i, via, d.rec.Base, *content); err != nil {
+		return err
+	}
+	if err := c.commit(p.Writes, h); err != nil {
+		return err
+	}
+	last := c.queued[len(c.queued)-1].op
+	for n, w := range last.Writes {
+		if w.Kind == crdt.WriteContent && w.Ino == i.Ino {
+			d.rec.Base = last.ID(n)
+		}
+	}
+	return nil
+}
+
+func (c *change) retract(ino crdt.Ino) error {
+	e, err := crdt.Retract(c.tree, ino)
+	if err == nil {
+		c.effects = append(c.effects, e)
+	}
+	return err
+}
+
+func (c *change) forgetDraft(d *draft, handle []Handle) error {
+	for _, h := range handle {
+		if err := c.t.del(c.keys.key('w', uint64(h))); err != nil {
+			return err
+		}
+	}
+	if d.rec.Created {
+		if err := c.t.del(c.keys.key('r', uint64(d.node))); err != nil {
+			return err
+		}
+	}
+	return c.t.del(c.keys.key('d', uint64(d.node)))
+}
+
+// dropDraft forgets a draft without publishing it.
+func (v *Volume) dropDraft(d *draft, handle []Handle) error {
+	err := v.change(0, func(c *change) error { return c.forgetDraft(d, handle) })
+	if err != nil {
+		return err
+	}
+	return v.removeDraftFile(d)
+}
+
+func (v *Volume) removeDraftFile(d *draft) error {
+	if d.file == nil {
+		return nil
+	}
+	err := d.file.Remove()
+	d.file = nil
+	return err
+}
+
+// recoverDrafts publishes, after a restart, the drafts that were closed after
+// their last write (P8). Those that were not are kept aside as unfinished: the
+// last version stands.
+func (v *Volume) recoverDrafts() error {
+	drafts := map[NodeID]draftRecord{}
+	if err := v.db.kv.view(func(t txn) error {
+		return t.scan(v.keys.key('d'), nil, func(key, value []byte) (bool, error) {
+			var r draftRecord
+			if err := json.Unmarshal(value, &r); err != nil {
+				return false, fmt.Errorf("%w: draft record %x: %w", ErrDamaged, key, err)
+			}
+			drafts[NodeID(v.keys.tail(key, 0))] = r
+			return true, nil
+		})
+	}); err != nil {
+		return err
+	}
+	for node, rec := range drafts {
+		if err := v.recoverDraft(node, rec); err != nil {
+			return fmt.Errorf("recover draft of inode %d: %w", rec.Ino, err)
+		}
+	}
+	if err := v.db.deletePrefix(v.keys.key('w')); err != nil {
+		return err
+	}
+	return v.clearNodes()
+}
+
+func (v *Volume) recoverDraft(node NodeID, rec draftRecord) error {
+	d := &draft{node: node, name: v.draftName(node), rec: rec}
+	if !rec.Flushed {
+		return v.abandon(d)
+	}
+	d.mtime = rec.Mtime
+	if err := v.openDraftFile(d); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return v.publish(d, true)
+}
+
+// abandon keeps the bytes of a draft that was not closed, and takes it out of
+// the view.
+func (v *Volume) abandon(d *draft) error {
+	if !d.rec.Created && !d.rec.Dirty {
+		return v.dropDraft(d, nil)
+	}
+	v.unfinished++
+	return v.change(0, func(c *change) error {
+		if d.rec.Created {
+			return c.retract(d.rec.Ino)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,450 @@
+package store
+
+import (
+	"container/heap"
+	"fmt"
+	"io"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
+
+	"github.com/synapsefs/synapsefs/store/content"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// emptyHash is that of a file without bytes.
+var emptyHash = crdt.Hash(blake3.Sum256(nil))
+
+// read runs fn on the state as it is now.
+func (v *Volume) read(fn func(t *tree) error) error {
+	if v.closed.Load() {
+		return ErrClosed
+	}
+	return v.db.kv.view(func(t txn) error { return fn(newTree(t, &v.keys, v.sets.Load())) })
+}
+
+// Lookup returns what shows at a name. crdt.ErrNotExist if nothing does.
+func (v *Volume) Lookup(dir NodeID, name string) (a Attr, e crdt.Entry, err error) {
+	if len(name) > crdt.MaxName {
+		return a, e, crdt.ErrNameTooLong
+	}
+	ino, _, err := v.node(dir)
+	if err != nil {
+		return a, e, err
+	}
+	err = v.read(func(t *tree) error {
+		c, ok, err := crdt.Lookup(t, ino, name)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return crdt.ErrNotExist
+		}
+		e = crdt.Entry{Ino: c.Ino, Link: c.Link, Kind: c.Kind}
+		a, err = v.attr(t, v.Node(c.Ino))
+		return err
+	})
+	return a, e, err
+}
+
+// Attr is what stat shows of a node. ErrStale if there is no such node.
+func (v *Volume) Attr(node NodeID) (a Attr, err error) {
+	err = v.read(func(t *tree) error {
+		a, err = v.attr(t, node)
+		return err
+	})
+	return a, err
+}
+
+// AttrOf is what stat shows of an entry.
+func (v *Volume) AttrOf(e crdt.Entry) (Attr, error) { return v.Attr(v.Node(e.Ino)) }
+
+func (v *Volume) attr(t *tree, node NodeID) (Attr, error) {
+	ino, rec, err := v.node(node)
+	if err != nil {
+		return Attr{}, err
+	}
+	i, err := t.Inode(ino)
+	if err != nil {
+		return Attr{}, err
+	}
+	if i == nil {
+		return Attr{}, fmt.Errorf("%w: inode %d", ErrStale, ino)
+	}
+	a := Attr{
+		Ino: ino, Node: node, Kind: i.Kind, Mode: i.Mode.Value, Rdev: i.Rdev,
+		UID: i.Owner.Value.UID, GID: i.Owner.Value.GID, Ctime: i.Changed.Value, Nlink: 1,
+	}
+	switch i.Kind {
+	case crdt.KindDir:
+		a.Mtime = i.DirMtime()
+	case crdt.KindFile:
+		v.fileAttr(&a, i, rec)
+	default:
+		a.Mtime, a.Size = i.Mtime.Value, int64(len(i.Target))
+	}
+	if i.Kind != crdt.KindDir {
+		links, err := crdt.LiveLinks(t, i)
+		if err != nil {
+			return Attr{}, err
+		}
+		a.Nlink = uint32(len(links))
+	}
+	if rec != nil && rec.Frozen != nil {
+		a.Nlink = 0 // replaced: the name leads to the new version
+	}
+	if a.Ctime.Before(a.Mtime) && a.Ctime == (crdt.Time{}) {
+		a.Ctime = a.Mtime
+	}
+	a.Atime = a.Mtime
+	if at, ok := v.atimes.Load(ino); ok {
+		a.Atime = at.(crdt.Time)
+	}
+	a.Blocks = (a.Size + 511) / 512
+	return a, nil
+}
+
+func (v *Volume) fileAttr(a *Attr, i *crdt.Inode, rec *nodeRecord) {
+	if d := v.draftOf(a.Node); d != nil {
+		d.io.RLock()
+		defer d.io.RUnlock()
+		if d.shown() {
+			a.Size, a.Mtime = d.size(), d.time()
+			if a.Ctime.Before(d.mtime) {
+				a.Ctime = d.mtime
+			}
+			return
+		}
+	}
+	shown := i.Shown()
+	if rec != nil && rec.Frozen != nil {
+		shown = rec.Frozen
+	}
+	if shown == nil { // unlinked while open: the last version there was
+		shown = i.Latest()
+	}
+	if shown != nil {
+		a.Size, a.Mtime = shown.Size, shown.Mtime
+	}
+}
+
+// contentOf returns the published version that a node shows, nil if none, with
+// its bytes if they are inline.
+func (v *Volume) contentOf(node NodeID) (version *crdt.Version, inline []byte, err error) {
+	ino, rec, err := v.node(node)
+	if err != nil {
+		return nil, nil, err
+	}
+	if rec != nil && rec.Frozen != nil {
+		return rec.Frozen, rec.Inline, nil
+	}
+	err = v.read(func(t *tree) error {
+		i, err := t.Inode(ino)
+		if err != nil {
+			return err
+		}
+		if i == nil {
+			return fmt.Errorf("%w: inode %d", ErrStale, ino)
+		}
+		if version = i.Shown(); version == nil {
+			version = i.Latest()
+		}
+		if version != nil && !version.Manifest {
+			inline, err = t.inline(ino, version.ID)
+		}
+		return err
+	})
+	return version, inline, err
+}
+
+// ReadAt reads what the node shows. At the end of the file it returns fewer
+// bytes, and no error.
+func (v *Volume) ReadAt(node NodeID, p []byte, off int64) (int, error) {
+	if d := v.draftOf(node); d != nil {
+		d.io.RLock()
+		if d.shown() && d.file == nil {
+			d.io.RUnlock()
+			return 0, nil
+		}
+		if d.shown() {
+			defer d.io.RUnlock()
+			n, err := d.file.ReadAt(p, off)
+			return n, eof(err)
+		}
+		d.io.RUnlock()
+	}
+	version, inline, err := v.contentOf(node)
+	if err != nil || version == nil || off >= version.Size {
+		return 0, err
+	}
+	if !version.Manifest {
+		return copy(p, inline[off:]), nil
+	}
+	m, err := v.db.manifests.get(version.Hash, v.db.manifest)
+	if err != nil {
+		return 0, err
+	}
+	n, err := v.db.content.ReadAt(m, p, off)
+	return n, eof(err)
+}
+
+func eof(err error) error {
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+// Seek does SEEK_DATA and SEEK_HOLE.
+func (v *Volume) Seek(node NodeID, off int64, whence int) (int64, error) {
+	extent, size, err := v.extents(node)
+	if err != nil {
+		return 0, err
+	}
+	if off < 0 || off >= size {
+		return 0, unix.ENXIO
+	}
+	want := content.Hole
+	if whence == unix.SEEK_DATA {
+		want = content.Data
+	}
+	for off < size {
+		kind, end, err := extent(off)
+		if err != nil {
+			return 0, err
+		}
+		if kind == want {
+			return off, nil
+		}
+		off = end
+	}
+	if whence == unix.SEEK_DATA {
+		return 0, unix.ENXIO
+	}
+	return size, nil
+}
+
+func (v *Volume) extents(node NodeID) (func(int64) (content.ExtentKind, int64, error), int64, error) {
+	if d := v.draftOf(node); d != nil {
+		d.io.RLock()
+		defer d.io.RUnlock()
+		if d.shown() && d.file != nil {
+			return d.file.Extent, d.file.Size(), nil
+		}
+	}
+	version, _, err := v.contentOf(node)
+	if err != nil || version == nil {
+		return nil, 0, err
+	}
+	if !version.Manifest {
+		return func(int64) (content.ExtentKind, int64, error) {
+			return content.Data, version.Size, nil
+		}, version.Size, nil
+	}
+	m, err := v.db.manifests.get(version.Hash, v.db.manifest)
+	if err != nil {
+		return nil, 0, err
+	}
+	return func(off int64) (content.ExtentKind, int64, error) {
+		kind, end := m.Extent(off)
+		return kind, end, nil
+	}, version.Size, nil
+}
+
+// Readlink returns a symlink's target.
+func (v *Volume) Readlink(node NodeID) (target string, err error) {
+	err = v.inode(node, func(_ *tree, i *crdt.Inode) error {
+		if i.Kind != crdt.KindSymlink {
+			return crdt.ErrInvalid
+		}
+		target = i.Target
+		return nil
+	})
+	return target, err
+}
+
+// inode runs fn on the inode of a node.
+func (v *Volume) inode(node NodeID, fn func(*tree, *crdt.Inode) error) error {
+	ino, _, err := v.node(node)
+	if err != nil {
+		return err
+	}
+	return v.read(func(t *tree) error {
+		i, err := t.Inode(ino)
+		if err != nil {
+			return err
+		}
+		if i == nil {
+			return fmt.Errorf("%w: inode %d", ErrStale, ino)
+		}
+		return fn(t, i)
+	})
+}
+
+// GetXattr returns the value of an extended attribute. ErrNoAttr if it is not set.
+func (v *Volume) GetXattr(node NodeID, name string) (value []byte, err error) {
+	err = v.inode(node, func(_ *tree, i *crdt.Inode) error {
+		var ok bool
+		if value, ok = i.Xattr(name); !ok {
+			return ErrNoAttr
+		}
+		return nil
+	})
+	return value, err
+}
+
+// ListXattr returns the names of the extended attributes, in order.
+func (v *Volume) ListXattr(node NodeID) (names []string, err error) {
+	err = v.inode(node, func(_ *tree, i *crdt.Inode) error {
+		for _, x := range i.Xattrs {
+			if !x.Gone {
+				names = append(names, x.Name)
+			}
+		}
+		return nil
+	})
+	return names, err
+}
+
+// Parent is the node of the directory that a directory stands in.
+func (v *Volume) Parent(dir NodeID) (parent NodeID, err error) {
+	err = v.inode(dir, func(t *tree, i *crdt.Inode) error {
+		if i.Kind != crdt.KindDir {
+			return crdt.ErrNotDir
+		}
+		if i.Ino == crdt.RootIno {
+			parent = NodeID(crdt.RootIno)
+			return nil
+		}
+		head, err := t.Head(i.Standing.Parent)
+		parent = NodeID(head)
+		return err
+	})
+	return parent, err
+}
+
+// PlacedName is one name of an inode.
+type PlacedName struct {
+	Dir  crdt.Ino // the head of its directory set
+	Name string
+}
+
+// Names returns the names at which an inode's live links stand.
+func (v *Volume) Names(ino crdt.Ino) (out []PlacedName, err error) {
+	err = v.read(func(t *tree) error {
+		i, err := t.Inode(ino)
+		if err != nil || i == nil {
+			return err
+		}
+		links, err := crdt.LiveLinks(t, i)
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			p, _ := i.PlaceOf(l)
+			head, err := t.Head(p.Parent)
+			if err != nil {
+				return err
+			}
+			out = append(out, PlacedName{Dir: head, Name: p.Name})
+		}
+		return nil
+	})
+	return out, err
+}
+
+// ReadDir calls fn for each name that shows in a directory, in the order of
+// cookies, beginning after the given one (0 is the start), until fn returns
+// false.
+func (v *Volume) ReadDir(dir NodeID, after uint64, fn func(DirEntry) bool) error {
+	return v.inode(dir, func(t *tree, i *crdt.Inode) error {
+		if i.Kind != crdt.KindDir {
+			return crdt.ErrNotDir
+		}
+		head, err := t.Head(i.Ino)
+		if err != nil {
+			return err
+		}
+		members, err := t.Members(head)
+		if err != nil {
+			return err
+		}
+		if len(members) == 1 {
+			return t.readOne(head, after, fn)
+		}
+		return t.readSet(members, after, fn)
+	})
+}
+
+// readOne lists a directory that shares its name with no other.
+func (t *tree) readOne(dir crdt.Ino, after uint64, fn func(DirEntry) bool) error {
+	prefix := t.keys.key('e', uint64(dir))
+	return t.t.scan(prefix, t.keys.key('e', uint64(dir), after+1), func(key, value []byte) (bool, error) {
+		name := t.keys.nameIn(key)
+		cs, err := t.claims(dir, name, value)
+		if err != nil {
+			return false, err
+		}
+		c, ok := crdt.Shown(cs)
+		if !ok {
+			return true, nil
+		}
+		return fn(DirEntry{Name: name, Cookie: t.keys.tail(key, 1), Entry: crdt.Entry{Ino: c.Ino, Link: c.Link, Kind: c.Kind}}), nil
+	})
+}
+
+// names is a heap of names by cookie.
+type names []DirEntry
+
+func (n names) Len() int { return len(n) }
+func (n names) Less(i, j int) bool {
+	return n[i].Cookie < n[j].Cookie || n[i].Cookie == n[j].Cookie && n[i].Name < n[j].Name
+}
+func (n names) Swap(i, j int) { n[i], n[j] = n[j], n[i] }
+func (n *names) Push(x any)   { *n = append(*n, x.(DirEntry)) }
+func (n *names) Pop() any {
+	x := (*n)[len(*n)-1]
+	*n = (*n)[:len(*n)-1]
+	return x
+}
+
+// readSet lists directories that show as one; there are few, so their names
+// are gathered first.
+func (t *tree) readSet(members []crdt.Ino, after uint64, fn func(DirEntry) bool) error {
+	all := map[string][]crdt.Claim{}
+	for _, m := range members {
+		if err := t.EachName(m, func(name string, cs []crdt.Claim) error {
+			all[name] = append(all[name], cs...)
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	h := make(names, 0, len(all))
+	for name, cs := range all {
+		if c, ok := crdt.Shown(cs); ok && cookieOf(name) > after {
+			h = append(h, DirEntry{Name: name, Cookie: cookieOf(name), Entry: crdt.Entry{Ino: c.Ino, Link: c.Link, Kind: c.Kind}})
+		}
+	}
+	heap.Init(&h)
+	for len(h) > 0 {
+		if !fn(heap.Pop(&h).(DirEntry)) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// Statfs is what df shows: the file system that holds the state directory.
+func (v *Volume) Statfs() (Statfs, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(v.db.opts.Dir, &st); err != nil {
+		return Statfs{}, fmt.Errorf("statfs %s: %w", v.db.opts.Dir, err)
+	}
+	reserve := v.db.opts.ReserveBytes / uint64(st.Bsize)
+	return Statfs{
+		BlockSize: uint32(st.Bsize), Blocks: st.Blocks,
+		Free: st.Bfree - min(st.Bfree, reserve), Available: st.Bavail - min(st.Bavail, reserve),
+		Files: st.Files, FilesFree: st.Ffree,
+	}, nil
+}

@@ -1,0 +1,255 @@
+package store
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// A hold makes an op wait for its other half: an unlink or rename away for the
+// name to come back, an overwrite from O_TRUNC for its utimensat. The zero
+// hold waits for nothing.
+type hold struct {
+	dir   crdt.Ino
+	name  string   // or
+	mtime crdt.Ino // file whose mtime may be set
+}
+
+// queued is an own op that is in no batch yet.
+type queued struct {
+	op    *crdt.Op
+	raw   []byte
+	hold  hold
+	until time.Time // zero: not held
+}
+
+// sealQueue decides when the own ops that are waiting leave as a batch. What
+// is held and what queues behind it leaves as one; nothing is reordered.
+// It knows no clock; guarded by Volume.mu.
+type sealQueue struct {
+	opts  *Options
+	ops   []queued
+	bytes int
+	since time.Time // when the first op came
+	flush bool      // seal at once, held or not
+}
+
+func (q *sealQueue) add(o queued, now time.Time) {
+	if len(q.ops) == 0 {
+		q.since = now
+	}
+	if o.hold != (hold{}) {
+		d := q.opts.Hold
+		if o.hold.mtime != 0 {
+			d = q.opts.HoldTruncate
+		}
+		o.until = now.Add(d)
+	}
+	q.ops = append(q.ops, o)
+	q.bytes += len(o.raw)
+}
+
+// release ends the holds that wait for h.
+func (q *sealQueue) release(h hold) {
+	for n := range q.ops {
+		if q.ops[n].hold == h {
+			q.ops[n].hold, q.ops[n].until = hold{}, time.Time{}
+		}
+	}
+}
+
+// due says when the queue is to be sealed; ok is false if it is empty.
+func (q *sealQueue) due() (at time.Time, ok bool) {
+	if len(q.ops) == 0 {
+		return at, false
+	}
+	if q.flush || len(q.ops) >= maxBatchOps || q.bytes >= maxBatchBytes {
+		return q.since, true
+	}
+	at = q.since
+	for _, o := range q.ops {
+		if o.until.After(at) {
+			at = o.until
+		}
+	}
+	if limit := q.since.Add(q.opts.Hold); at.After(limit) {
+		at = limit
+	}
+	return at, true
+}
+
+// portion returns the ops of the next batch.
+func (q *sealQueue) portion() []queued {
+	n, size := 0, 0
+	for n < len(q.ops) && n < maxBatchOps && size < maxBatchBytes {
+		size += len(q.ops[n].raw)
+		n++
+	}
+	return slices.Clone(q.ops[:n])
+}
+
+// drop takes the first n ops out.
+func (q *sealQueue) drop(n int, now time.Time) {
+	for _, o := range q.ops[:n] {
+		q.bytes -= len(o.raw)
+	}
+	q.ops = slices.Delete(q.ops, 0, n)
+	q.since = now
+	if len(q.ops) == 0 {
+		q.flush = false
+	}
+}
+
+// sealSpacing is the least time between two batches: under load ops gather
+// into fewer signatures, on a quiet volume nothing waits.
+const sealSpacing = time.Millisecond
+
+// sealer seals the queue whenever it is due.
+func (v *Volume) sealer() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var last time.Time
+	for {
+		v.mu.Lock()
+		at, ok := v.queue.due()
+		v.mu.Unlock()
+		if next := last.Add(sealSpacing); at.Before(next) {
+			at = next
+		}
+		wait := time.Hour
+		if ok {
+			wait = time.Until(at)
+		}
+		if wait <= 0 {
+			if err := v.seal(); err == nil {
+				last = time.Now()
+				continue
+			} else {
+				v.db.opts.Log.Error("seal batch", "volume", v.Name(), "err", err)
+				wait = time.Second
+			}
+		}
+		timer.Reset(wait)
+		select {
+		case <-v.stop:
+			return
+		case <-timer.C:
+		case <-v.kick:
+		}
+	}
+}
+
+func (v *Volume) wakeSealer() {
+	select {
+	case v.kick <- struct{}{}:
+	default:
+	}
+}
+
+// sealNow puts all own ops into batches, held or not.
+func (v *Volume) sealNow() error {
+	for {
+		v.mu.Lock()
+		n := len(v.queue.ops)
+		v.mu.Unlock()
+		if n == 0 {
+			return nil
+		}
+		if err := v.seal(); err != nil {
+			return err
+		}
+	}
+}
+
+// seal makes one batch of the ops that wait and hands it to the subscribers.
+// No op leaves the node before its batch is in the journal.
+func (v *Volume) seal() error {
+	v.sealMu.Lock()
+	defer v.sealMu.Unlock()
+	v.mu.Lock()
+	b, n := v.nextBatchLocked()
+	v.mu.Unlock()
+	if n == 0 {
+		return nil
+	}
+	digest := b.Digest()
+	if v.db.opts.Sign != nil {
+		b.Signature = v.db.opts.Sign(digest[:])
+	}
+	v.mu.Lock()
+	err := v.journalLocked(b, digest, n)
+	v.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("seal batch %v:%d: %w", b.Origin, b.First, err)
+	}
+	for _, fn := range subscribed(v, v.onSeal) {
+		fn(b)
+	}
+	return nil
+}
+
+func (v *Volume) nextBatchLocked() (*Batch, int) {
+	ops := v.queue.portion()
+	if len(ops) == 0 {
+		return nil, 0
+	}
+	last := ops[len(ops)-1].op
+	b := &Batch{
+		Volume: v.id, Origin: v.replica, First: ops[0].op.Dot.Seq, Last: last.Dot.Seq,
+		Stamp: last.Stamp, Prev: v.vector[v.replica].Hash,
+	}
+	deps := map[crdt.ReplicaID]crdt.Seq{}
+	for _, o := range ops {
+		b.Ops = append(b.Ops, o.raw)
+		for _, d := range o.op.Deps {
+			deps[d.Replica] = max(deps[d.Replica], d.Seq)
+		}
+	}
+	for r, seq := range deps {
+		b.Deps = append(b.Deps, crdt.Dot{Replica: r, Seq: seq})
+	}
+	slices.SortFunc(b.Deps, func(a, b crdt.Dot) int {
+		if a.Replica < b.Replica {
+			return -1
+		}
+		return 1
+	})
+	return b, len(ops)
+}
+
+// journalLocked moves n ops from the queue into the journal.
+func (v *Volume) journalLocked(b *Batch, digest [32]byte, n int) error {
+	entry := crdt.VectorEntry{Seq: b.Last, Stamp: b.Stamp, Hash: digest}
+	err := v.db.kv.update(func(t txn) error {
+		for seq := b.First; seq <= b.Last; seq++ {
+			if err := t.del(v.keys.key('u', uint64(seq))); err != nil {
+				return err
+			}
+		}
+		return v.putBatch(t, b, entry)
+	})
+	if err != nil {
+		return err
+	}
+	v.vector[b.Origin] = entry
+	v.queue.drop(n, v.db.opts.Now())
+	return nil
+}
+
+// putBatch journals a batch and moves the version vector.
+func (v *Volume) putBatch(t txn, b *Batch, entry crdt.VectorEntry) error {
+	if err := t.set(v.keys.key('j', uint64(b.Origin), uint64(b.First)), b.Encode()); err != nil {
+		return err
+	}
+	return t.set(v.keys.key('a', uint64(b.Origin)), crdt.AppendVectorEntry(nil, entry))
+}
+
+// Flush lets held ops leave at once.
+func (v *Volume) flushHolds() {
+	v.mu.Lock()
+	v.queue.flush = len(v.queue.ops) > 0
+	v.mu.Unlock()
+	v.wakeSealer()
+}

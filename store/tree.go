@@ -1,0 +1,201 @@
+package store
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// sets holds the directory sets of more than one member, which are few.
+// Immutable; a transaction that changes them makes a new one.
+type sets struct {
+	head    map[crdt.Ino]crdt.Ino // of members
+	members map[crdt.Ino][]crdt.Ino
+}
+
+func (s *sets) clone() *sets {
+	c := &sets{head: map[crdt.Ino]crdt.Ino{}, members: map[crdt.Ino][]crdt.Ino{}}
+	for k, v := range s.head {
+		c.head[k] = v
+	}
+	for k, v := range s.members {
+		c.members[k] = v
+	}
+	return c
+}
+
+// tree is the replicated state of a volume in one transaction; it implements
+// crdt.State.
+type tree struct {
+	t      txn
+	keys   *keyspace
+	sets   *sets
+	inodes map[crdt.Ino]*crdt.Inode // read or written in this transaction
+	reset  bool                     // sets is our own copy
+}
+
+func newTree(t txn, keys *keyspace, s *sets) *tree {
+	return &tree{t: t, keys: keys, sets: s, inodes: map[crdt.Ino]*crdt.Inode{}}
+}
+
+func (t *tree) Inode(ino crdt.Ino) (*crdt.Inode, error) {
+	if i, ok := t.inodes[ino]; ok {
+		return i, nil
+	}
+	b, err := t.t.get(t.keys.inode(ino))
+	if err != nil || b == nil {
+		return nil, err
+	}
+	i, err := crdt.DecodeInode(b)
+	if err != nil {
+		return nil, fmt.Errorf("%w: inode %d: %w", ErrDamaged, ino, err)
+	}
+	t.inodes[ino] = i
+	return i, nil
+}
+
+func (t *tree) PutInode(i *crdt.Inode) error {
+	t.inodes[i.Ino] = i
+	return t.t.set(t.keys.inode(i.Ino), crdt.AppendInode(nil, i))
+}
+
+func (t *tree) DeleteInode(ino crdt.Ino) error {
+	delete(t.inodes, ino)
+	return t.t.del(t.keys.inode(ino))
+}
+
+func (t *tree) Claims(dir crdt.Ino, name string) ([]crdt.Claim, error) {
+	b, err := t.t.get(t.keys.entry(dir, name))
+	if err != nil || b == nil {
+		return nil, err
+	}
+	return t.claims(dir, name, b)
+}
+
+func (t *tree) claims(dir crdt.Ino, name string, b []byte) ([]crdt.Claim, error) {
+	cs, err := crdt.DecodeClaims(b)
+	if err != nil {
+		return nil, fmt.Errorf("%w: entry %d/%q: %w", ErrDamaged, dir, name, err)
+	}
+	return cs, nil
+}
+
+func (t *tree) PutClaims(dir crdt.Ino, name string, claims []crdt.Claim) error {
+	if len(claims) == 0 {
+		return t.t.del(t.keys.entry(dir, name))
+	}
+	return t.t.set(t.keys.entry(dir, name), crdt.AppendClaims(nil, claims))
+}
+
+func (t *tree) EachName(dir crdt.Ino, fn func(string, []crdt.Claim) error) error {
+	return t.t.scan(t.keys.key('e', uint64(dir)), nil, func(key, value []byte) (bool, error) {
+		name := t.keys.nameIn(key)
+		cs, err := t.claims(dir, name, value)
+		if err != nil {
+			return false, err
+		}
+		return true, fn(name, cs)
+	})
+}
+
+func (t *tree) Head(dir crdt.Ino) (crdt.Ino, error) {
+	if h, ok := t.sets.head[dir]; ok {
+		return h, nil
+	}
+	return dir, nil
+}
+
+func (t *tree) Members(head crdt.Ino) ([]crdt.Ino, error) {
+	if m, ok := t.sets.members[head]; ok {
+		return m, nil
+	}
+	return []crdt.Ino{head}, nil
+}
+
+func (t *tree) PutSet(head crdt.Ino, members []crdt.Ino) error {
+	if _, had := t.sets.members[head]; !had && len(members) < 2 {
+		return nil
+	}
+	if !t.reset {
+		t.sets, t.reset = t.sets.clone(), true
+	}
+	for _, m := range t.sets.members[head] {
+		delete(t.sets.head, m)
+	}
+	delete(t.sets.members, head)
+	if len(members) < 2 {
+		return t.t.del(t.keys.key('g', uint64(head)))
+	}
+	t.sets.members[head] = slices.Clone(members)
+	for _, m := range members {
+		t.sets.head[m] = head
+	}
+	return t.t.set(t.keys.key('g', uint64(head)), crdt.AppendInos(nil, members))
+}
+
+func (t *tree) MovesAfter(id crdt.VersionID) ([]crdt.Move, error) {
+	var out []crdt.Move
+	id.N = 1<<32 - 1
+	err := t.t.scan(t.keys.key('m'), t.keys.move(id), func(_, value []byte) (bool, error) {
+		m, err := crdt.DecodeMove(value)
+		if err != nil {
+			return false, fmt.Errorf("%w: move: %w", ErrDamaged, err)
+		}
+		if m.ID.CompareOp(id) > 0 {
+			out = append(out, *m)
+		}
+		return true, nil
+	})
+	return out, err
+}
+
+func (t *tree) PutMove(m crdt.Move) error {
+	return t.t.set(t.keys.move(m.ID), crdt.AppendMove(nil, &m))
+}
+
+func (t *tree) PutInline(ino crdt.Ino, id crdt.VersionID, bytes []byte) error {
+	if err := t.t.set(t.keys.version('c', ino, id), bytes); err != nil {
+		return err
+	}
+	return t.trimInline(ino)
+}
+
+// keptVersions is how many inline versions of a file are kept.
+const keptVersions = 10
+
+// trimInline forgets the oldest inline versions that are no leaves.
+func (t *tree) trimInline(ino crdt.Ino) error {
+	prefix := t.keys.key('c', uint64(ino))
+	var keys [][]byte
+	if err := t.t.scan(prefix, nil, func(key, _ []byte) (bool, error) {
+		keys = append(keys, slices.Clone(key))
+		return true, nil
+	}); err != nil || len(keys) <= keptVersions {
+		return err
+	}
+	i, err := t.Inode(ino)
+	if err != nil || i == nil {
+		return err
+	}
+	leaves := map[string]bool{}
+	for _, v := range i.Contents {
+		leaves[string(t.keys.version('c', ino, v.ID))] = true
+	}
+	for _, k := range keys[:len(keys)-keptVersions] {
+		if !leaves[string(k)] {
+			if err := t.t.del(k); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (t *tree) inline(ino crdt.Ino, id crdt.VersionID) ([]byte, error) {
+	b, err := t.t.get(t.keys.version('c', ino, id))
+	if err == nil && b == nil {
+		err = fmt.Errorf("%w: bytes of inode %d version %v", ErrDamaged, ino, id)
+	}
+	return b, err
+}

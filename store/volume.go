@@ -1,0 +1,319 @@
+package store
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// A Volume is one replica of one replicated tree.
+type Volume struct {
+	// Fixed by open.
+	db      *DB
+	id      VolumeID
+	keys    keyspace
+	replica crdt.ReplicaID
+
+	stop   chan struct{}
+	kick   chan struct{} // wakes the sealer
+	done   sync.WaitGroup
+	sets   atomic.Pointer[sets]
+	ready  atomic.Bool
+	closed atomic.Bool
+	ops    atomic.Uint64 // local ops committed since open
+	merged atomic.Uint64 // remote ops merged since open
+
+	mu         sync.Mutex // serialises Commit and Merge; guards what follows
+	name       string
+	clock      crdt.Clock
+	vector     crdt.Vector
+	seq        crdt.Seq                    // of the last own op, sealed or not
+	deps       map[crdt.ReplicaID]crdt.Seq // merged since the last own op
+	queue      sealQueue
+	viewers    map[MountID]Viewer
+	unfinished int // drafts whose writer died before closing them
+
+	sealMu sync.Mutex // one seal at a time; taken before mu
+
+	callMu  sync.Mutex // guards the subscriptions
+	callID  int
+	onSeal  map[int]func(*Batch)
+	onMerge map[int]func(crdt.Vector)
+
+	nodesMu sync.RWMutex // guards the node ids that are no inode numbers
+	nodes   map[NodeID]*nodeRecord
+	current map[crdt.Ino]NodeID
+
+	draftsMu sync.Mutex // guards the maps, not the drafts
+	drafts   map[NodeID]*draft
+	handles  map[Handle]NodeID
+
+	atimes sync.Map // crdt.Ino -> crdt.Time, explicit access times; node-local
+}
+
+func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, error) {
+	v := &Volume{
+		db: db, id: id, keys: newKeyspace(id), replica: r.Replica, name: r.Name,
+		stop: make(chan struct{}), kick: make(chan struct{}, 1),
+		vector: crdt.Vector{}, deps: map[crdt.ReplicaID]crdt.Seq{},
+		viewers: map[MountID]Viewer{},
+		onSeal:  map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){},
+		nodes: map[NodeID]*nodeRecord{}, current: map[crdt.Ino]NodeID{},
+		drafts: map[NodeID]*draft{}, handles: map[Handle]NodeID{},
+	}
+	v.ready.Store(r.Ready)
+	v.queue.opts = &db.opts
+	if err := v.load(); err != nil {
+		return nil, err
+	}
+	if err := v.finishSnapshot(); err != nil {
+		return nil, err
+	}
+	if unclean {
+		if err := v.renew(); err != nil {
+			return nil, err
+		}
+	}
+	if err := v.recoverDrafts(); err != nil {
+		return nil, err
+	}
+	v.done.Go(v.sealer)
+	return v, nil
+}
+
+// load reads what is kept in memory.
+func (v *Volume) load() error {
+	s := &sets{head: map[crdt.Ino]crdt.Ino{}, members: map[crdt.Ino][]crdt.Ino{}}
+	err := v.db.kv.view(func(t txn) error {
+		if err := t.scan(v.keys.key('g'), nil, func(key, value []byte) (bool, error) {
+			members, err := crdt.DecodeInos(value)
+			if err != nil {
+				return false, fmt.Errorf("%w: directory set: %w", ErrDamaged, err)
+			}
+			head := crdt.Ino(v.keys.tail(key, 0))
+			s.members[head] = members
+			for _, m := range members {
+				s.head[m] = head
+			}
+			return true, nil
+		}); err != nil {
+			return err
+		}
+		if err := t.scan(v.keys.key('a'), nil, func(key, value []byte) (bool, error) {
+			e, err := crdt.DecodeVectorEntry(value)
+			if err != nil {
+				return false, fmt.Errorf("%w: version vector: %w", ErrDamaged, err)
+			}
+			v.vector[crdt.ReplicaID(v.keys.tail(key, 0))] = e
+			v.clock.Observe(e.Stamp)
+			return true, nil
+		}); err != nil {
+			return err
+		}
+		return v.loadQueue(t)
+	})
+	v.sets.Store(s)
+	return err
+}
+
+// loadQueue reads the own ops that are in no batch yet.
+func (v *Volume) loadQueue(t txn) error {
+	v.seq = v.vector[v.replica].Seq
+	for r, e := range v.vector { // what the last op knew is not kept: name all
+		if r != v.replica {
+			v.deps[r] = e.Seq
+		}
+	}
+	return t.scan(v.keys.key('u'), nil, func(_, value []byte) (bool, error) {
+		raw := slices.Clone(value)
+		op, err := crdt.DecodeOp(raw)
+		if err != nil {
+			return false, fmt.Errorf("%w: unsealed op: %w", ErrDamaged, err)
+		}
+		v.clock.Observe(op.Stamp)
+		v.seq = op.Dot.Seq
+		v.queue.add(queued{op: op, raw: raw}, v.db.opts.Now())
+		return true, nil
+	})
+}
+
+// renew gives the replica a new id: after an unclean boot, ops that are lost
+// here may have left under the old one, and no dot may name two ops (P8).
+func (v *Volume) renew() error {
+	if err := v.sealNow(); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.replica, v.seq = newReplicaID(), 0
+	return v.putRecordLocked()
+}
+
+func (v *Volume) putRecordLocked() error {
+	r := replicaRecord{Name: v.name, Replica: v.replica, Ready: v.ready.Load()}
+	return v.db.kv.update(func(t txn) error { return putJSON(t, replicaKey(v.id), r) })
+}
+
+// close publishes nothing more: what is open stays a draft.
+func (v *Volume) close() error {
+	if v.closed.Swap(true) {
+		return nil
+	}
+	close(v.stop)
+	v.done.Wait()
+	err := v.sealNow()
+	v.closeDrafts()
+	return err
+}
+
+// ID is the volume's id.
+func (v *Volume) ID() VolumeID { return v.id }
+
+// DB is the store that the replica is in.
+func (v *Volume) DB() *DB { return v.db }
+
+// Name is the volume's name, for people.
+func (v *Volume) Name() string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.name
+}
+
+// Replica is the id under which this replica's ops are known.
+func (v *Volume) Replica() crdt.ReplicaID {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.replica
+}
+
+// Ready reports whether the replica was made with its volume or has once
+// caught up with a ready one: only then may it serve, and be a source (P11).
+func (v *Volume) Ready() bool { return v.ready.Load() }
+
+// SetReady records that the replica has caught up with a ready one.
+func (v *Volume) SetReady() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.ready.Load() {
+		return nil
+	}
+	v.ready.Store(true)
+	if err := v.putRecordLocked(); err != nil {
+		v.ready.Store(false)
+		return fmt.Errorf("mark volume %q ready: %w", v.name, err)
+	}
+	return nil
+}
+
+// Vector is what is applied here; own ops count once they are in a batch.
+func (v *Volume) Vector() crdt.Vector {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.vector.Clone()
+}
+
+// AddViewer shows every later change to a mount.
+func (v *Volume) AddViewer(m MountID, w Viewer) (cancel func()) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.viewers[m] = w
+	return func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		delete(v.viewers, m)
+	}
+}
+
+// OnSeal calls fn with each own batch, in order, from one goroutine. fn must
+// not block.
+func (v *Volume) OnSeal(fn func(*Batch)) (cancel func()) { return subscribe(v, v.onSeal, fn) }
+
+// OnMerge calls fn after each merge. fn must not block.
+func (v *Volume) OnMerge(fn func(crdt.Vector)) (cancel func()) { return subscribe(v, v.onMerge, fn) }
+
+func subscribe[F any](v *Volume, to map[int]F, fn F) func() {
+	v.callMu.Lock()
+	defer v.callMu.Unlock()
+	v.callID++
+	id := v.callID
+	to[id] = fn
+	return func() {
+		v.callMu.Lock()
+		defer v.callMu.Unlock()
+		delete(to, id)
+	}
+}
+
+func subscribed[F any](v *Volume, to map[int]F) []F {
+	v.callMu.Lock()
+	defer v.callMu.Unlock()
+	out := make([]F, 0, len(to))
+	for _, fn := range to {
+		out = append(out, fn)
+	}
+	return out
+}
+
+// Stats is what status shows of a replica.
+type Stats struct {
+	Ops        uint64 // local ops committed since the daemon started
+	Merged     uint64 // remote ops merged since then
+	Unsealed   int    // own ops that have not left yet
+	OpenDrafts int
+	Unfinished int // drafts whose writer died before closing them
+	Full       bool
+}
+
+// Stats returns the replica's counters.
+func (v *Volume) Stats() Stats {
+	v.mu.Lock()
+	s := Stats{Ops: v.ops.Load(), Merged: v.merged.Load(), Unsealed: len(v.queue.ops), Unfinished: v.unfinished}
+	v.mu.Unlock()
+	v.draftsMu.Lock()
+	s.OpenDrafts = len(v.drafts)
+	v.draftsMu.Unlock()
+	s.Full = v.db.full.Load()
+	return s
+}
+
+// PutIdentity keeps a replica's identity record, which this package does not
+// look into.
+func (v *Volume) PutIdentity(r crdt.ReplicaID, record []byte) error {
+	return v.db.kv.update(func(t txn) error { return t.set(v.keys.key('k', uint64(r)), record) })
+}
+
+// Identities returns all identity records.
+func (v *Volume) Identities() (map[crdt.ReplicaID][]byte, error) {
+	out := map[crdt.ReplicaID][]byte{}
+	err := v.db.kv.view(func(t txn) error {
+		return t.scan(v.keys.key('k'), nil, func(key, value []byte) (bool, error) {
+			out[crdt.ReplicaID(v.keys.tail(key, 0))] = slices.Clone(value)
+			return true, nil
+		})
+	})
+	return out, err
+}
+
+// Identity returns one identity record, nil if it is not known.
+func (v *Volume) Identity(r crdt.ReplicaID) (record []byte, err error) {
+	err = v.db.kv.view(func(t txn) (err error) {
+		record, err = t.get(v.keys.key('k', uint64(r)))
+		return err
+	})
+	return record, err
+}
+
+func getJSON(t txn, key []byte, into any) (bool, error) {
+	b, err := t.get(key)
+	if err != nil || b == nil {
+		return false, err
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return false, fmt.Errorf("%w: record %x: %w", ErrDamaged, key, err)
+	}
+	return true, nil
+}
