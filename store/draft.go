@@ -27,6 +27,20 @@ type draftRecord struct {
 	MtimeSet  bool           // by utimensat after the last write
 }
 
+// draftFile is where a draft's bytes are: content.SmallDraft, or content.Draft.
+type draftFile interface {
+	ReadAt(p []byte, off int64) (int, error)
+	WriteAt(p []byte, off int64) (int, error)
+	Truncate(size int64) error
+	Size() int64
+	BaseLimit() int64
+	Extent(off int64) (content.ExtentKind, int64, error)
+	Sync() error
+	Close() error
+	Remove() error
+	Publish(final bool, inlineLimit int) (content.Published, error)
+}
+
 // draft is the bytes of a file while somebody has it open for writing. All
 // handles of one node share it.
 //
@@ -41,8 +55,8 @@ type draft struct {
 
 	io    sync.RWMutex // guards what follows; taken after mu
 	rec   draftRecord
-	file  *content.Draft // nil until the first write
-	mtime crdt.Time      // of the last write
+	file  draftFile // nil until the first write
+	mtime crdt.Time // of the last write
 
 	handles int         // guarded by Volume.draftsMu
 	timer   *time.Timer // of the next publication while open; guarded by mu
@@ -198,12 +212,41 @@ func (v *Volume) begin(d *draft, keep int64) error {
 			}
 		}
 	}
-	f, err := v.db.content.CreateDraft(d.name, base, size, size)
+	f, err := v.createDraftFile(d.name, base, size)
 	if err != nil {
 		return diskError(err)
 	}
 	rec.BaseLimit = f.BaseLimit()
 	d.rec, d.file = rec, f
+	return nil
+}
+
+func (v *Volume) createDraftFile(name string, base content.Base, size int64) (draftFile, error) {
+	if base.Manifest == nil && size <= v.smallLimit() {
+		if small, ok, err := v.db.content.CreateSmallDraft(name, base.Inline); err != nil || ok {
+			return small, err
+		}
+	}
+	return v.db.content.CreateDraft(name, base, size, size)
+}
+
+// smallLimit is the largest draft that need not be a file of its own.
+func (v *Volume) smallLimit() int64 {
+	return min(content.SmallLimit, int64(v.db.opts.InlineLimit))
+}
+
+// grow makes a small draft a file of its own before it gets larger than small
+// ones may be. The caller holds io for writing.
+func (v *Volume) grow(d *draft, size int64) error {
+	small, ok := d.file.(*content.SmallDraft)
+	if !ok || size <= v.smallLimit() {
+		return nil
+	}
+	big, err := small.Grow()
+	if err != nil {
+		return diskError(err)
+	}
+	d.file = big
 	return nil
 }
 
@@ -228,6 +271,16 @@ func (v *Volume) dirty(d *draft, trunc bool) error {
 	return v.saveDraft(d)
 }
 
+// writable reports whether bytes up to end can be written as the draft is: its
+// record says already that it is dirty. The caller holds io.
+func (v *Volume) writable(d *draft, end int64) bool {
+	if d.file == nil || !d.rec.Dirty || d.rec.Flushed || d.rec.MtimeSet {
+		return false
+	}
+	_, small := d.file.(*content.SmallDraft)
+	return !small || end <= v.smallLimit()
+}
+
 // WriteAt writes to the draft that the handle's node shares. killSUID clears
 // setuid and setgid, as the kernel asks.
 func (v *Volume) WriteAt(node NodeID, h Handle, p []byte, off int64, killSUID bool) (int, error) {
@@ -244,7 +297,7 @@ func (v *Volume) WriteAt(node NodeID, h Handle, p []byte, off int64, killSUID bo
 		}
 	}
 	d.io.RLock()
-	if d.file != nil && d.rec.Dirty && !d.rec.Flushed && !d.rec.MtimeSet {
+	if v.writable(d, off+int64(len(p))) {
 		n, err := d.file.WriteAt(p, off)
 		d.io.RUnlock()
 		d.io.Lock()
@@ -263,6 +316,9 @@ func (v *Volume) WriteAt(node NodeID, h Handle, p []byte, off int64, killSUID bo
 	if err := v.dirty(d, false); err != nil {
 		return 0, err
 	}
+	if err := v.grow(d, off+int64(len(p))); err != nil {
+		return 0, err
+	}
 	n, err := d.file.WriteAt(p, off)
 	v.publishLater(d)
 	return n, diskError(err)
@@ -276,6 +332,9 @@ func (v *Volume) truncateDraft(d *draft, size int64, open bool) error {
 		return err
 	}
 	if err := v.dirty(d, open && size == 0); err != nil {
+		return err
+	}
+	if err := v.grow(d, size); err != nil {
 		return err
 	}
 	if err := d.file.Truncate(size); err != nil {
@@ -314,14 +373,21 @@ func (v *Volume) Allocate(node NodeID, h Handle, mode uint32, off, length int64)
 		return err
 	}
 	v.publishLater(d)
+	if err := v.grow(d, 1<<62); err != nil {
+		return err
+	}
+	file, ok := d.file.(*content.Draft)
+	if !ok {
+		return unix.EOPNOTSUPP
+	}
 	keep := mode&unix.FALLOC_FL_KEEP_SIZE != 0
 	switch mode &^ unix.FALLOC_FL_KEEP_SIZE {
 	case 0:
-		return diskError(d.file.Allocate(off, length, keep))
+		return diskError(file.Allocate(off, length, keep))
 	case unix.FALLOC_FL_PUNCH_HOLE:
-		return diskError(d.file.PunchHole(off, length))
+		return diskError(file.PunchHole(off, length))
 	case unix.FALLOC_FL_ZERO_RANGE:
-		return diskError(d.file.ZeroRange(off, length, keep))
+		return diskError(file.ZeroRange(off, length, keep))
 	}
 	return unix.EOPNOTSUPP
 }

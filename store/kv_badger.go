@@ -33,8 +33,7 @@ func openBadger(dir string, log *slog.Logger) (*badgerKV, error) {
 		WithNumCompactors(2).
 		WithBaseTableSize(4 << 20).
 		WithBaseLevelSize(16 << 20).
-		WithCompression(options.ZSTD).
-		WithZSTDCompressionLevel(1).
+		WithCompression(options.Snappy).
 		WithMetricsEnabled(false).
 		WithLogger(badgerLog{log})
 	db, err := badger.Open(o)

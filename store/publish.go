@@ -68,12 +68,22 @@ func (v *Volume) openDraftFile(d *draft) error {
 		}
 		base.Manifest = m
 	}
+	small, ok, err := v.db.content.OpenSmallDraft(d.name)
+	if ok {
+		d.file = small
+	}
+	if ok || err != nil {
+		return err
+	}
 	f, err := v.db.content.OpenDraft(d.name, base, d.rec.BaseLimit)
 	if errors.Is(err, os.ErrNotExist) && d.rec.Created {
 		return nil // created and never written
 	}
+	if err != nil {
+		return err
+	}
 	d.file = f
-	return err
+	return nil
 }
 
 // draftContent turns the draft's bytes into content.

@@ -49,7 +49,7 @@ func write(t testing.TB, v *Volume, dir NodeID, name, text string) NodeID {
 	return a.Node
 }
 
-func content(t testing.TB, v *Volume, dir NodeID, name string) string {
+func read(t testing.TB, v *Volume, dir NodeID, name string) string {
 	t.Helper()
 	a, _, err := v.Lookup(dir, name)
 	if err != nil {
@@ -75,11 +75,11 @@ func TestWriteReadRename(t *testing.T) {
 	if err := v.Rename(Request{}, root, "a", d.Node, "b", 0); err != nil {
 		t.Fatal(err)
 	}
-	if got := content(t, v, d.Node, "b"); got != "one" {
+	if got := read(t, v, d.Node, "b"); got != "one" {
 		t.Fatal(got)
 	}
 	write(t, v, d.Node, "b", "")
-	if got := content(t, v, d.Node, "b"); got != "" {
+	if got := read(t, v, d.Node, "b"); got != "" {
 		t.Fatal(got)
 	}
 	if err := v.Rmdir(Request{}, root, "d"); err != crdt.ErrNotEmpty {
@@ -121,7 +121,7 @@ func TestP4TwoReplicas(t *testing.T) {
 		if err := v.ReadDir(root, 0, func(DirEntry) bool { n++; return true }); err != nil || n != 20 {
 			t.Fatal(n, err)
 		}
-		content(t, v, root, "a3")
-		content(t, v, root, "b3")
+		read(t, v, root, "a3")
+		read(t, v, root, "b3")
 	}
 }

@@ -23,6 +23,7 @@ type Store struct {
 	dir   string
 	index Index
 	files *fileCache
+	slots *slots
 	fault func(op string) error // nil but in tests: fails operations by name
 
 	mu       sync.Mutex // guards what follows
@@ -47,11 +48,15 @@ func Open(dir string, index Index) (*Store, error) {
 	if err := s.probeHoles(); err != nil {
 		return nil, fmt.Errorf("open content: %w", err)
 	}
+	var err error
+	if s.slots, err = openSlots(slotsPath(dir)); err != nil {
+		return nil, fmt.Errorf("open content: %w", err)
+	}
 	return s, nil
 }
 
-// Close closes the descriptors kept for reading. Drafts must be closed before.
-func (s *Store) Close() error { return s.files.close() }
+// Close closes the descriptors that are kept open. Drafts must be closed before.
+func (s *Store) Close() error { return errors.Join(s.files.close(), s.slots.f.Close()) }
 
 func (s *Store) filePath(id FileID) string {
 	name := id.String()

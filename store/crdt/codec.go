@@ -14,8 +14,8 @@ import (
 // A VersionID is the uvarint N<<4 | ref. Ref 0 spells out a stamp and a
 // replica, which get the next free ref; a record nearly always names very few
 // ops, and most of its versions are then one byte. Refs 1 and 2 are the zero
-// op and the unpublished one. A time is relative to the second of the stamp
-// that the record begins with.
+// op and the unpublished one. A time is the nanoseconds since the time before it
+// in the record, the first since the stamp that the record begins with.
 const codecVersion = 1
 
 const (
@@ -63,7 +63,7 @@ func (r *refs) add(o opRef) {
 type encoder struct {
 	b    []byte
 	refs refs
-	base int64 // seconds that times are relative to
+	last Time // the time encoded last
 }
 
 func newEncoder(b []byte) encoder {
@@ -77,7 +77,7 @@ func (e *encoder) fixed(v uint64)     { e.b = binary.BigEndian.AppendUint64(e.b,
 func (e *encoder) string(s string)    { e.count(len(s)); e.b = append(e.b, s...) }
 func (e *encoder) bytes(s []byte)     { e.count(len(s)); e.b = append(e.b, s...) }
 func (e *encoder) hash(h Hash)        { e.b = append(e.b, h[:]...) }
-func (e *encoder) relativeTo(s Stamp) { e.base = int64(s) / 1e9 }
+func (e *encoder) relativeTo(s Stamp) { e.last = TimeOf(int64(s)) }
 
 func (e *encoder) bool(v bool) {
 	if v {
@@ -87,9 +87,27 @@ func (e *encoder) bool(v bool) {
 	}
 }
 
+// farSeconds is how far apart two times may be to be encoded by their difference.
+const farSeconds = 1 << 32
+
+// near reports whether two times are less than farSeconds apart. The difference
+// may wrap: the decoder wraps back.
+func near(t, u Time) bool {
+	sec := u.Sec - t.Sec
+	return -farSeconds < sec && sec < farSeconds
+}
+
+// A time is the zigzag difference plus one, or 0 and all of it if it is far.
 func (e *encoder) time(t Time) {
-	e.b = binary.AppendVarint(e.b, t.Sec-e.base) // may wrap; the decoder wraps back
-	e.b = binary.BigEndian.AppendUint32(e.b, t.Nsec)
+	if near(e.last, t) {
+		ns := (t.Sec-e.last.Sec)*1e9 + int64(t.Nsec) - int64(e.last.Nsec)
+		e.uvarint(uint64(ns<<1^ns>>63) + 1)
+	} else {
+		e.uvarint(0)
+		e.fixed(uint64(t.Sec))
+		e.b = binary.BigEndian.AppendUint32(e.b, t.Nsec)
+	}
+	e.last = t
 }
 
 func (e *encoder) version(v VersionID) {
@@ -116,7 +134,7 @@ type decoder struct {
 	b    []byte
 	err  error
 	refs refs
-	base int64
+	last Time
 }
 
 func newDecoder(b []byte) decoder {
@@ -231,19 +249,29 @@ func (d *decoder) kind() Kind {
 	return k
 }
 
-func (d *decoder) relativeTo(s Stamp) { d.base = int64(s) / 1e9 }
+func (d *decoder) relativeTo(s Stamp) { d.last = TimeOf(int64(s)) }
 
 func (d *decoder) time() Time {
-	// A varint is a uvarint, zigzag.
+	var t Time
 	u := d.uvarint()
-	sec := int64(u>>1) ^ -int64(u&1)
-	t := Time{Sec: sec + d.base}
-	if b := d.take(4); b != nil {
-		t.Nsec = binary.BigEndian.Uint32(b)
+	far := u == 0
+	if far {
+		t.Sec = int64(d.fixed())
+		if b := d.take(4); b != nil {
+			t.Nsec = binary.BigEndian.Uint32(b)
+		}
+	} else {
+		u--
+		t = TimeOf(int64(u>>1) ^ -int64(u&1))
+		t.Sec += d.last.Sec
+		if t.Nsec += d.last.Nsec; t.Nsec >= 1e9 {
+			t.Sec, t.Nsec = t.Sec+1, t.Nsec-1e9
+		}
 	}
-	if t.Nsec >= 1e9 {
-		d.fail("time with more than a second of nanoseconds")
+	if d.err == nil && (t.Nsec >= 1e9 || near(d.last, t) == far) {
+		d.fail("bad time")
 	}
+	d.last = t
 	return t
 }
 

@@ -7,7 +7,7 @@ const (
 	leastLink        = 8 + 1
 	leastPlace       = 1 + 8 + 1 + 1
 	leastClosure     = 8 + 1
-	leastContent     = 1 + 8 + 1 + 1 + 1 + 4 + 32 + 1
+	leastContent     = 1 + 8 + 1 + 1 + 1 + 32 + 1
 	leastXattr       = 1 + 1 + 1
 	leastVectorEntry = 8 + 1 + 8 + 32
 	leastNameChange  = 8 + 1 + 1 + 1

@@ -1,0 +1,415 @@
+package crdt
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+var paths = []string{"a", "b", "a/a", "a/b", "b/a", "b/b", "a/a/a"}
+
+// command is one step of a random program.
+type command struct {
+	who      int
+	verb     string
+	from, to string
+	data     string
+}
+
+func (c command) String() string {
+	return fmt.Sprintf("%c %s %s %s %s", 'A'+c.who, c.verb, c.from, c.to, c.data)
+}
+
+func genCommand(replicas int) *rapid.Generator[command] {
+	verbs := []string{
+		"create", "create", "write", "unlink", "unlink", "mkdir", "mkdir", "rmdir", "mv", "mv", "mv",
+		"link", "exchange", "open", "close", "chmod", "pull", "pull", "jump",
+	}
+	return rapid.Custom(func(t *rapid.T) command {
+		return command{
+			who:  rapid.IntRange(0, replicas-1).Draw(t, "who"),
+			verb: rapid.SampledFrom(verbs).Draw(t, "verb"),
+			from: rapid.SampledFrom(paths).Draw(t, "from"),
+			to:   rapid.SampledFrom(paths).Draw(t, "to"),
+			data: fmt.Sprint(rapid.IntRange(0, 5).Draw(t, "data")),
+		}
+	})
+}
+
+// isUserError reports whether err is an answer of POSIX.
+func isUserError(err error) bool {
+	for _, e := range []error{ErrNotExist, ErrExist, ErrNotDir, ErrIsDir, ErrNotEmpty, ErrInvalid} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// do runs a command and checks that the view changed as POSIX says.
+func (c command) do(rs []*replica) error {
+	r := rs[c.who]
+	before, err := r.tree()
+	if err != nil {
+		return err
+	}
+	opened := r.drafts[c.from]
+	switch c.verb {
+	case "pull":
+		return r.pull(rs[int(c.data[0]-'0')%len(rs)])
+	case "jump":
+		r.skew += int64(c.data[0]-'0') * 3
+		return nil
+	}
+	got := step(rs, []string{string(rune('A' + c.who)), c.verb, c.from, c.arg(), c.data})
+	if got != nil && !isUserError(got) {
+		return got
+	}
+	after, err := r.tree()
+	if err != nil {
+		return err
+	}
+	want, wantErr := before.after(c, opened, after)
+	if want == nil {
+		return nil // not for POSIX to say
+	}
+	if !errors.Is(got, wantErr) {
+		return fmt.Errorf("error %v, POSIX says %v", got, wantErr)
+	}
+	if !maps.Equal(after, want) {
+		return fmt.Errorf("view went from\n%v to\n%v, POSIX says\n%v", before, after, want)
+	}
+	return nil
+}
+
+func (c command) arg() string {
+	switch c.verb {
+	case "mv", "exchange", "link":
+		return c.to
+	}
+	return c.data
+}
+
+// after says what POSIX makes of the tree: it is the model that the rules'
+// local effect is held against. New inode numbers are taken from got.
+func (t tree) after(c command, opened draft, got tree) (tree, error) {
+	out := maps.Clone(t)
+	n, exists := t[c.from]
+	switch c.verb {
+	case "create", "mkdir":
+		if err := t.free(c.from); err != nil {
+			return out, err
+		}
+		made := node{Ino: got[c.from].Ino, Kind: KindDir}
+		if c.verb == "create" {
+			made.Kind, made.Data = KindFile, c.data
+		}
+		out[c.from] = made
+		return out, t.unused(made.Ino)
+	case "write":
+		if err := t.file(c.from); err != nil {
+			return out, err
+		}
+		out.setData(n.Ino, c.data)
+	case "open":
+		return out, t.file(c.from)
+	case "close":
+		if opened.ino == 0 {
+			return out, ErrNotExist
+		}
+		if !out.setData(opened.ino, c.data) {
+			return nil, nil
+		}
+	case "unlink":
+		if err := t.file(c.from); err != nil {
+			return out, err
+		}
+		delete(out, c.from)
+	case "rmdir":
+		if err := t.parent(c.from); err != nil {
+			return out, err
+		}
+		switch {
+		case !exists:
+			return out, ErrNotExist
+		case n.Kind != KindDir:
+			return out, ErrNotDir
+		case t.hasChildren(c.from):
+			return out, ErrNotEmpty
+		}
+		delete(out, c.from)
+	case "link":
+		if err := t.parent(c.from); err != nil {
+			return out, err
+		}
+		if !exists {
+			return out, ErrNotExist
+		}
+		if err := t.parent(c.to); err != nil {
+			return out, err
+		}
+		if n.Kind == KindDir {
+			return out, ErrIsDir
+		}
+		if err := t.free(c.to); err != nil {
+			return out, err
+		}
+		out[c.to] = n
+	case "chmod":
+		if err := t.parent(c.from); err != nil {
+			return out, err
+		}
+		if !exists {
+			return out, ErrNotExist
+		}
+	case "mv", "exchange":
+		return t.moved(c)
+	}
+	return out, nil
+}
+
+func (t tree) moved(c command) (tree, error) {
+	for _, p := range []string{c.to, c.from} {
+		if err := t.parent(p); err != nil {
+			return t, err
+		}
+	}
+	n, exists := t[c.from]
+	target, had := t[c.to]
+	below := func(p, dir string) bool { return strings.HasPrefix(p, dir+"/") }
+	switch {
+	case !exists:
+		return t, ErrNotExist
+	case c.from == c.to:
+		return t, nil
+	case n.Kind == KindDir && below(c.to, c.from):
+		return t, ErrInvalid
+	case c.verb == "exchange" && !had:
+		return t, ErrNotExist
+	case c.verb == "exchange" && target.Kind == KindDir && below(c.from, c.to):
+		return t, ErrInvalid
+	case c.verb == "exchange" || !had:
+	case n.Ino == target.Ino:
+		return t, nil
+	case n.Kind == KindDir && target.Kind != KindDir:
+		return t, ErrNotDir
+	case n.Kind != KindDir && target.Kind == KindDir:
+		return t, ErrIsDir
+	case target.Kind == KindDir && t.hasChildren(c.to):
+		return t, ErrNotEmpty
+	}
+	out := tree{}
+	for p, x := range t {
+		switch {
+		case p == c.from || below(p, c.from):
+			out[c.to+p[len(c.from):]] = x
+		case (p == c.to || below(p, c.to)) && c.verb == "exchange":
+			out[c.from+p[len(c.to):]] = x
+		case p == c.to:
+		default:
+			out[p] = x
+		}
+	}
+	return out, nil
+}
+
+// parent checks that the directory of a path is there.
+func (t tree) parent(path string) error {
+	for n := range path {
+		if path[n] != '/' {
+			continue
+		}
+		if d, ok := t[path[:n]]; !ok {
+			return ErrNotExist
+		} else if d.Kind != KindDir {
+			return ErrNotDir
+		}
+	}
+	return nil
+}
+
+func (t tree) free(path string) error {
+	if err := t.parent(path); err != nil {
+		return err
+	}
+	if _, ok := t[path]; ok {
+		return ErrExist
+	}
+	return nil
+}
+
+func (t tree) file(path string) error {
+	if err := t.parent(path); err != nil {
+		return err
+	}
+	n, ok := t[path]
+	switch {
+	case !ok:
+		return ErrNotExist
+	case n.Kind == KindDir:
+		return ErrIsDir
+	}
+	return nil
+}
+
+func (t tree) hasChildren(path string) bool {
+	for p := range t {
+		if strings.HasPrefix(p, path+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// setData sets the bytes at all links of an inode, and reports whether it has any.
+func (t tree) setData(ino Ino, data string) (found bool) {
+	for p, n := range t {
+		if n.Ino == ino {
+			n.Data = data
+			t[p] = n
+			found = true
+		}
+	}
+	return found
+}
+
+func (t tree) unused(ino Ino) error {
+	for _, n := range t {
+		if n.Ino == ino {
+			return fmt.Errorf("inode %d is not new", ino)
+		}
+	}
+	return nil
+}
+
+// program runs random commands; it returns the replicas.
+func program(t *rapid.T) []*replica {
+	rs := newWorld().replicas(rapid.IntRange(2, 3).Draw(t, "replicas"))
+	for _, c := range rapid.SliceOfN(genCommand(len(rs)), 1, 40).Draw(t, "program") {
+		if err := c.do(rs); err != nil {
+			t.Fatalf("%v: %v", c, err)
+		}
+		if err := rs[c.who].check(); err != nil {
+			t.Fatalf("after %v: %v", c, err)
+		}
+	}
+	return rs
+}
+
+func TestP4ConvergenceOfRandomPrograms(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		rs := program(t)
+		checkJoins(t, rs)
+		for _, r := range rs {
+			for _, other := range rs {
+				if err := r.pull(other); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := r.check(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, r := range rs[1:] {
+			if err := same(rs[0], r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		random := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "order"), 0))
+		for range 2 {
+			late := deliver(t, rs[0], random)
+			if err := same(rs[0], late); err != nil {
+				t.Fatalf("another order: %v", err)
+			}
+		}
+	})
+}
+
+// deliver gives all ops of a replica to a new one, in a random causal order.
+func deliver(t *rapid.T, from *replica, random *rand.Rand) *replica {
+	r := from.world.replica(99)
+	left := slices.Clone(from.log)
+	for len(left) > 0 {
+		n := random.IntN(len(left))
+		op := left[n]
+		if op.Dot.Seq != r.vec[op.Dot.Replica].Seq+1 || !r.vec.Contains(from.world.past[op.Dot]) {
+			continue
+		}
+		if err := r.apply(op); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.check(); err != nil {
+			t.Fatalf("after %v: %v", op.Dot, err)
+		}
+		left = slices.Delete(left, n, n+1)
+	}
+	return r
+}
+
+// checkJoins compares, for each two replicas, a snapshot with an exchange of ops.
+func checkJoins(t *rapid.T, rs []*replica) {
+	for _, a := range rs {
+		for _, b := range rs {
+			if a == b {
+				continue
+			}
+			pulled, joined := a.clone(), a.clone()
+			if err := pulled.pull(b); err != nil {
+				t.Fatal(err)
+			}
+			if err := joined.join(b); err != nil {
+				t.Fatalf("join: %v", err)
+			}
+			if err := same(pulled, joined); err != nil {
+				t.Fatalf("snapshot of %v into %v: %v", b.id, a.id, err)
+			}
+			joined.log = pulled.log
+			if err := joined.check(); err != nil {
+				t.Fatalf("snapshot of %v into %v: %v", b.id, a.id, err)
+			}
+		}
+	}
+}
+
+// join takes a snapshot of another replica.
+func (r *replica) join(from *replica) error {
+	for _, ino := range from.st.Inodes() {
+		i, err := from.st.Inode(ino)
+		if err != nil {
+			return err
+		}
+		if i.Kind == KindDir {
+			i.Standing = Origin(i, from.st.moves)
+		}
+		if _, err := Join(r.st, i, r.vec, from.vec); err != nil {
+			return err
+		}
+		for _, v := range i.Contents {
+			b, err := from.st.Inline(ino, v.ID)
+			if err != nil {
+				return err
+			}
+			if err := r.st.PutInline(ino, v.ID, b); err != nil {
+				return err
+			}
+		}
+	}
+	for moves := from.st.moves; len(moves) > 0; {
+		n := 1
+		for n < len(moves) && moves[n].ID.CompareOp(moves[0].ID) == 0 {
+			n++
+		}
+		if _, err := JoinMoves(r.st, slices.Clone(moves[:n])); err != nil {
+			return err
+		}
+		moves = moves[n:]
+	}
+	r.vec.Max(from.vec)
+	return nil
+}
