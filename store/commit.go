@@ -16,6 +16,7 @@ type change struct {
 	queued  []queued
 	release []hold
 	seq     crdt.Seq
+	by      MountID
 	nodes   nodeChanges
 	after   []func() // run when the transaction is committed
 }
@@ -34,12 +35,12 @@ func (v *Volume) changeLocked(by MountID, fn func(c *change) error) error {
 	var c *change
 	var told *Changes
 	err := v.db.kv.update(func(t txn) error {
-		c = &change{tree: newTree(t, &v.keys, v.sets.Load()), v: v, now: v.db.opts.Now(), seq: v.seq}
+		c = &change{tree: newTree(t, &v.keys, v.sets.Load()), v: v, now: v.db.opts.Now(), seq: v.seq, by: by}
 		if err := fn(c); err != nil {
 			return err
 		}
 		told = compose(c.effects)
-		told.By = by
+		told.By = c.by
 		return c.prepare(told)
 	})
 	if err != nil {

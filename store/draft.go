@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,8 +59,33 @@ type draft struct {
 	file  draftFile // nil until the first write
 	mtime crdt.Time // of the last write
 
+	stat atomic.Pointer[draftStat] // what attr shows, so that it waits for no publication
+	by   atomic.Uint64             // the MountID that opened it last
+
 	handles int         // guarded by Volume.draftsMu
 	timer   *time.Timer // of the next publication while open; guarded by mu
+}
+
+// draftStat is what of a draft shows in attributes.
+type draftStat struct {
+	shown bool // the draft shows instead of the published version
+	size  int64
+	mtime crdt.Time
+}
+
+// note takes over what attributes show. The caller holds io for writing.
+func (d *draft) note() {
+	d.stat.Store(&draftStat{shown: d.shown(), size: d.size(), mtime: d.time()})
+}
+
+// overshadows reports whether the node shows a draft and not what is published.
+func (v *Volume) overshadows(node NodeID) bool {
+	d := v.draftOf(node)
+	if d == nil {
+		return false
+	}
+	st := d.stat.Load()
+	return st != nil && st.shown
 }
 
 func (v *Volume) draftName(node NodeID) string { return fmt.Sprintf("%v-%016x", v.id, uint64(node)) }
@@ -177,6 +203,7 @@ func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, rec *nodeRecord, t
 			return 0, err
 		}
 	}
+	d.by.Store(uint64(r.Mount))
 	v.draftsMu.Lock()
 	v.handles[h] = d.node
 	v.draftsMu.Unlock()
@@ -302,6 +329,7 @@ func (v *Volume) WriteAt(node NodeID, h Handle, p []byte, off int64, killSUID bo
 		d.io.RUnlock()
 		d.io.Lock()
 		d.mtime = crdt.TimeOf(v.db.opts.Now().UnixNano())
+		d.note()
 		d.io.Unlock()
 		return n, diskError(err)
 	}
@@ -310,6 +338,7 @@ func (v *Volume) WriteAt(node NodeID, h Handle, p []byte, off int64, killSUID bo
 	defer d.mu.Unlock()
 	d.io.Lock()
 	defer d.io.Unlock()
+	defer d.note()
 	if err := v.begin(d, 1<<62); err != nil {
 		return 0, err
 	}
@@ -328,6 +357,7 @@ func (v *Volume) WriteAt(node NodeID, h Handle, p []byte, off int64, killSUID bo
 func (v *Volume) truncateDraft(d *draft, size int64, open bool) error {
 	d.io.Lock()
 	defer d.io.Unlock()
+	defer d.note()
 	if err := v.begin(d, size); err != nil {
 		return err
 	}
@@ -366,6 +396,7 @@ func (v *Volume) Allocate(node NodeID, h Handle, mode uint32, off, length int64)
 	defer d.mu.Unlock()
 	d.io.Lock()
 	defer d.io.Unlock()
+	defer d.note()
 	if err := v.begin(d, 1<<62); err != nil {
 		return err
 	}

@@ -37,6 +37,8 @@ func (v *Volume) Create(r Request, dir NodeID, name string, n NewNode) (a Attr, 
 	ino, err := v.create(r, dir, name, n, &h, func(c *change, i crdt.NewInode, p *crdt.Plan) error {
 		d.node, d.name, d.mtime = NodeID(i.Ino), v.draftName(NodeID(i.Ino)), i.Time
 		d.rec = draftRecord{Ino: i.Ino, Created: true, Dirty: true, Truncated: true}
+		d.by.Store(uint64(r.Mount))
+		d.note()
 		if err := c.applyLocal(p.Writes[len(p.Writes)-2:]); err != nil { // without the confirmations
 			return err
 		}
@@ -357,6 +359,7 @@ func (v *Volume) setMtime(r Request, node NodeID, ino crdt.Ino, t crdt.Time) err
 		d.io.Lock()
 		if d.shown() {
 			defer d.io.Unlock()
+			defer d.note()
 			d.rec.Mtime, d.rec.MtimeSet = t, true
 			return v.saveDraft(d)
 		}

@@ -30,7 +30,7 @@ func (c *change) switchNode(ino crdt.Ino, told *Changes) error {
 			before = i.Before
 		}
 	}
-	if before == nil || c.nodes.current[ino] != 0 {
+	if before == nil || c.nodes.current[ino] != 0 || c.v.overshadows(c.v.Node(ino)) {
 		return nil
 	}
 	old := &nodeRecord{Ino: ino, Frozen: before}

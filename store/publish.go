@@ -16,6 +16,7 @@ import (
 func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 	d.io.Lock()
 	defer d.io.Unlock()
+	defer d.note()
 	if !d.rec.Created && !d.rec.Dirty {
 		if !final {
 			return nil
@@ -26,7 +27,11 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 	if err != nil {
 		return diskError(err)
 	}
-	err = v.change(0, func(ch *change) error {
+	by := MountID(d.by.Load())
+	if v.Node(d.rec.Ino) != d.node {
+		by = 0 // the mount shows another version by now
+	}
+	err = v.change(by, func(ch *change) error {
 		if err := ch.publish(d, c); err != nil {
 			return err
 		}
@@ -41,6 +46,7 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		return errors.Join(err, v.reopenDraft(d, final))
 	}
 	if final {
+		d.rec.Created, d.rec.Dirty = false, false // the version shows now
 		return v.removeDraftFile(d)
 	}
 	return nil
@@ -156,6 +162,22 @@ func (c *change) publish(d *draft, content *crdt.Content) error {
 			d.rec.Base = last.ID(n)
 		}
 	}
+	return c.revealOther(i.Ino, d.rec.Base)
+}
+
+// revealOther has a version shown that was merged while the draft overshadowed
+// it and that is newer than the one just published.
+func (c *change) revealOther(ino crdt.Ino, own crdt.VersionID) error {
+	i, err := c.Inode(ino)
+	if err != nil {
+		return err
+	}
+	shown := i.Shown()
+	if shown == nil || shown.ID == own {
+		return nil
+	}
+	c.by = 0
+	c.effects = append(c.effects, &crdt.Effects{Inodes: []crdt.InodeChange{{Ino: ino, Content: true, Before: i.Version(own)}}})
 	return nil
 }
 

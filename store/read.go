@@ -106,12 +106,10 @@ func (v *Volume) attr(t *tree, node NodeID) (Attr, error) {
 
 func (v *Volume) fileAttr(a *Attr, i *crdt.Inode, rec *nodeRecord) {
 	if d := v.draftOf(a.Node); d != nil {
-		d.io.RLock()
-		defer d.io.RUnlock()
-		if d.shown() {
-			a.Size, a.Mtime = d.size(), d.time()
-			if a.Ctime.Before(d.mtime) {
-				a.Ctime = d.mtime
+		if st := d.stat.Load(); st != nil && st.shown {
+			a.Size, a.Mtime = st.size, st.mtime
+			if a.Ctime.Before(a.Mtime) {
+				a.Ctime = a.Mtime
 			}
 			return
 		}

@@ -12,8 +12,6 @@ import (
 	"pgregory.net/rapid"
 )
 
-var paths = []string{"a", "b", "a/a", "a/b", "b/a", "b/b", "a/a/a"}
-
 // command is one step of a random program.
 type command struct {
 	who      int
@@ -26,20 +24,50 @@ func (c command) String() string {
 	return fmt.Sprintf("%c %s %s %s %s", 'A'+c.who, c.verb, c.from, c.to, c.data)
 }
 
-func genCommand(replicas int) *rapid.Generator[command] {
-	verbs := []string{
-		"create", "create", "write", "unlink", "unlink", "mkdir", "mkdir", "rmdir", "mv", "mv", "mv",
-		"link", "exchange", "open", "close", "chmod", "pull", "pull", "jump",
+var verbs = []string{
+	"create", "create", "create", "mkdir", "mkdir", "mkdir", "write", "write", "unlink", "unlink", "rmdir", "rmdir",
+	"mv", "mv", "mv", "mv", "link", "exchange", "open", "close", "chmod", "pull", "pull", "pull", "jump",
+}
+
+// drawCommand draws a step that mostly makes sense: it works on what the
+// replica sees.
+func drawCommand(t *rapid.T, rs []*replica) command {
+	c := command{
+		who:  rapid.IntRange(0, len(rs)-1).Draw(t, "who"),
+		verb: rapid.SampledFrom(verbs).Draw(t, "verb"),
+		data: fmt.Sprint(rapid.IntRange(0, 5).Draw(t, "data")),
 	}
-	return rapid.Custom(func(t *rapid.T) command {
-		return command{
-			who:  rapid.IntRange(0, replicas-1).Draw(t, "who"),
-			verb: rapid.SampledFrom(verbs).Draw(t, "verb"),
-			from: rapid.SampledFrom(paths).Draw(t, "from"),
-			to:   rapid.SampledFrom(paths).Draw(t, "to"),
-			data: fmt.Sprint(rapid.IntRange(0, 5).Draw(t, "data")),
+	view, err := rs[c.who].tree()
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := slices.Sorted(maps.Keys(view))
+	dirs := []string{""}
+	for _, p := range there {
+		if view[p].Kind == KindDir && strings.Count(p, "/") < 2 {
+			dirs = append(dirs, p+"/")
 		}
-	})
+	}
+	place := func(label string) string {
+		return rapid.SampledFrom(dirs).Draw(t, label) + rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, label)
+	}
+	c.to = place("to")
+	switch c.verb {
+	case "create", "mkdir":
+		c.from = place("from")
+	default:
+		if len(there) == 0 {
+			there = []string{"a"}
+		}
+		c.from = rapid.SampledFrom(there).Draw(t, "from")
+		if c.verb == "exchange" {
+			c.to = rapid.SampledFrom(there).Draw(t, "with")
+		}
+	}
+	if handles := slices.Sorted(maps.Keys(rs[c.who].drafts)); c.verb == "close" && len(handles) > 0 {
+		c.from = rapid.SampledFrom(handles).Draw(t, "handle")
+	}
+	return c
 }
 
 // isUserError reports whether err is an answer of POSIX.
@@ -291,7 +319,12 @@ func (t tree) unused(ino Ino) error {
 // program runs random commands; it returns the replicas.
 func program(t *rapid.T) []*replica {
 	rs := newWorld().replicas(rapid.IntRange(2, 3).Draw(t, "replicas"))
-	for _, c := range rapid.SliceOfN(genCommand(len(rs)), 1, 40).Draw(t, "program") {
+	for _, r := range rs {
+		r.skew = rapid.Int64Range(0, 40).Draw(t, "skew")
+	}
+	for range rapid.IntRange(4, 40).Draw(t, "steps") {
+		c := drawCommand(t, rs)
+		t.Log(c)
 		if err := c.do(rs); err != nil {
 			t.Fatalf("%v: %v", c, err)
 		}
