@@ -1,0 +1,56 @@
+# Bare "make" lists the targets.
+
+GO       ?= go
+BIN      := bin/synapsefs
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null)
+LDFLAGS  := -s -w -X github.com/synapsefs/synapsefs/internal/version.set=$(VERSION)
+TREE     ?= $(wildcard ../shared/corpus/synapse-large.tar.gz)
+TESTARGS ?=
+PKGS     ?= ./...
+
+GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test race bench lint generate check clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what the tests and the demo need (as root), or say what is missing
+	@scripts/setup
+
+build: ## build bin/synapsefs
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/synapsefs
+
+demo: setup build ## three nodes on this host; KEEP=1 leaves them running, TREE=... names the tree
+	@$(BIN) demo $(if $(TREE),--tree $(TREE)) $(if $(KEEP),--keep)
+
+test: setup ## all tests, real mounts included; PKGS=./store/... for some
+	$(GO) vet $(PKGS)
+	$(GO) test -timeout 15m $(TESTARGS) $(PKGS)
+
+race: setup ## all tests under the race detector
+	$(GO) test -race -timeout 30m $(TESTARGS) $(PKGS)
+
+bench: setup ## the benchmarks, real mounts included
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 30m $(TESTARGS) $(PKGS)
+
+lint: ## the linters of .golangci.yml (built on first use: some minutes)
+	$(GO) run $(GOLANGCI) run $(PKGS)
+
+generate: ## the code generated from internal/wire/*.proto (needs protoc)
+	GOBIN=$(CURDIR)/bin/tools $(GO) install $(PROTOC_GEN_GO)
+	GOBIN=$(CURDIR)/bin/tools $(GO) install $(PROTOC_GEN_GO_GRPC)
+	cd internal/wire && PATH=$(CURDIR)/bin/tools:$$PATH protoc \
+		--go_out=. --go_opt=paths=source_relative \
+		--go-grpc_out=. --go-grpc_opt=paths=source_relative *.proto
+
+check: ## what must be clean before a commit: format, vet, tests, linters
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
+	$(MAKE) test
+	$(MAKE) lint
+
+clean: ## remove what make built
+	rm -rf bin

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/synapsefs/synapsefs/internal/config"
+	"github.com/synapsefs/synapsefs/internal/node"
+)
+
+const daemonHelp = `Run this host's part of the cluster, in the foreground, until SIGTERM or SIGINT.
+
+Options come from the file named by --config and from flags; a flag wins. Both
+have the same names: see deploy/synapsefs.yaml for each with its meaning.
+` + exitHelp
+
+func newDaemonCommand(env *environment) *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "daemon [--config FILE]",
+		Short: "Run the daemon of this host",
+		Long:  daemonHelp,
+		Args:  exactly(),
+	}
+	cmd.Flags().StringVar(&file, "config", "", "YAML file with the same names as the flags")
+	flags := config.Bind(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := flags.Load(file)
+		if err != nil {
+			return usageError{err}
+		}
+		// The socket the other commands are given works here too.
+		if given := cmd.Flag("socket"); given.Changed && !cmd.Flags().Changed("admin-socket") {
+			cfg.AdminSocket = env.socket
+		}
+		return runDaemon(cmd.Context(), cfg)
+	}
+	return cmd
+}
+
+func runDaemon(ctx context.Context, cfg *config.Config) error {
+	n, err := node.Start(ctx, cfg, cfg.Logger(os.Stderr))
+	if errors.Is(err, context.Canceled) {
+		return nil // told to stop while starting
+	}
+	if err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	<-ctx.Done()
+	return n.Close()
+}

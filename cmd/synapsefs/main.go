@@ -1,0 +1,28 @@
+// Command synapsefs keeps one directory tree the same on many hosts.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
+)
+
+func main() {
+	// Before anything else: the helper must not do what a command does.
+	if kernel.IsHelper() {
+		if err := kernel.RunHelper(); err != nil {
+			fmt.Fprintln(os.Stderr, "synapsefs:", err)
+			os.Exit(exitError)
+		}
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends it at once
+	code := run(ctx, newEnv(os.Stdout, os.Stderr), os.Args[1:])
+	stop()
+	os.Exit(code)
+}

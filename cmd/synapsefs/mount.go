@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/synapsefs/synapsefs/internal/admin"
+	"github.com/synapsefs/synapsefs/internal/wire"
+)
+
+const mountHelp = `Mount a volume on an empty directory of this host.
+
+The command returns when the mount serves: when this host's replica has caught
+up with a live peer. A volume that exists nowhere is an error, unless --create
+is given. A replica that has caught up before serves what it has if no peer
+answers within the daemon's catch-up-timeout; the command then says "stale".
+` + exitHelp
+
+type mountOptions struct {
+	volume, dir string
+	create      bool
+	readOnly    bool
+	allowOther  bool
+}
+
+func newMountCommand(env *environment) *cobra.Command {
+	var o mountOptions
+	cmd := &cobra.Command{
+		Use:   "mount VOLUME DIR",
+		Short: "Mount a volume on a directory",
+		Long:  mountHelp,
+		Args:  exactly("VOLUME", "DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.volume, o.dir = args[0], args[1]
+			return runMount(cmd.Context(), env, o)
+		},
+	}
+	cmd.Flags().BoolVar(&o.create, "create", false, "make the volume if there is none of that name")
+	cmd.Flags().BoolVar(&o.readOnly, "read-only", false, "refuse changes made through this mount")
+	cmd.Flags().BoolVar(&o.allowOther, "allow-other", false, "let other users in (always so as root)")
+	return cmd
+}
+
+// A mountView is a mount as printed.
+type mountView struct {
+	Volume   string     `json:"volume"`
+	Dir      string     `json:"dir"`
+	ReadOnly bool       `json:"read_only"`
+	Stale    bool       `json:"stale"`
+	Created  bool       `json:"created,omitempty"`
+	Since    *time.Time `json:"since"`
+}
+
+func viewMount(m *wire.MountStatus) mountView {
+	return mountView{
+		Volume: m.Volume, Dir: string(m.Dir), ReadOnly: m.ReadOnly,
+		Stale: m.Stale, Created: m.Created, Since: timeOf(m.SinceUnixNs),
+	}
+}
+
+func viewMounts(mounts []*wire.MountStatus) []mountView {
+	out := make([]mountView, len(mounts))
+	for n, m := range mounts {
+		out[n] = viewMount(m)
+	}
+	return out
+}
+
+func runMount(ctx context.Context, env *environment, o mountOptions) error {
+	dir, err := filepath.Abs(o.dir)
+	if err != nil {
+		return err
+	}
+	err = env.call(ctx, func(ctx context.Context, c *admin.Client) error {
+		reply, err := c.Mount(ctx, &wire.MountVolumeRequest{
+			Volume: o.volume, Dir: []byte(dir), Create: o.create,
+			ReadOnly: o.readOnly, AllowOther: o.allowOther,
+		})
+		if err != nil {
+			return err
+		}
+		v := viewMount(reply)
+		return env.print(v, func(w io.Writer) { printMounted(w, v) })
+	})
+	return startHint(err, env.socket)
+}
+
+func printMounted(w io.Writer, v mountView) {
+	verb := "mounted"
+	if v.Created {
+		verb = "created and mounted"
+	}
+	fmt.Fprintf(w, "%s volume %s at %s\n", verb, v.Volume, v.Dir)
+	if v.Stale {
+		fmt.Fprintln(w, "stale: no ready peer answered; it shows what this host had")
+	}
+}
+
+func newMountsCommand(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use:   "mounts",
+		Short: "List the mounts of this host's daemon",
+		Long:  "List the mounts of this host's daemon.\n" + exitHelp,
+		Args:  exactly(),
+		RunE:  func(cmd *cobra.Command, _ []string) error { return runMounts(cmd.Context(), env) },
+	}
+}
+
+func runMounts(ctx context.Context, env *environment) error {
+	return env.call(ctx, func(ctx context.Context, c *admin.Client) error {
+		reply, err := c.Mounts(ctx, &wire.MountsRequest{})
+		if err != nil {
+			return err
+		}
+		v := viewMounts(reply.Mounts)
+		return env.print(v, func(w io.Writer) { printMounts(w, v) })
+	})
+}
+
+func printMounts(w io.Writer, mounts []mountView) {
+	fmt.Fprintln(w, "VOLUME\tDIRECTORY\tREAD-ONLY\tSTALE\tSINCE")
+	for _, m := range mounts {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Volume, m.Dir, yesNo(m.ReadOnly), yesNo(m.Stale), m.Since.Format(time.RFC3339))
+	}
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/synapsefs/synapsefs/internal/admin"
+	"github.com/synapsefs/synapsefs/internal/wire"
+)
+
+func newPeersCommand(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use:   "peers",
+		Short: "List the other members of the cluster as this host sees them",
+		Long:  "List the other members of the cluster as this host sees them.\n" + exitHelp,
+		Args:  exactly(),
+		RunE:  func(cmd *cobra.Command, _ []string) error { return runPeers(cmd.Context(), env) },
+	}
+}
+
+// A peerView is a peer as printed.
+type peerView struct {
+	Node    string `json:"node"`
+	Address string `json:"address"`
+	State   string `json:"state"`
+	Detail  string `json:"detail,omitempty"`
+	Error   string `json:"error,omitempty"`
+}
+
+func viewPeers(peers []*wire.PeerStatus) []peerView {
+	out := make([]peerView, len(peers))
+	for n, p := range peers {
+		out[n] = peerView{Node: p.Node, Address: p.Address, State: p.State, Detail: p.Detail, Error: p.Error}
+	}
+	return out
+}
+
+func runPeers(ctx context.Context, env *environment) error {
+	return env.call(ctx, func(ctx context.Context, c *admin.Client) error {
+		reply, err := c.Peers(ctx, &wire.PeersRequest{})
+		if err != nil {
+			return err
+		}
+		v := viewPeers(reply.Peers)
+		return env.print(v, func(w io.Writer) { printPeers(w, v) })
+	})
+}
+
+func printPeers(w io.Writer, peers []peerView) {
+	fmt.Fprintln(w, "NODE\tADDRESS\tSTATE\tNOTE")
+	for _, p := range peers {
+		note := p.Detail
+		if p.Error != "" {
+			note = p.Error
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", p.Node, dash(p.Address), p.State, dash(note))
+	}
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/synapsefs/synapsefs/internal/admin"
+	"github.com/synapsefs/synapsefs/internal/config"
+	"github.com/synapsefs/synapsefs/internal/version"
+)
+
+// An environment is what the commands share: where they print, and the flags
+// that all of them have.
+type environment struct {
+	stdout, stderr io.Writer
+
+	socket  string
+	output  string // text or json
+	timeout time.Duration
+}
+
+func newEnv(stdout, stderr io.Writer) *environment {
+	return &environment{stdout: stdout, stderr: stderr}
+}
+
+// socketVariable names the socket for a whole shell session.
+const socketVariable = "SYNAPSEFS_SOCKET"
+
+const rootHelp = `synapsefs keeps one directory tree the same on many hosts.
+
+Each host runs "synapsefs daemon". The other commands speak to the daemon of
+their host over its admin socket.
+` + exitHelp
+
+// run executes a command line and returns the exit code.
+func run(ctx context.Context, env *environment, args []string) int {
+	root := newRootCommand(env)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err != nil {
+		fmt.Fprintln(env.stderr, "synapsefs:", err)
+	}
+	return exitCode(err)
+}
+
+func newRootCommand(env *environment) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "synapsefs",
+		Short:         "One directory tree, the same on many hosts",
+		Long:          rootHelp,
+		SilenceErrors: true, // run prints them, once
+		SilenceUsage:  true,
+		Version:       version.String(),
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if env.output != "text" && env.output != "json" {
+				return usageError{fmt.Errorf("--output %q is neither text nor json", env.output)}
+			}
+			return nil
+		},
+	}
+	root.SetOut(env.stdout)
+	root.SetErr(env.stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	socket := os.Getenv(socketVariable)
+	if socket == "" {
+		socket = config.Default().AdminSocket
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&env.socket, "socket", socket, "admin socket of the daemon (or $"+socketVariable+")")
+	flags.StringVar(&env.output, "output", "text", "text or json")
+	flags.DurationVar(&env.timeout, "timeout", 0, "give up after this time (0: never)")
+	root.AddCommand(
+		newDaemonCommand(env), newMountCommand(env), newUmountCommand(env), newMountsCommand(env),
+		newStatusCommand(env), newPeersCommand(env), newVolumesCommand(env), newWaitCommand(env),
+		newKeysCommand(env), newDemoCommand(env), newVersionCommand(env), newRevealHelperCommand(),
+	)
+	return root
+}
+
+// call runs fn with a connection to the daemon, within --timeout.
+func (env *environment) call(ctx context.Context, fn func(context.Context, *admin.Client) error) error {
+	if env.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, env.timeout)
+		defer cancel()
+	}
+	client, err := admin.Dial(env.socket)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	err = admin.Explain(fn(ctx, client))
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) && err != nil {
+		return fmt.Errorf("not done within --timeout %v: %w", env.timeout, ctx.Err())
+	}
+	return err
+}
+
+// exactly is cobra.ExactArgs with words instead of a count.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != len(names) {
+			return usageError{fmt.Errorf("usage: %s", cmd.UseLine())}
+		}
+		return nil
+	}
+}

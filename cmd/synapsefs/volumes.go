@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/synapsefs/synapsefs/internal/admin"
+	"github.com/synapsefs/synapsefs/internal/wire"
+)
+
+func newVolumesCommand(env *environment) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "volumes",
+		Short: "List, create and delete volumes",
+		Long:  "List, create and delete the cluster's volumes.\n" + exitHelp,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newVolumesListCommand(env), newVolumesCreateCommand(env), newVolumesDeleteCommand(env))
+	return cmd
+}
+
+func newVolumesListCommand(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the cluster's volumes",
+		Long:  "List the cluster's volumes, and for those held on this host the changes written\nhere and merged from others since the daemon started.\n" + exitHelp,
+		Args:  exactly(),
+		RunE:  func(cmd *cobra.Command, _ []string) error { return runVolumesList(cmd.Context(), env) },
+	}
+}
+
+func newVolumesCreateCommand(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use:   "create VOLUME",
+		Short: "Make a volume",
+		Long:  "Make an empty volume, with its first replica on this host. Its name is a DNS label.\n" + exitHelp,
+		Args:  exactly("VOLUME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runVolumesCreate(cmd.Context(), env, args[0])
+		},
+	}
+}
+
+func newVolumesDeleteCommand(env *environment) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "delete VOLUME",
+		Short: "Delete a volume on all hosts, for ever",
+		Long: "Delete a volume, its replicas and its mounts on all hosts, for ever.\n" +
+			"Refused while the volume is mounted on this host, unless --force is given.\n" + exitHelp,
+		Args: exactly("VOLUME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return runVolumesDelete(cmd.Context(), env, args[0], force)
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "also if it is mounted on this host")
+	return cmd
+}
+
+// A volumeView is a volume as printed.
+type volumeView struct {
+	Name      string            `json:"name"`
+	ID        string            `json:"id"`
+	Options   map[string]string `json:"options,omitempty"`
+	Created   *time.Time        `json:"created,omitempty"`
+	CreatedBy string            `json:"created_by,omitempty"`
+	Replica   *replicaView      `json:"replica,omitempty"` // of this host
+	Mounts    uint32            `json:"mounts"`
+	Problem   string            `json:"problem,omitempty"`
+}
+
+type replicaView struct {
+	ID         string `json:"id"`
+	Ready      bool   `json:"ready"`
+	Ops        uint64 `json:"ops"`         // local changes since the daemon started
+	Merged     uint64 `json:"merged"`      // changes of others since then
+	Unsealed   uint64 `json:"unsealed"`    // local changes that have not left yet
+	OpenDrafts uint64 `json:"open_drafts"` // files being written
+	Unfinished uint64 `json:"unfinished"`  // files whose writer died before the close
+}
+
+func viewVolume(v *wire.VolumeStatus) volumeView {
+	view := volumeView{
+		Name: v.Name, ID: v.Id, Options: v.Options, Created: timeOf(v.CreatedUnixNs),
+		CreatedBy: v.CreatedBy, Mounts: v.Mounts, Problem: v.Problem,
+	}
+	if v.Held {
+		view.Replica = &replicaView{
+			ID: v.Replica, Ready: v.Ready, Ops: v.Ops, Merged: v.Merged, Unsealed: v.Unsealed,
+			OpenDrafts: v.OpenDrafts, Unfinished: v.Unfinished,
+		}
+	}
+	return view
+}
+
+func viewVolumes(volumes []*wire.VolumeStatus) []volumeView {
+	out := make([]volumeView, len(volumes))
+	for n, v := range volumes {
+		out[n] = viewVolume(v)
+	}
+	return out
+}
+
+func runVolumesList(ctx context.Context, env *environment) error {
+	return env.call(ctx, func(ctx context.Context, c *admin.Client) error {
+		reply, err := c.ListVolumes(ctx, &wire.ListVolumesRequest{})
+		if err != nil {
+			return err
+		}
+		v := viewVolumes(reply.Volumes)
+		return env.print(v, func(w io.Writer) { printVolumes(w, v) })
+	})
+}
+
+func runVolumesCreate(ctx context.Context, env *environment, name string) error {
+	return env.call(ctx, func(ctx context.Context, c *admin.Client) error {
+		reply, err := c.CreateVolume(ctx, &wire.CreateVolumeRequest{Name: name})
+		if err != nil {
+			return err
+		}
+		return env.print(viewVolume(reply), func(w io.Writer) {
+			fmt.Fprintf(w, "created volume %s (%s)\n", reply.Name, reply.Id)
+		})
+	})
+}
+
+func runVolumesDelete(ctx context.Context, env *environment, name string, force bool) error {
+	return env.call(ctx, func(ctx context.Context, c *admin.Client) error {
+		reply, err := c.DeleteVolume(ctx, &wire.DeleteVolumeRequest{Name: name, Force: force})
+		if err != nil {
+			return err
+		}
+		return env.print(viewVolume(reply), func(w io.Writer) {
+			fmt.Fprintf(w, "deleted volume %s (%s)\n", reply.Name, reply.Id)
+		})
+	})
+}
+
+func printVolumes(w io.Writer, volumes []volumeView) {
+	fmt.Fprintln(w, "VOLUME\tSTATE\tWRITTEN\tMERGED\tMOUNTS\tNOTE")
+	for _, v := range volumes {
+		state, written, merged := "not here", "-", "-"
+		if r := v.Replica; r != nil {
+			state = "catching up"
+			if r.Ready {
+				state = "ready"
+			}
+			written, merged = fmt.Sprint(r.Ops), fmt.Sprint(r.Merged)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", v.Name, state, written, merged, v.Mounts, dash(v.Problem))
+	}
+}

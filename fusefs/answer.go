@@ -1,0 +1,155 @@
+package fusefs
+
+import (
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// expectation is the system call that the helper has been asked for. Its
+// handler shows the name and takes nothing from the call but that it came:
+// owner, mode and target are the replicated ones, and nothing is stored.
+type expectation struct {
+	kind  expectedKind
+	key   nameKey
+	entry crdt.Entry // that is to appear, to go, or to be moved to key
+	from  nameKey    // of a rename
+	swap  bool       // the rename exchanges
+
+	met bool // guarded by shown.mu
+}
+
+type expectedKind uint8
+
+const (
+	expectNew expectedKind = iota + 1
+	expectGone
+	expectRename
+)
+
+const canceled = fuse.Status(syscall.ECANCELED)
+
+// expect sets what the next call of the helper may do; nil: nothing.
+func (s *shown) expect(e *expectation) {
+	s.mu.Lock()
+	s.expected = e
+	s.mu.Unlock()
+}
+
+func (s *shown) met(e *expectation) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return e.met
+}
+
+func (s *shown) expectedLocked(kind expectedKind, key nameKey) (*expectation, bool) {
+	e := s.expected
+	return e, e != nil && e.kind == kind && e.key == key && !e.met
+}
+
+// answerNew answers the helper's create, mkdir, mknod, symlink or link.
+func (fs *FS) answerNew(h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	s := fs.shown
+	key := nameKey{s.dir(h.NodeId), name}
+	for {
+		s.mu.Lock()
+		e, ok := s.expectedLocked(expectNew, key)
+		gen := s.gen
+		s.mu.Unlock()
+		if !ok {
+			return canceled
+		}
+		a, err := fs.shownAttr(e.entry)
+		if err != nil {
+			return fs.status("reveal", err)
+		}
+		switch s.meetNew(gen, e, &a, out) {
+		case meetDone:
+			fillEntry(out, &a)
+			return fuse.OK
+		case meetNever:
+			return canceled
+		}
+	}
+}
+
+type meeting uint8
+
+const (
+	meetDone meeting = iota
+	meetAgain
+	meetNever
+)
+
+func (s *shown) meetNew(gen uint64, e *expectation, a *store.Attr, out *fuse.EntryOut) meeting {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.expectedLocked(expectNew, e.key); !ok {
+		return meetNever
+	}
+	if p, ok := s.getLocked(e.key); !ok || p.merged != e.entry || p.shown.Ino != 0 {
+		return meetNever
+	}
+	if !s.knowLocked(gen, a, out) {
+		return meetAgain
+	}
+	s.dropLocked(e.key)
+	e.met = true
+	return meetDone
+}
+
+// answerGone answers the helper's unlink or rmdir.
+func (fs *FS) answerGone(h *fuse.InHeader, name string) fuse.Status {
+	s := fs.shown
+	key := nameKey{s.dir(h.NodeId), name}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, ok := s.expectedLocked(expectGone, key)
+	if !ok {
+		return canceled
+	}
+	p, ok := s.getLocked(key)
+	if !ok || p.shown != e.entry {
+		return canceled
+	}
+	s.setLocked(key, pendingName{merged: p.merged})
+	if e.entry.Kind == crdt.KindDir {
+		s.buriedLocked(e.entry.Ino)
+	}
+	e.met = true
+	return fuse.OK
+}
+
+// answerRename answers the helper's rename.
+func (fs *FS) answerRename(from, to nameKey) fuse.Status {
+	s := fs.shown
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, ok := s.expectedLocked(expectRename, to)
+	if !ok || e.from != from {
+		return canceled
+	}
+	source, ok1 := s.getLocked(from)
+	target, ok2 := s.getLocked(to)
+	if !ok1 || !ok2 || source.shown != e.entry || target.merged != e.entry {
+		return canceled
+	}
+	replaced := target.shown
+	s.dropLocked(to)
+	if e.swap {
+		s.setLocked(from, pendingName{shown: replaced, merged: source.merged})
+	} else {
+		s.setLocked(from, pendingName{merged: source.merged})
+		if replaced.Kind == crdt.KindDir {
+			s.buriedLocked(replaced.Ino)
+		}
+	}
+	if _, ok := s.getLocked(from); ok {
+		s.queue.push(work{kind: workName, key: from})
+	}
+	e.met = true
+	return fuse.OK
+}

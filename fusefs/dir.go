@@ -1,0 +1,159 @@
+package fusefs
+
+import (
+	"slices"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// Cookies of the entries that every directory has.
+const (
+	cookieDot    = 1
+	cookieDotDot = 2
+)
+
+// The least that an entry takes in a READDIR reply, and what READDIRPLUS adds.
+const (
+	direntSize = 24
+	entrySize  = 128
+)
+
+// OpenDir lets the kernel cache the listing. Directories need no handle.
+func (fs *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
+	return fuse.OK
+}
+
+// ReleaseDir has nothing to do.
+func (fs *FS) ReleaseDir(*fuse.ReleaseIn) {}
+
+// FsyncDir returns when all that was committed before is on disk.
+func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	return fs.status("fsync directory", fs.vol.Sync())
+}
+
+// ReadDir lists names.
+func (fs *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return fs.list(in, 0, func(e *store.DirEntry) (bool, error) {
+		return out.AddDirEntry(dirEntry(e)), nil
+	})
+}
+
+// ReadDirPlus lists names with attributes, each of which counts as a lookup.
+func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return fs.list(in, entrySize, func(e *store.DirEntry) (bool, error) {
+		entry := out.AddDirLookupEntry(dirEntry(e))
+		if entry == nil || e.Cookie <= cookieDotDot {
+			return entry != nil, nil
+		}
+		for {
+			gen := fs.shown.generation()
+			a, err := fs.shownAttr(e.Entry)
+			if err != nil {
+				return true, nil // the name alone; the kernel will look it up
+			}
+			if fs.shown.know(gen, &a, entry) {
+				fillEntry(entry, &a)
+				return true, nil
+			}
+		}
+	})
+}
+
+func dirEntry(e *store.DirEntry) fuse.DirEntry {
+	return fuse.DirEntry{Name: e.Name, Ino: uint64(e.Entry.Ino), Mode: modes[e.Entry.Kind], Off: e.Cookie}
+}
+
+// list gives add the entries after the request's offset until it is full.
+func (fs *FS) list(in *fuse.ReadIn, extra int, add func(*store.DirEntry) (bool, error)) fuse.Status {
+	dir := fs.shown.target(in.NodeId)
+	entries, err := fs.entries(dir, in.Offset, int(in.Size), extra)
+	if err != nil {
+		return fs.status("readdir", err)
+	}
+	for n := range entries {
+		more, err := add(&entries[n])
+		if err != nil {
+			return fs.status("readdir", err)
+		}
+		if !more {
+			break
+		}
+	}
+	return fuse.OK
+}
+
+// entries are the shown entries after a cookie, as many as fit into size.
+func (fs *FS) entries(dir store.NodeID, after uint64, size, extra int) ([]store.DirEntry, error) {
+	var list []store.DirEntry
+	if after < cookieDot {
+		list = append(list, store.DirEntry{Name: ".", Cookie: cookieDot, Entry: crdt.Entry{Ino: crdt.Ino(dir), Kind: crdt.KindDir}})
+	}
+	if after < cookieDotDot {
+		parent, err := fs.vol.Parent(dir)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, store.DirEntry{Name: "..", Cookie: cookieDotDot, Entry: crdt.Entry{Ino: crdt.Ino(parent), Kind: crdt.KindDir}})
+	}
+	dots, whole := len(list), true
+	if after <= cookieDotDot {
+		after = 0
+	}
+	err := fs.vol.ReadDir(dir, after, func(e store.DirEntry) bool {
+		list = append(list, e)
+		size -= direntSize + len(e.Name) + extra
+		whole = size > 0
+		return whole
+	})
+	if err != nil {
+		return nil, err
+	}
+	// What the listing saw of a change in progress is pending by now.
+	if pending := fs.shown.pendingIn(crdt.Ino(dir)); pending != nil {
+		list = overlay(list, dots, pending, after, whole)
+	}
+	return list, nil
+}
+
+// overlay makes a listing of what is merged one of what is shown: it hides
+// names, or gives them another entry, and adds those that are removed but not
+// yet gone, each in its place.
+func overlay(list []store.DirEntry, dots int, pending map[string]crdt.Entry, after uint64, whole bool) []store.DirEntry {
+	out := slices.Clip(list[:dots])
+	last := after
+	for _, e := range list[dots:] {
+		last = e.Cookie
+		if shown, ok := pending[e.Name]; ok {
+			delete(pending, e.Name)
+			e.Entry = shown
+		}
+		if e.Entry.Ino != 0 {
+			out = append(out, e)
+		}
+	}
+	for name, shown := range pending {
+		cookie := cookieOf(name)
+		if shown.Ino != 0 && cookie > after && (whole || cookie <= last) {
+			out = append(out, store.DirEntry{Name: name, Cookie: cookie, Entry: shown})
+		}
+	}
+	slices.SortStableFunc(out[dots:], func(a, b store.DirEntry) int {
+		switch {
+		case a.Cookie < b.Cookie:
+			return -1
+		case a.Cookie > b.Cookie:
+			return 1
+		}
+		return 0
+	})
+	return out
+}
+
+// cookieOf is the place of a name in its directory's listing. It must be what
+// the store's ReadDir gives, which a test checks.
+func cookieOf(name string) uint64 { return max(xxhash.Sum64String(name)>>1, cookieDotDot+1) }

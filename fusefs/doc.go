@@ -1,0 +1,65 @@
+// Package fusefs is the kernel's side of synapsefs: FUSE requests become calls
+// of a [store.Volume], and what the volume learned from elsewhere becomes
+// invalidations and genuine inotify events. The plumbing (mounting, the device
+// loop, notifications, the process that makes system calls for us) is in
+// fusefs/kernel.
+//
+// # What the kernel caches
+//
+// Everything, for ever: entries, negative entries, attributes, pages and
+// listings are given out with timeouts of years, so a quiet tree is read
+// without asking us. Whatever changes behind the kernel's back must therefore
+// be revealed. Three rules keep it from caching the old state for ever:
+//
+//   - First the state, then the notification. Never the other way.
+//   - What the kernel knows is counted (lookups) in the same critical section
+//     that checks that nothing changed since the reply was computed. See
+//     shown.know.
+//   - The content behind a node id that the kernel knows never changes from
+//     outside. The new version gets a new node id, the old one keeps the old
+//     version whole until the kernel forgets it (0 torn reads, measured; in
+//     place: up to 12 %). attr.Ino stays the inode number.
+//
+// # Shown and merged
+//
+// What the store has merged is not yet what programs on this node see. A name
+// that a peer changed in a directory that the kernel knows is pending: lookups
+// and listings answer with what was shown before, until the revealer has made
+// the helper process do the same system call on the mount (create, mkdir,
+// rename, unlink ...). Inside the handler of that call, under the kernel's own
+// locks, the name becomes shown: dcache, listing and inotify event change at
+// once. What the kernel does not know is shown as soon as it is merged.
+//
+// A local system call acts on the merged state. Its own names are revealed by
+// the call itself. If it meets a name that is still pending, it either means
+// the same thing (unlink of what is removed already: done), or the name is
+// shown now and the call is answered ESTALE, at which the kernel looks the
+// name up again and repeats the call once.
+//
+// # Who may wait for whom
+//
+// Each of these was provoked as a deadlock:
+//
+//   - A handler that waits for a notification or a reveal in the same directory:
+//     both wait for the directory's lock, which the kernel holds during the
+//     handler's request. Hence handlers only ever queue work; one goroutine, the
+//     revealer, tells the kernel.
+//   - A lock held during a notification or reveal and taken by a handler: the
+//     same, in two steps. Hence the revealer holds no lock while it calls the
+//     kernel.
+//   - A peer that acknowledges a change only after its reveal: deadlock through
+//     two nodes. Merge never waits for us.
+//   - The daemon using its own mount: only the helper process does.
+//   - InvalEntry of a directory's name silently unmounts what is mounted below
+//     it: directories change by helper calls only. See notifier.
+//
+// A helper call that does not return within a tenth of a second is given up:
+// the name is switched and the kernel notified instead, which is counted.
+// A handler may wait for a commit in progress (shown.know): commits wait for
+// no kernel.
+//
+// # Lock order
+//
+// store.Volume's locks, then shown.mu, then workQueue.mu. shown.mu is never
+// held during a call of the volume or the kernel. revealer.mu is a leaf.
+package fusefs

@@ -1,0 +1,228 @@
+package fusefs
+
+import (
+	"errors"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// Open flags of replies. Pages stay cached across opens; who only reads need
+// not FLUSH.
+const (
+	openWriter = fuse.FOPEN_KEEP_CACHE
+	openReader = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+)
+
+func writes(flags uint32) bool { return flags&syscall.O_ACCMODE != syscall.O_RDONLY }
+
+// Open opens a file. Readers have no handle, writers a record in the store.
+func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if fs.helper.Is(&in.InHeader) {
+		out.OpenFlags = openReader // it writes nothing
+		return fuse.OK
+	}
+	trunc := in.Flags&syscall.O_TRUNC != 0
+	if !writes(in.Flags) && !trunc {
+		out.OpenFlags = openReader
+		return fuse.OK
+	}
+	if s, ro := fs.refuse(); ro {
+		return s
+	}
+	node := store.NodeID(in.NodeId)
+	if in.Mode&fuse.OPEN_KILL_SUIDGID != 0 && trunc {
+		if err := fs.killSetID(&in.InHeader, node); err != nil {
+			return fs.status("open", err)
+		}
+	}
+	return fs.status("open", fs.openWrite(&in.InHeader, node, trunc, out))
+}
+
+func (fs *FS) openWrite(h *fuse.InHeader, node store.NodeID, trunc bool, out *fuse.OpenOut) error {
+	ino, ok := fs.vol.Inode(node)
+	if !ok {
+		return store.ErrStale
+	}
+	// Counted first: from the first moment on its publications are our own.
+	fs.shown.opened(ino)
+	defer fs.shown.closed(ino)
+	handle, err := fs.vol.OpenWrite(fs.request(h), node, trunc)
+	if err != nil {
+		return err
+	}
+	fs.keepHandle(handle, node, ino)
+	out.Fh, out.OpenFlags = uint64(handle), openWriter
+	return nil
+}
+
+// killSetID clears what a write by somebody else must clear.
+func (fs *FS) killSetID(h *fuse.InHeader, node store.NodeID) error {
+	a, err := fs.vol.Attr(node)
+	if err != nil {
+		return err
+	}
+	if mode := withoutSetID(a.Mode); mode != a.Mode {
+		if _, err := fs.vol.SetAttr(store.Request{Mount: fs.mount}, node, store.SetAttr{Mode: &mode}); err != nil {
+			return err
+		}
+	}
+	return fs.dropCapability(fs.request(h), node)
+}
+
+// Create makes a file and opens it.
+func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	if fs.helper.Is(&in.InHeader) {
+		out.OpenFlags = openReader
+		return fs.answerNew(&in.InHeader, name, &out.EntryOut)
+	}
+	if s, ro := fs.refuse(); ro {
+		return s
+	}
+	return fs.status("create", fs.create(in, name, out))
+}
+
+func (fs *FS) create(in *fuse.CreateIn, name string, out *fuse.CreateOut) error {
+	dir := fs.shown.target(in.NodeId)
+	key := nameKey{crdt.Ino(dir), name}
+	n, err := fs.newNode(&in.InHeader, dir, crdt.KindFile, in.Mode)
+	if err != nil {
+		return err
+	}
+	if p, ok := fs.shown.get(key); ok && in.Unique&resent == 0 {
+		return fs.createMerged(in, key, p, out)
+	}
+	defer fs.shown.begin(key)()
+	a, h, err := fs.vol.Create(fs.request(&in.InHeader), dir, name, n)
+	if errors.Is(err, crdt.ErrExist) {
+		if p, ok := fs.shown.get(key); ok {
+			return fs.createMerged(in, key, p, out)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	fs.keepHandle(h, a.Node, a.Ino)
+	out.Fh, out.OpenFlags = uint64(h), openWriter
+	return fs.replyNew(a, &out.EntryOut)
+}
+
+// createMerged answers the creation of a name that the caller does not see
+// and that exists already.
+func (fs *FS) createMerged(in *fuse.CreateIn, key nameKey, p pendingName, out *fuse.CreateOut) error {
+	if p.shown.Ino == 0 && p.merged.Ino != 0 && in.Flags&syscall.O_EXCL != 0 {
+		return crdt.ErrExist
+	}
+	if p.shown.Ino != 0 || p.merged.Kind != crdt.KindFile {
+		fs.shown.giveWay(key)
+		return store.ErrStale
+	}
+	a, err := fs.vol.AttrOf(p.merged)
+	if err != nil {
+		return err
+	}
+	fs.shown.giveWay(key)
+	if in.Uid != 0 && in.Uid != a.UID {
+		return store.ErrStale // the kernel has to check the permission first
+	}
+	if writes(in.Flags) {
+		if err := fs.openWrite(&in.InHeader, a.Node, in.Flags&syscall.O_TRUNC != 0, &out.OpenOut); err != nil {
+			return err
+		}
+	} else {
+		out.OpenFlags = openReader
+	}
+	return fs.replyNew(a, &out.EntryOut)
+}
+
+// Tmpfile is left to a later version, hence not ENOSYS, which the kernel
+// would remember.
+func (fs *FS) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse.Status {
+	return fuse.Status(syscall.EOPNOTSUPP)
+}
+
+// Read fills the kernel's buffer.
+func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	node := store.NodeID(in.NodeId)
+	n := 0
+	err := fs.shown.steady(node, func() (err error) {
+		n, err = fs.vol.ReadAt(node, buf[:min(len(buf), int(in.Size))], int64(in.Offset))
+		return err
+	})
+	if err != nil {
+		return nil, fs.status("read", err)
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+// Write goes to the draft that all handles of the file share. One of dirty
+// pages of a mapping may carry any handle.
+func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	node := store.NodeID(in.NodeId)
+	kill := in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0
+	n, err := fs.vol.WriteAt(node, store.Handle(in.Fh), data, int64(in.Offset), kill)
+	if err == nil && kill {
+		err = fs.dropCapability(store.Request{Mount: fs.mount}, node)
+	}
+	return uint32(n), fs.status("write", err)
+}
+
+// Flush is called at each close of a descriptor, Release at the last.
+func (fs *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	if in.Fh == 0 {
+		return fuse.OK
+	}
+	return fs.status("flush", fs.vol.Flush(store.NodeID(in.NodeId), store.Handle(in.Fh)))
+}
+
+// Release publishes the file if this was its last write handle.
+func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if in.Fh == 0 {
+		return
+	}
+	h := store.Handle(in.Fh)
+	o, ok := fs.takeHandle(h)
+	if !ok {
+		return // sent again
+	}
+	fs.shown.count(fs.shown.releasing, o.ino, 1)
+	err := fs.vol.Release(fs.request(&in.InHeader), o.node, h)
+	fs.shown.count(fs.shown.releasing, o.ino, -1)
+	fs.shown.closed(o.ino)
+	if err != nil {
+		fs.log.Error("release", "node", in.NodeId, "err", err) // nobody to return it to
+	}
+}
+
+// Fsync returns when the file is on disk.
+func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	return fs.status("fsync", fs.vol.Fsync(store.NodeID(in.NodeId)))
+}
+
+// Fallocate reserves, punches or zeroes.
+func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	if s, ro := fs.refuse(); ro {
+		return s
+	}
+	err := fs.vol.Allocate(store.NodeID(in.NodeId), store.Handle(in.Fh), in.Mode, int64(in.Offset), int64(in.Length))
+	return fs.status("fallocate", err)
+}
+
+// Lseek finds data and holes.
+func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
+		return fuse.EINVAL
+	}
+	n, err := fs.vol.Seek(fs.shown.target(in.NodeId), int64(in.Offset), int(in.Whence))
+	out.Offset = uint64(n)
+	return fs.status("lseek", err)
+}
+
+// CopyFileRange leaves copying to the kernel.
+func (fs *FS) CopyFileRange(<-chan struct{}, *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	return 0, fuse.Status(syscall.EOPNOTSUPP)
+}

@@ -1,0 +1,171 @@
+package fusefs
+
+import (
+	"log/slog"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// forever is the timeout of all that the kernel caches. It fits the kernel's
+// jiffies, and is longer than anybody stays mounted.
+const forever = 10 * 365 * 24 * time.Hour
+
+// resent is the bit of a request's number that says it may have been done.
+const resent = 1 << 63
+
+// FS answers the kernel's requests for one mount of a volume.
+type FS struct {
+	fuse.RawFileSystem // ENOSYS for what is not here
+
+	// Fixed by newFS.
+	vol      *store.Volume
+	mount    store.MountID
+	readOnly bool
+	helper   *kernel.Helper
+	shown    *shown
+	log      *slog.Logger
+
+	epoch uint64 // of the connection; fixed before the first request
+
+	mu      sync.Mutex // guards what follows
+	handles map[store.Handle]openHandle
+}
+
+// openHandle is an open file description that may write.
+type openHandle struct {
+	node store.NodeID
+	ino  crdt.Ino
+}
+
+func newFS(v *store.Volume, id store.MountID, opts *Options, queue *workQueue) *FS {
+	return &FS{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		vol:           v,
+		mount:         id,
+		readOnly:      opts.ReadOnly,
+		helper:        kernel.NewHelper(),
+		shown:         newShown(id, queue),
+		log:           opts.Log,
+		handles:       make(map[store.Handle]openHandle),
+	}
+}
+
+// String names the filesystem in go-fuse's debug output.
+func (fs *FS) String() string { return "synapsefs" }
+
+// request identifies a kernel request to the store.
+func (fs *FS) request(h *fuse.InHeader) store.Request {
+	return store.Request{
+		Mount:  fs.mount,
+		Epoch:  fs.epoch,
+		Unique: h.Unique &^ resent,
+		Resent: h.Unique&resent != 0,
+	}
+}
+
+// refuse answers mutating requests of a read-only mount. The superblock stays
+// writable, as the helper could not reveal anything otherwise.
+func (fs *FS) refuse() (fuse.Status, bool) { return fuse.EROFS, fs.readOnly }
+
+// Statistics of the machine's file system below the store.
+func (fs *FS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	s, err := fs.vol.Statfs()
+	if err != nil {
+		return fs.status("statfs", err)
+	}
+	*out = fuse.StatfsOut{
+		Blocks: s.Blocks, Bfree: s.Free, Bavail: s.Available,
+		Files: s.Files, Ffree: s.FilesFree,
+		Bsize: s.BlockSize, Frsize: s.BlockSize, NameLen: crdt.MaxName,
+	}
+	return fuse.OK
+}
+
+// keepHandle remembers a write handle, so that the draft does not stay open
+// when the connection ends without a RELEASE.
+func (fs *FS) keepHandle(h store.Handle, node store.NodeID, ino crdt.Ino) {
+	fs.mu.Lock()
+	fs.handles[h] = openHandle{node, ino}
+	fs.mu.Unlock()
+	fs.shown.opened(ino)
+}
+
+func (fs *FS) takeHandle(h store.Handle) (openHandle, bool) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	o, ok := fs.handles[h]
+	delete(fs.handles, h)
+	return o, ok
+}
+
+// releaseAll closes what a dead connection has left open.
+func (fs *FS) releaseAll() {
+	fs.mu.Lock()
+	left := fs.handles
+	fs.handles = make(map[store.Handle]openHandle)
+	fs.mu.Unlock()
+	for h, o := range left {
+		if err := fs.vol.Release(store.Request{Mount: fs.mount}, o.node, h); err != nil {
+			fs.log.Warn("release handle of ended mount", "node", uint64(o.node), "err", err)
+		}
+		fs.shown.closed(o.ino)
+	}
+}
+
+// modes are the type bits of each kind.
+var modes = [...]uint32{
+	crdt.KindFile:    syscall.S_IFREG,
+	crdt.KindDir:     syscall.S_IFDIR,
+	crdt.KindSymlink: syscall.S_IFLNK,
+	crdt.KindFifo:    syscall.S_IFIFO,
+	crdt.KindSocket:  syscall.S_IFSOCK,
+	crdt.KindChar:    syscall.S_IFCHR,
+	crdt.KindBlock:   syscall.S_IFBLK,
+}
+
+// kindOf is the kind that mknod's mode asks for.
+func kindOf(mode uint32) (crdt.Kind, bool) {
+	if mode&syscall.S_IFMT == 0 {
+		return crdt.KindFile, true
+	}
+	for kind, bits := range modes {
+		if bits != 0 && mode&syscall.S_IFMT == bits {
+			return crdt.Kind(kind), true
+		}
+	}
+	return 0, false
+}
+
+func fillAttr(out *fuse.Attr, a *store.Attr) {
+	*out = fuse.Attr{
+		Ino:    uint64(a.Ino),
+		Size:   uint64(a.Size),
+		Blocks: uint64(a.Blocks),
+		Atime:  uint64(a.Atime.Sec), Atimensec: a.Atime.Nsec,
+		Mtime: uint64(a.Mtime.Sec), Mtimensec: a.Mtime.Nsec,
+		Ctime: uint64(a.Ctime.Sec), Ctimensec: a.Ctime.Nsec,
+		Mode:    modes[a.Kind] | a.Mode&0o7777,
+		Nlink:   a.Nlink,
+		Owner:   fuse.Owner{Uid: a.UID, Gid: a.GID},
+		Rdev:    a.Rdev,
+		Blksize: 4096,
+	}
+}
+
+func fillEntry(out *fuse.EntryOut, a *store.Attr) {
+	fillAttr(&out.Attr, a)
+	out.SetEntryTimeout(forever)
+	out.SetAttrTimeout(forever)
+}
+
+func fillAttrOut(out *fuse.AttrOut, a *store.Attr) {
+	fillAttr(&out.Attr, a)
+	out.SetTimeout(forever)
+}

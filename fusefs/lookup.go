@@ -1,0 +1,88 @@
+package fusefs
+
+import (
+	"errors"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// Lookup answers what a name is, or for how long (ever) it is nothing.
+func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	var err error
+	switch name {
+	case ".": // asked when a file handle is opened (CAP_EXPORT_SUPPORT)
+		err = fs.lookupNode(func() (store.NodeID, error) { return fs.shown.target(h.NodeId), nil }, out)
+	case "..":
+		err = fs.lookupNode(func() (store.NodeID, error) { return fs.vol.Parent(fs.shown.target(h.NodeId)) }, out)
+	default:
+		err = fs.lookup(h.NodeId, name, out)
+	}
+	if errors.Is(err, crdt.ErrNotExist) {
+		*out = fuse.EntryOut{}
+		out.SetEntryTimeout(forever)
+		return fuse.OK // node id 0: a negative entry that may be kept
+	}
+	return fs.status("lookup", err)
+}
+
+func (fs *FS) lookup(node uint64, name string, out *fuse.EntryOut) error {
+	dir := fs.shown.target(node)
+	key := nameKey{crdt.Ino(dir), name}
+	for {
+		gen := fs.shown.generation()
+		a, _, err := fs.vol.Lookup(dir, name)
+		// A change that the lookup has seen is pending by now; one that is
+		// shown by now waits in the kernel for this lookup's end.
+		if e, ok := fs.shown.entry(key); ok {
+			if e.Ino == 0 {
+				return crdt.ErrNotExist
+			}
+			a, err = fs.shownAttr(e)
+		}
+		if err != nil {
+			return err
+		}
+		if fs.shown.know(gen, &a, out) {
+			fillEntry(out, &a)
+			return nil
+		}
+	}
+}
+
+// shownAttr is what stat shows of a name that is removed already and still
+// shown.
+func (fs *FS) shownAttr(e crdt.Entry) (store.Attr, error) {
+	a, err := fs.vol.AttrOf(e)
+	a.Nlink = max(a.Nlink, 1)
+	return a, err
+}
+
+func (fs *FS) lookupNode(node func() (store.NodeID, error), out *fuse.EntryOut) error {
+	for {
+		gen := fs.shown.generation()
+		n, err := node()
+		if err != nil {
+			return err
+		}
+		a, err := fs.vol.Attr(n)
+		if err != nil {
+			return err
+		}
+		if fs.shown.know(gen, &a, out) {
+			fillEntry(out, &a)
+			return nil
+		}
+	}
+}
+
+// replyNew fills in the reply to a call that made or opened a file. a may be
+// out of date.
+func (fs *FS) replyNew(a store.Attr, out *fuse.EntryOut) error {
+	return fs.lookupNode(func() (store.NodeID, error) { return a.Node, nil }, out)
+}
+
+// Forget takes back lookups that the kernel no longer needs.
+func (fs *FS) Forget(node, n uint64) { fs.shown.forget(node, n) }

@@ -1,0 +1,115 @@
+package fusefs
+
+import (
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+func (s *shown) getLocked(k nameKey) (pendingName, bool) {
+	p, ok := s.pending[k.dir][k.name]
+	return p, ok
+}
+
+// setLocked makes a name pending, or, if what is merged is what is shown, not.
+func (s *shown) setLocked(k nameKey, p pendingName) {
+	s.dropLocked(k)
+	if p.shown == p.merged {
+		return
+	}
+	if s.pending[k.dir] == nil {
+		s.pending[k.dir] = make(map[string]pendingName)
+	}
+	s.pending[k.dir][k.name] = p
+	if p.shown.Ino != 0 {
+		s.shownAt[p.shown.Link] = k
+	}
+	if p.merged.Ino != 0 {
+		s.mergedAt[p.merged.Link] = k
+	}
+}
+
+// dropLocked makes a name shown as it is merged.
+func (s *shown) dropLocked(k nameKey) {
+	p, ok := s.getLocked(k)
+	if !ok {
+		return
+	}
+	if s.shownAt[p.shown.Link] == k {
+		delete(s.shownAt, p.shown.Link)
+	}
+	if s.mergedAt[p.merged.Link] == k {
+		delete(s.mergedAt, p.merged.Link)
+	}
+	delete(s.pending[k.dir], k.name)
+	if len(s.pending[k.dir]) == 0 {
+		delete(s.pending, k.dir)
+	}
+}
+
+// entry returns what a name shows if it is pending.
+func (s *shown) entry(k nameKey) (crdt.Entry, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.getLocked(k)
+	return p.shown, ok
+}
+
+// get returns a pending name.
+func (s *shown) get(k nameKey) (pendingName, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.getLocked(k)
+}
+
+// pendingIn returns a copy of the pending names of a directory; nil if none.
+func (s *shown) pendingIn(dir crdt.Ino) map[string]crdt.Entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := s.pending[dir]
+	if len(names) == 0 {
+		return nil
+	}
+	out := make(map[string]crdt.Entry, len(names))
+	for name, p := range names {
+		out[name] = p.shown
+	}
+	return out
+}
+
+// giveWay shows pending names as they are merged, because a call of this node
+// met them, and reports whether there were any: then the kernel must look
+// again (ESTALE).
+func (s *shown) giveWay(keys ...nameKey) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	any := false
+	for _, k := range keys {
+		if p, ok := s.getLocked(k); ok {
+			any = true
+			if p.shown.Kind == crdt.KindDir {
+				s.buriedLocked(p.shown.Ino)
+			}
+			s.dropLocked(k)
+		}
+	}
+	return any
+}
+
+// removedHere says what to do about the unlink or rmdir of a pending name. If
+// what the caller sees is gone already, nothing is to be done: what took its
+// place is not what he meant. The change is shown by the call itself.
+func (s *shown) removedHere(k nameKey) (done bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.getLocked(k)
+	if !ok || p.shown.Ino == 0 || p.shown.Ino == p.merged.Ino {
+		return false
+	}
+	if p.shown.Kind == crdt.KindDir {
+		s.buriedLocked(p.shown.Ino)
+	}
+	s.setLocked(k, pendingName{merged: p.merged})
+	if p.merged.Ino != 0 {
+		s.queue.push(work{kind: workName, key: k})
+	}
+	return true
+}

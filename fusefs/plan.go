@@ -1,0 +1,146 @@
+package fusefs
+
+import (
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// step is the next thing to do about a pending name.
+type step struct {
+	kind   stepKind
+	expect *expectation
+	// The directories of expect.key and expect.from.
+	dir, fromDir kernel.Dir
+	// Of stepReplace: what shows and will show at the name.
+	name pendingName
+}
+
+type stepKind uint8
+
+const (
+	stepNone    stepKind = iota // nothing (more) is to be done
+	stepCall                    // a call of the helper, as expected
+	stepReplace                 // one file takes another's place without a call
+)
+
+// plan decides how a pending name is to be shown.
+func (s *shown) plan(k nameKey) step {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.changing != nil {
+		s.settled.Wait()
+	}
+	return s.planLocked(k)
+}
+
+func (s *shown) planLocked(k nameKey) step {
+	p, ok := s.getLocked(k)
+	if !ok {
+		return step{}
+	}
+	if from, ok := s.shownAt[p.merged.Link]; ok && p.merged.Ino != 0 && from != k {
+		return s.planMoveLocked(from, k)
+	}
+	if to, ok := s.mergedAt[p.shown.Link]; ok && p.shown.Ino != 0 && to != k {
+		return s.planMoveLocked(k, to)
+	}
+	switch {
+	case !s.knowsDirLocked(k.dir), p.shown.Ino == p.merged.Ino:
+		s.dropLocked(k) // the kernel has nothing to change
+		return step{}
+	case p.shown.Ino == 0:
+		return s.callLocked(&expectation{kind: expectNew, key: k, entry: p.merged})
+	case p.merged.Ino != 0 && p.shown.Kind != crdt.KindDir && p.merged.Kind != crdt.KindDir:
+		return step{kind: stepReplace, dir: s.dirRefLocked(k.dir), name: p, expect: &expectation{key: k}}
+	}
+	return s.callLocked(&expectation{kind: expectGone, key: k, entry: p.shown})
+}
+
+// planMoveLocked shows a link that went from one pending name to another. If
+// what stands there has a place to go to itself, the two change places: a
+// rename over it would make the kernel drop it.
+func (s *shown) planMoveLocked(from, to nameKey) step {
+	source, _ := s.getLocked(from)
+	target, _ := s.getLocked(to)
+	moved, there := source.shown, target.shown
+	if there.Ino == moved.Ino {
+		s.dropLocked(to) // two links of one file: a rename would do nothing
+		return s.planLocked(from)
+	}
+	e := &expectation{kind: expectRename, key: to, from: from, entry: moved}
+	if there.Ino != 0 {
+		_, e.swap = s.mergedAt[there.Link]
+		dirs := (moved.Kind == crdt.KindDir) == (there.Kind == crdt.KindDir)
+		if !e.swap && !dirs {
+			return s.callLocked(&expectation{kind: expectGone, key: to, entry: there})
+		}
+	}
+	return s.callLocked(e)
+}
+
+func (s *shown) callLocked(e *expectation) step {
+	st := step{kind: stepCall, expect: e, dir: s.dirRefLocked(e.key.dir)}
+	if e.kind == expectRename {
+		st.fromDir = s.dirRefLocked(e.from.dir)
+	}
+	return st
+}
+
+// dirRefLocked is how the helper finds a directory.
+func (s *shown) dirRefLocked(dir crdt.Ino) kernel.Dir {
+	node, ok := s.current[dir]
+	if !ok {
+		node = store.NodeID(dir)
+	}
+	return kernel.Dir{Node: uint64(node), Generation: s.born[node]}
+}
+
+// known returns the kernel's node of an inode, if it has one.
+func (s *shown) known(ino crdt.Ino) (store.NodeID, knownNode, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	node, ok := s.current[ino]
+	return node, s.nodes[node], ok
+}
+
+// knownDir is how the helper finds a directory, if the kernel knows it.
+func (s *shown) knownDir(dir crdt.Ino) (kernel.Dir, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dirRefLocked(dir), s.knowsDirLocked(dir)
+}
+
+// force shows a pending name without a call, and returns what it was.
+func (s *shown) force(k nameKey) (p pendingName, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.changing != nil {
+		s.settled.Wait()
+	}
+	p, ok = s.getLocked(k)
+	if !ok {
+		return p, false
+	}
+	s.dropLocked(k)
+	if p.shown.Kind == crdt.KindDir {
+		if node, known := s.current[p.shown.Ino]; known {
+			s.born[node]++
+			s.dead[node] = struct{}{}
+			s.anyDead.Store(true)
+		}
+	}
+	return p, true
+}
+
+// isDead reports whether a directory's node was removed without the kernel
+// having been told: ESTALE makes it look the name up again.
+func (s *shown) isDead(node uint64) bool {
+	if !s.anyDead.Load() {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, dead := s.dead[store.NodeID(node)]
+	return dead
+}

@@ -1,0 +1,53 @@
+package fusefs
+
+import (
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// Rename moves a name.
+func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+	from := nameKey{fs.shown.dir(in.NodeId), oldName}
+	to := nameKey{fs.shown.dir(in.Newdir), newName}
+	if fs.helper.Is(&in.InHeader) {
+		return fs.answerRename(from, to)
+	}
+	if s, ro := fs.refuse(); ro {
+		return s
+	}
+	mode, ok := renameMode(in.Flags)
+	if !ok {
+		return fuse.EINVAL
+	}
+	if in.Unique&resent == 0 && fs.shown.giveWay(from, to) {
+		return fuse.Status(syscall.ESTALE)
+	}
+	defer fs.shown.begin(from, to)()
+	odir, ndir := fs.shown.target(in.NodeId), fs.shown.target(in.Newdir)
+	var replaced crdt.Ino
+	if mode == crdt.RenameReplace {
+		replaced = fs.dirAt(ndir, newName)
+	}
+	err := fs.vol.Rename(fs.request(&in.InHeader), odir, oldName, ndir, newName, mode)
+	if err == nil {
+		fs.shown.buried(replaced)
+	}
+	return fs.status("rename", err)
+}
+
+// renameMode translates renameat2's flags. RENAME_WHITEOUT is overlayfs'.
+func renameMode(flags uint32) (crdt.RenameMode, bool) {
+	switch flags {
+	case 0:
+		return crdt.RenameReplace, true
+	case unix.RENAME_NOREPLACE:
+		return crdt.RenameNoReplace, true
+	case unix.RENAME_EXCHANGE:
+		return crdt.RenameExchange, true
+	}
+	return 0, false
+}

@@ -1,0 +1,261 @@
+package fusefs
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+const (
+	// patience is how long a call on the mount may be blocked by others
+	// before the revealer goes on without it.
+	patience = 100 * time.Millisecond
+	// busyRetry is how long to wait for a mount point to become free that a
+	// peer has removed.
+	busyRetry = time.Second
+	// inFlight is how soon to notify again of a node whose lookup is counted
+	// and not yet answered.
+	inFlight = 2 * time.Millisecond
+	maxTries = 50
+	// rush is how much work makes the revealer notify instead of making
+	// calls: a watcher loses events behind max_queued_events (16384) anyway.
+	rush = 16384
+	// maxBlocked bounds the notifications that are blocked in the kernel,
+	// each of which takes a thread.
+	maxBlocked = 32
+)
+
+var (
+	errSlow = errors.New("the helper's call is blocked")
+	errRush = errors.New("too much to reveal")
+)
+
+// revealer makes the kernel and programs see what was merged. Its one goroutine
+// does the work of the queue in order.
+type revealer struct {
+	// Fixed by newRevealer.
+	fs     *FS
+	shown  *shown
+	queue  *workQueue
+	kernel notifier
+	log    *slog.Logger
+	ctx    context.Context // ends with the mount
+	stop   context.CancelFunc
+
+	blocked chan struct{} // a token for each notification in progress
+	tasks   sync.WaitGroup
+
+	// Owned by the goroutine.
+	busy  <-chan error // of a helper's call that was given up; nil if none
+	holds uint64
+
+	reveals, fallbacks, notifies atomic.Uint64
+}
+
+func newRevealer(fs *FS, n notifier) *revealer {
+	ctx, stop := context.WithCancel(context.Background())
+	return &revealer{
+		fs: fs, shown: fs.shown, queue: fs.shown.queue, kernel: n, log: fs.log,
+		ctx: ctx, stop: stop, blocked: make(chan struct{}, maxBlocked),
+	}
+}
+
+// run does the work until the mount ends.
+func (r *revealer) run() {
+	for {
+		w, ok := r.queue.pop()
+		if !ok {
+			select {
+			case <-r.queue.wake:
+				continue
+			case <-r.ctx.Done():
+				return
+			}
+		}
+		if r.ctx.Err() != nil {
+			return
+		}
+		switch w.kind {
+		case workName:
+			r.name(w.key)
+		case workInode:
+			r.inode(w)
+		case workForget:
+			r.fs.vol.ForgetNode(w.node)
+		}
+	}
+}
+
+// later pushes work again after some time.
+func (r *revealer) later(w work, after time.Duration) {
+	w.tries++
+	r.queue.mu.Lock()
+	r.queue.later++
+	r.queue.mu.Unlock()
+	r.tasks.Go(func() {
+		t := time.NewTimer(after)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-r.ctx.Done():
+		}
+		r.queue.mu.Lock()
+		defer r.queue.mu.Unlock()
+		r.queue.later--
+		r.queue.pushLocked(w)
+	})
+}
+
+// call has the helper make a system call on the mount. If it is blocked, it is
+// given up: its handler will then find nothing expected.
+func (r *revealer) call(req *kernel.Request) error {
+	if r.busy != nil {
+		select {
+		case <-r.busy:
+			r.busy = nil
+		default:
+			return errSlow
+		}
+	}
+	done := make(chan error, 1)
+	r.tasks.Go(func() { done <- r.fs.helper.Do(r.ctx, req) })
+	t := time.NewTimer(patience)
+	defer t.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-t.C:
+		r.busy = done
+		return errSlow
+	}
+}
+
+// tell sends a notification. If it is blocked, it is left to itself: the state
+// has changed before, so it may come at any time.
+func (r *revealer) tell(what string, send func(notifier) error) {
+	r.blocked <- struct{}{}
+	r.notifies.Add(1)
+	done := make(chan struct{})
+	r.tasks.Go(func() {
+		err := send(r.kernel)
+		if err != nil && !errors.Is(err, kernel.ErrUnmounted) {
+			r.log.Warn(what, "err", err)
+		}
+		<-r.blocked
+		close(done)
+	})
+	t := time.NewTimer(patience)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+		r.log.Debug("notification is blocked", "what", what)
+	}
+}
+
+// name shows a pending name.
+func (r *revealer) name(k nameKey) {
+	for range maxTries {
+		st := r.shown.plan(k)
+		switch st.kind {
+		case stepNone:
+			return
+		case stepReplace:
+			r.replace(st)
+			return
+		}
+		err := r.reveal(st)
+		switch {
+		case err == nil, errors.Is(err, syscall.ECANCELED):
+			// On to the next step, or what changed meanwhile.
+		case errors.Is(err, syscall.EBUSY):
+			r.log.Warn("a peer removed a directory that is in use as a mount point here; it stays until that is unmounted",
+				"dir", uint64(k.dir), "name", k.name)
+			r.later(work{kind: workName, key: k}, busyRetry)
+			return
+		case r.ctx.Err() != nil:
+			return
+		default:
+			r.fallback(st.expect.key, err)
+			if st.expect.key == k {
+				return
+			}
+		}
+	}
+	r.fallback(k, errSlow)
+}
+
+// reveal makes one call and returns nil if it has shown the name.
+func (r *revealer) reveal(st step) error {
+	if r.queue.length() > rush {
+		return errRush
+	}
+	req, err := r.request(st)
+	if err != nil {
+		return err
+	}
+	r.shown.expect(st.expect)
+	err = r.call(req)
+	r.shown.expect(nil)
+	if !r.shown.met(st.expect) {
+		if err == nil {
+			err = syscall.ECANCELED // the kernel had nothing to ask
+		}
+		return err
+	}
+	r.reveals.Add(1)
+	if req.Op == kernel.OpMkdir {
+		r.prune(st.expect.entry.Ino)
+	}
+	return nil
+}
+
+// prune lets the kernel forget a directory that appeared, if nobody watches:
+// then what comes into it needs no call.
+func (r *revealer) prune(dir crdt.Ino) {
+	node, _, ok := r.shown.known(dir)
+	if !ok {
+		return
+	}
+	r.tell("prune", func(n notifier) error {
+		err := n.Prune(uint64(node))
+		if errors.Is(err, syscall.EINVAL) { // before Linux 6.18
+			return nil
+		}
+		return err
+	})
+}
+
+// fallback shows a name without the call: the state, then a notification. No
+// watcher hears of it.
+func (r *revealer) fallback(k nameKey, why error) {
+	dir, known := r.shown.knownDir(k.dir)
+	p, ok := r.shown.force(k)
+	if !ok || !known {
+		return
+	}
+	r.fallbacks.Add(1)
+	r.log.Debug("shown without an event", "dir", uint64(k.dir), "name", k.name, "why", why)
+	if p.shown.Kind == crdt.KindDir {
+		if node, _, ok := r.shown.known(p.shown.Ino); ok {
+			r.tell("invalidate removed directory", func(n notifier) error { return n.InvalInode(uint64(node), -1, 0) })
+		}
+	} else {
+		r.tell("invalidate entry", func(n notifier) error { return dropName(n, dir, k.name, p.shown) })
+	}
+	r.tell("invalidate listing", func(n notifier) error { return n.InvalInode(dir.Node, 0, 0) })
+}
+
+// replace lets another file take a file's place.
+func (r *revealer) replace(st step) {
+	k := st.expect.key
+	r.fallback(k, nil)
+	r.modified(st.dir, k.name, st.name.merged)
+}

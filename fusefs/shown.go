@@ -1,0 +1,312 @@
+package fusefs
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// aliasNode marks node ids of directories made here because the directory's
+// own number means another one to the kernel.
+const aliasNode store.NodeID = 1 << 62
+
+const rootNode = store.NodeID(crdt.RootIno)
+
+// nameKey is a name of a directory set, which its head names.
+type nameKey struct {
+	dir  crdt.Ino
+	name string
+}
+
+// pendingName is a name whose change is merged and not shown yet.
+type pendingName struct {
+	shown, merged crdt.Entry
+}
+
+// knownNode is what the kernel has of us: a node id it has looked up.
+type knownNode struct {
+	ino      crdt.Ino
+	lookups  uint64
+	dir      bool
+	mode     uint32 // as last told, for telling what a change changed
+	uid, gid uint32
+}
+
+// shown is what the kernel knows and what programs see, as against what the
+// store has merged. It is the mount's [store.Viewer].
+type shown struct {
+	mount store.MountID
+	queue *workQueue
+
+	aliased atomic.Int64 // directories whose node id is not their number
+	anyDead atomic.Bool  // dead is not empty
+
+	mu      sync.Mutex // guards what follows
+	settled *sync.Cond // on mu: no change is being committed
+	gen     uint64     // counts the beginnings and ends of changes
+	// changing are the inodes touched by the change that is being
+	// committed; nil if there is none.
+	changing map[crdt.Ino]struct{}
+	undo     []func()       // takes the change back, last first
+	switched []switchedFile // by the change
+
+	nodes   map[store.NodeID]knownNode
+	current map[crdt.Ino]store.NodeID // the node of an inode's present version
+	frozen  map[store.NodeID]struct{} // nodes that keep an old version
+	born    map[store.NodeID]uint32   // generation of a directory that was removed
+	dead    map[store.NodeID]struct{} // directories removed without the kernel being told
+	aliases store.NodeID              // last one given
+
+	pending  map[crdt.Ino]map[string]pendingName
+	shownAt  map[crdt.LinkID]nameKey // of pending names
+	mergedAt map[crdt.LinkID]nameKey // of pending names
+
+	own       map[nameKey]int  // names that calls in progress change themselves
+	writers   map[crdt.Ino]int // write handles
+	releasing map[crdt.Ino]int // of them, being released
+	expected  *expectation     // the helper's call in progress
+}
+
+type switchedFile struct {
+	ino crdt.Ino
+	old store.NodeID
+}
+
+func newShown(id store.MountID, queue *workQueue) *shown {
+	s := &shown{
+		mount: id, queue: queue,
+		nodes:     make(map[store.NodeID]knownNode),
+		current:   make(map[crdt.Ino]store.NodeID),
+		frozen:    make(map[store.NodeID]struct{}),
+		born:      make(map[store.NodeID]uint32),
+		dead:      make(map[store.NodeID]struct{}),
+		pending:   make(map[crdt.Ino]map[string]pendingName),
+		shownAt:   make(map[crdt.LinkID]nameKey),
+		mergedAt:  make(map[crdt.LinkID]nameKey),
+		own:       make(map[nameKey]int),
+		writers:   make(map[crdt.Ino]int),
+		releasing: make(map[crdt.Ino]int),
+	}
+	s.settled = sync.NewCond(&s.mu)
+	return s
+}
+
+// target is the node by which the store knows what the kernel calls node.
+func (s *shown) target(node uint64) store.NodeID {
+	n := store.NodeID(node)
+	if s.aliased.Load() == 0 {
+		return n
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k, ok := s.nodes[n]; ok && k.dir {
+		return store.NodeID(k.ino)
+	}
+	return n
+}
+
+// dir is the directory that the kernel calls node.
+func (s *shown) dir(node uint64) crdt.Ino { return crdt.Ino(s.target(node)) }
+
+// generation is to be taken before the state is read for a reply that is to be
+// counted by know.
+func (s *shown) generation() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gen
+}
+
+// know counts a reply that tells the kernel a node, and fills in the node's
+// number. It returns false if the state may have changed since gen: the reply
+// must be computed again, as no notification will follow for that change.
+func (s *shown) know(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.knowLocked(gen, a, out)
+}
+
+func (s *shown) knowLocked(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
+	if s.waitLocked(a.Ino); s.gen != gen {
+		return false
+	}
+	node := s.nodeOfLocked(a)
+	k := s.nodes[node]
+	k.ino, k.dir = a.Ino, a.Kind == crdt.KindDir
+	k.mode, k.uid, k.gid = a.Mode, a.UID, a.GID
+	k.lookups++
+	s.nodes[node] = k
+	s.current[a.Ino] = node
+	out.NodeId, out.Generation = uint64(node), uint64(s.born[node])
+	return true
+}
+
+// steady runs read until what it has read of a node is one version. The store
+// commits a file's new content a moment before its old node id keeps the old
+// one, so what was read meanwhile may be of either.
+func (s *shown) steady(node store.NodeID, read func() error) error {
+	for {
+		was := s.isFrozen(node)
+		err := read()
+		if was || !s.isFrozen(node) {
+			return err
+		}
+	}
+}
+
+// isFrozen reports whether a node keeps an old version, and waits for the end
+// of a change that is making it do so.
+func (s *shown) isFrozen(node store.NodeID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.switchingLocked(node) {
+		s.settled.Wait()
+	}
+	_, frozen := s.frozen[node]
+	return frozen
+}
+
+func (s *shown) switchingLocked(node store.NodeID) bool {
+	for _, f := range s.switched {
+		if f.old == node {
+			return true
+		}
+	}
+	return false
+}
+
+// waitLocked returns when no change of the inode is being committed. Commits
+// wait for nothing that a handler holds.
+func (s *shown) waitLocked(ino crdt.Ino) {
+	for {
+		if _, busy := s.changing[ino]; !busy {
+			return
+		}
+		s.settled.Wait()
+	}
+}
+
+// nodeOfLocked is the node id that the kernel has or is to have for a. A
+// directory keeps the one it has, whatever became of its inode number, so that
+// watches and working directories stay.
+func (s *shown) nodeOfLocked(a *store.Attr) store.NodeID {
+	if a.Kind != crdt.KindDir || a.Ino == crdt.RootIno {
+		return a.Node
+	}
+	if node, ok := s.current[a.Ino]; ok {
+		return node
+	}
+	node := store.NodeID(a.Ino)
+	if other, taken := s.nodes[node]; taken && other.ino != a.Ino {
+		s.aliases++
+		node = aliasNode | s.aliases
+		s.aliased.Add(1)
+	}
+	return node
+}
+
+// told records what the kernel was told of a node's permissions.
+func (s *shown) told(node uint64, a *store.Attr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k, ok := s.nodes[store.NodeID(node)]; ok {
+		k.mode, k.uid, k.gid = a.Mode, a.UID, a.GID
+		s.nodes[store.NodeID(node)] = k
+	}
+}
+
+// forget takes n lookups back.
+func (s *shown) forget(node, n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := store.NodeID(node)
+	k, ok := s.nodes[id]
+	if !ok {
+		return
+	}
+	if k.lookups > n {
+		k.lookups -= n
+		s.nodes[id] = k
+		return
+	}
+	delete(s.nodes, id)
+	delete(s.born, id)
+	delete(s.dead, id)
+	if s.current[k.ino] == id {
+		delete(s.current, k.ino)
+	}
+	if k.dir {
+		if id != store.NodeID(k.ino) {
+			s.aliased.Add(-1)
+		}
+		s.showAllLocked(k.ino)
+	}
+	if _, ok := s.frozen[id]; ok {
+		delete(s.frozen, id)
+		s.queue.push(work{kind: workForget, node: id})
+	}
+}
+
+// showAllLocked ends the pending of names in a directory that the kernel no
+// longer knows.
+func (s *shown) showAllLocked(dir crdt.Ino) {
+	for name := range s.pending[dir] {
+		s.dropLocked(nameKey{dir, name})
+	}
+}
+
+// knowsDirLocked reports whether the kernel may have cached names of dir.
+func (s *shown) knowsDirLocked(dir crdt.Ino) bool {
+	_, ok := s.current[dir]
+	return ok || dir == crdt.RootIno
+}
+
+// buriedLocked notes that the kernel has removed a directory. Its inode is
+// marked dead there; should the directory come back, another generation makes
+// the kernel take a fresh one.
+func (s *shown) buriedLocked(dir crdt.Ino) {
+	if node, ok := s.current[dir]; ok {
+		s.born[node]++
+	}
+}
+
+func (s *shown) buried(dir crdt.Ino) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.buriedLocked(dir)
+}
+
+// begin declares the names that a call in progress changes by itself: the
+// kernel will know without being told.
+func (s *shown) begin(keys ...nameKey) (end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range keys {
+		s.own[k]++
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, k := range keys {
+			if s.own[k]--; s.own[k] == 0 {
+				delete(s.own, k)
+			}
+		}
+	}
+}
+
+// opened and closed count write handles; while there are any, the inode's
+// content changes are its own.
+func (s *shown) opened(ino crdt.Ino) { s.count(s.writers, ino, 1) }
+func (s *shown) closed(ino crdt.Ino) { s.count(s.writers, ino, -1) }
+
+func (s *shown) count(m map[crdt.Ino]int, ino crdt.Ino, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m[ino] += n; m[ino] == 0 {
+		delete(m, ino)
+	}
+}

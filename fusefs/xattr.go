@@ -1,0 +1,101 @@
+package fusefs
+
+import (
+	"strings"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/synapsefs/synapsefs/store"
+)
+
+// Limits of the kernel (linux/limits.h).
+const (
+	maxXattrName  = 255
+	maxXattrValue = 64 << 10
+)
+
+// refuseXattr answers attributes that are not stored: POSIX ACLs, whose
+// enforcement the kernel would leave to us. Not ENOSYS, which the kernel would
+// remember when a later version has them.
+func refuseXattr(name string) (fuse.Status, bool) {
+	switch {
+	case strings.HasPrefix(name, "system."):
+		return fuse.Status(syscall.EOPNOTSUPP), true
+	case len(name) > maxXattrName:
+		return fuse.ERANGE, true
+	}
+	return fuse.OK, false
+}
+
+// GetXAttr reads an attribute; an empty dest asks for its size.
+func (fs *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
+	if fs.helper.Handshake(h, attr) {
+		return 0, fuse.ENODATA
+	}
+	if s, no := refuseXattr(attr); no {
+		return 0, s
+	}
+	value, err := fs.vol.GetXattr(fs.shown.target(h.NodeId), attr)
+	if err != nil {
+		return 0, fs.status("getxattr", err)
+	}
+	return fillXattr(dest, string(value))
+}
+
+// ListXAttr reads the attributes' names.
+func (fs *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	names, err := fs.vol.ListXattr(fs.shown.target(h.NodeId))
+	if err != nil {
+		return 0, fs.status("listxattr", err)
+	}
+	var b strings.Builder
+	for _, name := range names {
+		b.WriteString(name)
+		b.WriteByte(0)
+	}
+	if b.Len() > maxXattrValue {
+		return 0, fuse.Status(syscall.E2BIG)
+	}
+	return fillXattr(dest, b.String())
+}
+
+func fillXattr(dest []byte, value string) (uint32, fuse.Status) {
+	if len(dest) < len(value) {
+		return uint32(len(value)), fuse.ERANGE
+	}
+	return uint32(copy(dest, value)), fuse.OK
+}
+
+// SetXAttr sets an attribute.
+func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
+	if s, ro := fs.refuse(); ro {
+		return s
+	}
+	if s, no := refuseXattr(attr); no {
+		return s
+	}
+	if len(data) > maxXattrValue {
+		return fuse.Status(syscall.E2BIG)
+	}
+	mode := store.XattrSet
+	switch in.Flags {
+	case unix.XATTR_CREATE:
+		mode = store.XattrCreate
+	case unix.XATTR_REPLACE:
+		mode = store.XattrReplace
+	}
+	return fs.status("setxattr", fs.vol.SetXattr(fs.request(&in.InHeader), fs.shown.target(in.NodeId), attr, data, mode))
+}
+
+// RemoveXAttr removes an attribute.
+func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse.Status {
+	if s, ro := fs.refuse(); ro {
+		return s
+	}
+	if s, no := refuseXattr(attr); no {
+		return s
+	}
+	return fs.status("removexattr", fs.vol.RemoveXattr(fs.request(h), fs.shown.target(h.NodeId), attr))
+}

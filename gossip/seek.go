@@ -1,0 +1,265 @@
+package gossip
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// seek asks for what peers have and this replica lacks.
+func (p *Protocol) seek(v *replica) {
+	if v.pull != nil {
+		if p.now.Before(v.pull.deadline) {
+			v.later(v.pull.deadline)
+			return
+		}
+		p.slower(p.peers[v.pull.peer], v)
+		v.pull = nil
+	}
+	if v.staging {
+		return
+	}
+	held := v.held()
+	if !p.missed(v, held) {
+		return
+	}
+	if v.retryAfter.After(p.now) {
+		v.later(v.retryAfter)
+		return
+	}
+	ps, h := p.source(v, held)
+	if ps == nil {
+		return
+	}
+	if p.needsSnapshot(v, h) {
+		if v.merging == 0 { // else when they are done
+			v.staging = true
+			p.do(TakeSnapshot{v.id, ps.name})
+		}
+		return
+	}
+	v.gap, v.urgent = nil, false
+	v.pull = &pull{peer: ps.name, since: held, deadline: p.now.Add(pullTimeout)}
+	v.later(v.pull.deadline)
+	p.send(ps, Pull{Volume: v.id, Vector: held, MaxBytes: p.limits.PullBytes})
+}
+
+// held is what need not be pulled: what is here, and all of this replica's own.
+func (v *replica) held() crdt.Vector {
+	held := v.pending.extend(v.reached)
+	held[v.self] = crdt.VectorEntry{Seq: math.MaxUint64}
+	return held
+}
+
+// missed reports whether something is missing that is not merely under way:
+// it was missing already gapGrace ago.
+func (p *Protocol) missed(v *replica, held crdt.Vector) bool {
+	if v.gap != nil && held.Contains(v.gap) {
+		v.gap = nil
+	}
+	if v.gap == nil {
+		all := crdt.Vector{}
+		p.holders(v.id, func(_ *peerState, h *holding) { all.Max(h.vector) })
+		if held.Contains(all) {
+			v.urgent = false
+			return false
+		}
+		v.gap, v.gapSince = all, p.now
+	}
+	if due := v.gapSince.Add(gapGrace); !v.urgent && p.now.Before(due) {
+		v.later(due)
+		return false
+	}
+	return true
+}
+
+// source picks the linked peer that has most of what is missing, a ready one
+// if there is any. It leaves out those that were no help lately.
+func (p *Protocol) source(v *replica, held crdt.Vector) (best *peerState, hold *holding) {
+	most, ready := uint64(0), false
+	p.holders(v.id, func(ps *peerState, h *holding) {
+		n := missing(held, h.vector)
+		if n == 0 {
+			return
+		}
+		if h.notBefore.After(p.now) {
+			v.later(h.notBefore)
+			return
+		}
+		if best == nil || h.ready && !ready || h.ready == ready && n > most {
+			best, hold, most, ready = ps, h, n, h.ready
+		}
+	})
+	return best, hold
+}
+
+func (p *Protocol) needsSnapshot(v *replica, h *holding) bool {
+	if !h.ready {
+		return false // a staging replica is no source, and one never ready may be one
+	}
+	return h.noJournal || !v.ready && len(v.applied) == 0 && missing(nil, h.vector) > p.limits.SnapshotOver
+}
+
+// slower makes a peer wait longer before it is asked again.
+func (p *Protocol) slower(ps *peerState, v *replica) {
+	if ps == nil || ps.holds[v.id] == nil {
+		return
+	}
+	h := ps.holds[v.id]
+	h.backoff = min(max(2*h.backoff, leastBackoff), mostBackoff)
+	h.notBefore = p.now.Add(h.backoff)
+	v.later(h.notBefore)
+}
+
+func (m PullDone) receive(p *Protocol, from *peerState) {
+	v := p.replicas[m.Volume]
+	if v == nil || v.pull == nil || v.pull.peer != from.name {
+		return
+	}
+	defer p.touch(v)
+	helped := missing(v.pull.since, v.held()) > 0
+	v.pull = nil
+	h := from.holds[m.Volume]
+	switch {
+	case h == nil:
+	case !helped:
+		p.slower(from, v)
+	default:
+		h.backoff = 0
+		v.urgent = m.More
+	}
+}
+
+func (m SnapshotNeeded) receive(p *Protocol, from *peerState) {
+	v := p.replicas[m.Volume]
+	if v == nil || v.pull == nil || v.pull.peer != from.name {
+		return
+	}
+	v.pull = nil
+	h := from.holds[m.Volume]
+	if h == nil {
+		return
+	}
+	h.noJournal = true
+	if h.ready {
+		v.urgent = true
+	} else {
+		p.slower(from, v)
+	}
+	p.touch(v)
+}
+
+func (e SnapshotTaken) step(p *Protocol) {
+	v := p.replicas[e.Volume]
+	if v == nil || !v.staging {
+		return
+	}
+	v.staging = false
+	defer p.touch(v)
+	if e.Err != nil {
+		v.retryAfter = p.now.Add(failureDelay)
+		p.slower(p.peers[e.Peer], v) // another may do better
+		p.report(e.Peer, v.id, fmt.Errorf("take snapshot: %w", e.Err))
+		return
+	}
+	v.applied.Max(e.Vector)
+	v.reached.Max(v.applied)
+	v.pending.prune(v.reached)
+	for _, ps := range p.peers {
+		if h := ps.holds[v.id]; h != nil {
+			h.noJournal = false
+		}
+	}
+	v.gap, v.urgent, v.unacked = nil, true, true
+	p.changed(v)
+}
+
+// A fetch is content that batches wait for.
+type fetch struct {
+	active  bool
+	retryAt time.Time
+	delay   time.Duration
+}
+
+// fetch asks for the content that waiting batches want, a few at a time.
+func (p *Protocol) fetch(v *replica) {
+	if len(v.fetches) == 0 && v.pending.count == 0 {
+		return
+	}
+	active := 0
+	wanted := map[crdt.Hash]bool{}
+	for _, f := range v.fetches {
+		if f.active {
+			active++
+		}
+	}
+	for _, w := range v.pending.wanting() {
+		for _, h := range w.wants {
+			wanted[h] = true
+			f := v.fetches[h]
+			switch {
+			case f != nil && f.active:
+				continue
+			case f != nil && f.retryAt.After(p.now):
+				v.later(f.retryAt)
+				continue
+			case active >= p.limits.Fetches:
+				continue
+			case f == nil:
+				f = &fetch{}
+				v.fetches[h] = f
+			}
+			f.active = true
+			active++
+			p.do(FetchContent{v.id, h, p.sources(v, w)})
+		}
+	}
+	maps.DeleteFunc(v.fetches, func(h crdt.Hash, f *fetch) bool { return !f.active && !wanted[h] })
+}
+
+// sources lists the peers that have applied a batch, the one that sent it first.
+func (p *Protocol) sources(v *replica, w *waiter) (out []string) {
+	p.holders(v.id, func(ps *peerState, h *holding) {
+		if h.vector[w.batch.Origin].Seq >= w.batch.Last {
+			out = append(out, ps.name)
+		}
+	})
+	slices.SortStableFunc(out, func(a, b string) int {
+		switch w.from {
+		case a:
+			return -1
+		case b:
+			return 1
+		}
+		return 0
+	})
+	return out
+}
+
+func (e ContentArrived) step(p *Protocol) {
+	if v := p.replicas[e.Volume]; v != nil && v.fetches[e.Hash] != nil {
+		f := v.fetches[e.Hash]
+		f.active = false
+		if e.Err != nil {
+			f.delay = min(max(2*f.delay, 5*leastBackoff), mostBackoff)
+			f.retryAt = p.now.Add(f.delay)
+			p.report("", v.id, fmt.Errorf("fetch content: %w", e.Err))
+		} else {
+			delete(v.fetches, e.Hash)
+		}
+		p.touch(v)
+	}
+	if e.Err != nil {
+		return
+	}
+	// Volumes of a node share their content.
+	for _, id := range slices.SortedFunc(maps.Keys(p.replicas), compareVolumes) {
+		if v := p.replicas[id]; v.pending.arrived(e.Hash) {
+			p.touch(v)
+		}
+	}
+}

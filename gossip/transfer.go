@@ -1,0 +1,221 @@
+package gossip
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/synapsefs/synapsefs/internal/wire"
+	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/content"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+const (
+	// blocksAtOnce is how many blocks are asked for in one request.
+	blocksAtOnce = 32
+	// blocksAFile is after how many blocks a file is put in place, so that a
+	// transfer that is cut goes on from there.
+	blocksAFile = 256
+	// maxManifest bounds a manifest, in bytes: a file of 2 TiB.
+	maxManifest = 64 << 20
+)
+
+// ErrAbsent says that no peer has the content.
+var ErrAbsent = errors.New("no peer has the content")
+
+// A Transfer brings content here.
+type Transfer interface {
+	// Fetch returns when the manifest and all its blocks are in the content
+	// store. Any of the peers may have them; the first is the likeliest. What
+	// came before an error is kept.
+	Fetch(ctx context.Context, volume store.VolumeID, peers []string, manifest crdt.Hash) error
+}
+
+// blockTransfer asks one peer after the other for what is missing.
+type blockTransfer struct {
+	db     *store.DB
+	client func(node string) (wire.ReplicaClient, error)
+}
+
+// Fetch implements Transfer.
+func (t *blockTransfer) Fetch(ctx context.Context, volume store.VolumeID, peers []string, manifest crdt.Hash) error {
+	err := fmt.Errorf("fetch content %x: %w", manifest[:8], ErrAbsent)
+	for _, node := range peers {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		e := t.fetchFrom(ctx, volume, node, manifest)
+		if e == nil {
+			return nil
+		}
+		err = errors.Join(err, fmt.Errorf("from peer %q: %w", node, e))
+	}
+	return err
+}
+
+func (t *blockTransfer) fetchFrom(ctx context.Context, volume store.VolumeID, node string, manifest crdt.Hash) error {
+	client, err := t.client(node)
+	if err != nil {
+		return err
+	}
+	f := &fetcher{ctx: ctx, client: client, volume: volume, db: t.db}
+	index := t.db.Index()
+	encoded, have, err := index.Manifest(manifest)
+	if err != nil {
+		return err
+	}
+	if !have {
+		if encoded, err = f.manifest(manifest); err != nil {
+			return fmt.Errorf("manifest: %w", err)
+		}
+	}
+	m, err := content.DecodeManifest(encoded)
+	if err != nil {
+		return err
+	}
+	missing, err := t.db.Content().Missing(m)
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(missing, blocksAFile) {
+		if err := f.file(part); err != nil {
+			return fmt.Errorf("blocks: %w", err)
+		}
+	}
+	if have {
+		return nil
+	}
+	return index.PutManifest(manifest, encoded)
+}
+
+// A fetcher fetches from one peer.
+type fetcher struct {
+	ctx    context.Context // of one Fetch
+	client wire.ReplicaClient
+	volume store.VolumeID
+	db     *store.DB
+}
+
+// file fetches blocks into one new immutable file. Those that came before an
+// error are kept.
+func (f *fetcher) file(hashes []crdt.Hash) (err error) {
+	in, err := f.db.Content().NewIncoming()
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(hashes, blocksAtOnce) {
+		if err = f.each(false, part, content.BlockSize, in.Put); err != nil {
+			break
+		}
+	}
+	if e := in.Commit(false); e != nil {
+		in.Abort()
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+func (f *fetcher) manifest(h crdt.Hash) (encoded []byte, err error) {
+	err = f.each(true, []crdt.Hash{h}, maxManifest, func(_ crdt.Hash, b []byte) error {
+		if blake3.Sum256(b) != h {
+			return content.ErrCorrupt
+		}
+		encoded = b
+		return nil
+	})
+	return encoded, err
+}
+
+// each asks for hashes and gives their bytes, as they come and unverified, to
+// put.
+func (f *fetcher) each(manifests bool, hashes []crdt.Hash, limit int, put func(crdt.Hash, []byte) error) error {
+	ctx, cancel := context.WithCancel(f.ctx)
+	defer cancel()
+	stream, err := f.client.Fetch(ctx, &wire.FetchRequest{
+		Volume: f.volume[:], Manifests: manifests, Hashes: hashesToWire(hashes),
+	})
+	if err != nil {
+		return err
+	}
+	for _, h := range hashes {
+		b, err := onePiece(stream, h, limit)
+		if err != nil {
+			return err
+		}
+		if err := put(h, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// onePiece puts the pieces of one hash together.
+func onePiece(stream interface {
+	Recv() (*wire.FetchChunk, error)
+}, h crdt.Hash, limit int) ([]byte, error) {
+	var out []byte
+	for {
+		c, err := stream.Recv()
+		switch {
+		case err == io.EOF:
+			return nil, io.ErrUnexpectedEOF
+		case err != nil:
+			return nil, err
+		case !slices.Equal(c.GetHash(), h[:]) || len(out)+len(c.GetData()) > limit:
+			return nil, errMalformed
+		case c.GetAbsent():
+			return nil, ErrAbsent
+		}
+		if out == nil && c.GetLast() {
+			return c.GetData(), nil
+		}
+		out = append(out, c.GetData()...)
+		if c.GetLast() {
+			return out, nil
+		}
+	}
+}
+
+// takeSnapshot makes a peer's state this replica's. No merge runs meanwhile.
+func (c *Cluster) takeSnapshot(hv *heldVolume, node string) {
+	hv.log.Info("taking a snapshot", "peer", node)
+	err := c.joinSnapshot(hv, node)
+	if err == nil {
+		hv.log.Info("took a snapshot", "peer", node)
+	}
+	c.step(SnapshotTaken{Volume: hv.v.ID(), Peer: node, Vector: hv.v.Vector(), Err: err})
+}
+
+func (c *Cluster) joinSnapshot(hv *heldVolume, node string) error {
+	client, err := c.client(node)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(hv.ctx)
+	defer cancel()
+	id := hv.v.ID()
+	stream, err := client.Snapshot(ctx, &wire.SnapshotRequest{Volume: id[:]})
+	if err != nil {
+		return err
+	}
+	next := func() ([]byte, error) {
+		chunk, err := stream.Recv()
+		switch {
+		case err == io.EOF:
+			return nil, io.ErrUnexpectedEOF // without its end
+		case err != nil:
+			return nil, err
+		case chunk.GetEnd():
+			return nil, io.EOF
+		}
+		return chunk.GetData(), nil
+	}
+	return hv.v.JoinSnapshot(ctx, next, func(ctx context.Context, manifest crdt.Hash) error {
+		return c.transfer.Fetch(ctx, id, []string{node}, manifest)
+	})
+}

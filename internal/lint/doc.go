@@ -1,0 +1,2 @@
+// Package lint holds checks of the source itself, as tests.
+package lint

@@ -1,0 +1,173 @@
+package node
+
+import (
+	"context"
+	"net"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/synapsefs/synapsefs/internal/version"
+	"github.com/synapsefs/synapsefs/internal/wire"
+)
+
+// stopGrace is how long calls in progress may take when the daemon stops;
+// those that wait for peers end at once.
+const stopGrace = 2 * time.Second
+
+// adminServer turns calls of the admin API into calls of the node.
+type adminServer struct {
+	wire.UnimplementedAdminServer
+	n *Node
+}
+
+func (n *Node) serveAdmin(l net.Listener) {
+	n.server = grpc.NewServer(grpc.UnaryInterceptor(n.logCall))
+	wire.RegisterAdminServer(n.server, &adminServer{n: n})
+	n.loops.Go(func() {
+		if err := n.server.Serve(l); err != nil {
+			n.log.Error("serve the admin API", "err", err)
+		}
+	})
+}
+
+func stopServer(s *grpc.Server) {
+	timer := time.AfterFunc(stopGrace, s.Stop)
+	defer timer.Stop()
+	s.GracefulStop()
+}
+
+// logCall logs each call and turns its error into a status.
+func (n *Node) logCall(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	begin := time.Now()
+	reply, err := next(ctx, req)
+	n.log.Debug("admin call", "method", info.FullMethod, "took", time.Since(begin), "err", err)
+	return reply, toStatus(err)
+}
+
+func (s *adminServer) Status(context.Context, *wire.NodeStatusRequest) (*wire.NodeStatus, error) {
+	volumes, err := s.n.volumes()
+	if err != nil {
+		return nil, err
+	}
+	return &wire.NodeStatus{
+		Node:           s.n.cfg.Node,
+		Cluster:        s.n.cfg.Cluster,
+		Version:        version.String(),
+		Pid:            int64(os.Getpid()),
+		StartedUnixNs:  s.n.started.UnixNano(),
+		StateDir:       s.n.cfg.StateDir,
+		CatalogueReady: s.n.catalogue.v.Ready(),
+		Peers:          s.n.peersToWire(),
+		Volumes:        volumesToWire(volumes),
+		Mounts:         mountsToWire(s.n.Mounts()),
+	}, nil
+}
+
+func (s *adminServer) Peers(context.Context, *wire.PeersRequest) (*wire.PeersReply, error) {
+	return &wire.PeersReply{Peers: s.n.peersToWire()}, nil
+}
+
+func (s *adminServer) ListVolumes(ctx context.Context, _ *wire.ListVolumesRequest) (*wire.ListVolumesReply, error) {
+	volumes, err := s.n.ListVolumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.ListVolumesReply{Volumes: volumesToWire(volumes)}, nil
+}
+
+func (s *adminServer) CreateVolume(ctx context.Context, r *wire.CreateVolumeRequest) (*wire.VolumeStatus, error) {
+	info, err := s.n.CreateVolume(ctx, r.Name, r.Options)
+	if err != nil {
+		return nil, err
+	}
+	return info.toWire(), nil
+}
+
+func (s *adminServer) DeleteVolume(ctx context.Context, r *wire.DeleteVolumeRequest) (*wire.VolumeStatus, error) {
+	info, err := s.n.DeleteVolume(ctx, r.Name, r.Force)
+	if err != nil {
+		return nil, err
+	}
+	return info.toWire(), nil
+}
+
+func (s *adminServer) Mount(ctx context.Context, r *wire.MountVolumeRequest) (*wire.MountStatus, error) {
+	info, err := s.n.Mount(ctx, MountRequest{
+		Volume: r.Volume, Dir: string(r.Dir), Create: r.Create,
+		ReadOnly: r.ReadOnly, AllowOther: r.AllowOther,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return info.toWire(), nil
+}
+
+func (s *adminServer) Unmount(_ context.Context, r *wire.UnmountRequest) (*wire.UnmountReply, error) {
+	return &wire.UnmountReply{}, s.n.Unmount(string(r.Dir), r.Force)
+}
+
+func (s *adminServer) Mounts(context.Context, *wire.MountsRequest) (*wire.MountsReply, error) {
+	return &wire.MountsReply{Mounts: mountsToWire(s.n.Mounts())}, nil
+}
+
+func (s *adminServer) Wait(ctx context.Context, r *wire.WaitRequest) (*wire.WaitReply, error) {
+	begin := time.Now()
+	if err := s.n.Wait(ctx, r.Volume); err != nil {
+		return nil, err
+	}
+	return &wire.WaitReply{TookNs: int64(time.Since(begin))}, nil
+}
+
+func (i MountInfo) toWire() *wire.MountStatus {
+	return &wire.MountStatus{
+		Volume: i.Volume, Dir: []byte(i.Dir), ReadOnly: i.ReadOnly, Stale: i.Stale,
+		SinceUnixNs: i.Since.UnixNano(), Created: i.Created,
+	}
+}
+
+func mountsToWire(infos []MountInfo) []*wire.MountStatus {
+	out := make([]*wire.MountStatus, len(infos))
+	for n, i := range infos {
+		out[n] = i.toWire()
+	}
+	return out
+}
+
+func (i VolumeInfo) toWire() *wire.VolumeStatus {
+	s := &wire.VolumeStatus{
+		Name: i.Name, Id: i.ID.String(), Options: i.Options,
+		CreatedUnixNs: i.Created.UnixNano(), CreatedBy: i.By,
+		Mounts: uint32(i.Mounts), Problem: i.Problem,
+	}
+	if i.Created.IsZero() {
+		s.CreatedUnixNs = 0
+	}
+	if v := i.Replica; v != nil {
+		stats := v.Stats()
+		s.Held, s.Ready, s.Replica = true, v.Ready(), v.Replica().String()
+		s.Ops, s.Merged, s.Unsealed = stats.Ops, stats.Merged, uint64(stats.Unsealed)
+		s.OpenDrafts, s.Unfinished = uint64(stats.OpenDrafts), uint64(stats.Unfinished)
+		if stats.Full && s.Problem == "" {
+			s.Problem = "the disk is full: changes are refused"
+		}
+	}
+	return s
+}
+
+func volumesToWire(infos []VolumeInfo) []*wire.VolumeStatus {
+	out := make([]*wire.VolumeStatus, len(infos))
+	for n, i := range infos {
+		out[n] = i.toWire()
+	}
+	return out
+}
+
+func (n *Node) peersToWire() []*wire.PeerStatus {
+	var out []*wire.PeerStatus
+	for _, p := range n.cluster.Peers() {
+		out = append(out, &wire.PeerStatus{Node: p.Node, Address: p.Address, State: p.State, Error: p.Error})
+	}
+	return out
+}

@@ -1,0 +1,64 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/synapsefs/synapsefs/fusefs"
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/store"
+)
+
+// Errors beyond those of the store, which are returned as they are.
+var (
+	ErrBadName      = errors.New("bad argument")
+	ErrVolumeExists = errors.New("volume exists")
+	ErrVolumeBusy   = errors.New("volume is mounted on this node")
+	ErrNotMounted   = errors.New("nothing of this daemon is mounted there")
+	ErrNoCatalogue  = errors.New("this node does not know the cluster's volumes yet: it has met no member that does")
+	ErrRunning      = errors.New("a daemon is running already")
+	ErrStopping     = errors.New("the daemon is stopping")
+)
+
+// statusCodes says as what an error goes over the admin API: the only table.
+var statusCodes = []struct {
+	err  error
+	code codes.Code
+}{
+	{context.DeadlineExceeded, codes.DeadlineExceeded},
+	{context.Canceled, codes.Canceled},
+	{os.ErrDeadlineExceeded, codes.DeadlineExceeded},
+	{ErrBadName, codes.InvalidArgument},
+	{kernel.ErrNotDirectory, codes.InvalidArgument},
+	{ErrNotMounted, codes.NotFound},
+	{store.ErrNoVolume, codes.NotFound},
+	{kernel.ErrMountpointMissing, codes.NotFound},
+	{ErrVolumeExists, codes.AlreadyExists},
+	{kernel.ErrMounted, codes.AlreadyExists},
+	{ErrVolumeBusy, codes.FailedPrecondition},
+	{ErrNoCatalogue, codes.FailedPrecondition},
+	{ErrStopping, codes.FailedPrecondition},
+	{store.ErrNotReady, codes.FailedPrecondition},
+	{fusefs.ErrNotServed, codes.FailedPrecondition},
+	{kernel.ErrBusy, codes.FailedPrecondition},
+	{kernel.ErrNotEmpty, codes.FailedPrecondition},
+	{store.ErrNoSpace, codes.ResourceExhausted},
+	{os.ErrPermission, codes.PermissionDenied},
+}
+
+// toStatus is what the admin API answers for an error.
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, row := range statusCodes {
+		if errors.Is(err, row.err) {
+			return status.Error(row.code, err.Error())
+		}
+	}
+	return status.Error(codes.Internal, err.Error())
+}

@@ -1,0 +1,276 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/synapsefs/synapsefs/fusefs"
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/store"
+)
+
+// A MountRequest says what to mount where.
+type MountRequest struct {
+	Volume     string
+	Dir        string // absolute
+	Create     bool   // make the volume if there is none of that name
+	ReadOnly   bool
+	AllowOther bool
+}
+
+// A MountInfo is one mount of this node.
+type MountInfo struct {
+	Volume   string
+	Dir      string
+	ReadOnly bool
+	// Stale: no ready peer was reachable within catch-up-timeout, and the
+	// replica, ready once, serves its own data.
+	Stale   bool
+	Since   time.Time
+	Created bool // the volume was made by the call that mounted it
+}
+
+// A mount is reserved in Node.mounts before anything slow is done for it, so
+// that two calls cannot mount one directory.
+type mount struct {
+	info   MountInfo
+	volume store.VolumeID
+	fs     *fusefs.Mounted // nil while the mount is being made
+}
+
+// Mount mounts a volume and returns when the mount serves: when this node's
+// replica is ready and has caught up with a live peer (P11).
+func (n *Node) Mount(ctx context.Context, r MountRequest) (MountInfo, error) {
+	ctx, release := n.scope(ctx)
+	defer release()
+	m := &mount{info: MountInfo{Volume: r.Volume, Dir: filepath.Clean(r.Dir), ReadOnly: r.ReadOnly}}
+	if err := n.reserve(m); err != nil {
+		return MountInfo{}, fmt.Errorf("mount volume %q: %w", r.Volume, err)
+	}
+	if err := n.fill(ctx, m, r); err != nil {
+		n.forget(m)
+		return MountInfo{}, err
+	}
+	n.log.Info("mounted", "volume", r.Volume, "dir", m.info.Dir, "stale", m.info.Stale)
+	n.kick() // should the volume have been deleted meanwhile
+	return m.info, nil
+}
+
+// fill does the work of mount for a reserved directory.
+func (n *Node) fill(ctx context.Context, m *mount, r MountRequest) error {
+	v, err := n.prepare(ctx, m, r)
+	if err != nil {
+		return fmt.Errorf("mount volume %q: %w", r.Volume, err)
+	}
+	fs, err := fusefs.Mount(ctx, v, m.info.Dir, fusefs.Options{
+		ID:         mountID(m.info.Dir),
+		ReadOnly:   r.ReadOnly,
+		AllowOther: r.AllowOther,
+		Guard:      os.Geteuid() == 0, // P11; a user cannot lay one
+		HelperExec: fusefs.SelfHelper(),
+		Log:        n.log,
+	})
+	if err != nil {
+		return err
+	}
+	return n.keep(m, v.ID(), fs)
+}
+
+// mountID is the same for one directory after every restart.
+func mountID(dir string) store.MountID {
+	h := fnv.New64a()
+	io.WriteString(h, dir) // never fails
+	return store.MountID(h.Sum64() | 1)
+}
+
+// prepare returns the replica to mount, caught up.
+func (n *Node) prepare(ctx context.Context, m *mount, r MountRequest) (*store.Volume, error) {
+	if err := checkMountpoint(m.info.Dir); err != nil {
+		return nil, err // before a volume is made or fetched for nothing
+	}
+	v, err := n.volumeFor(ctx, m, r)
+	if err != nil || m.info.Created {
+		return v, err
+	}
+	m.info.Stale, err = n.catchUp(ctx, v)
+	return v, err
+}
+
+// checkMountpoint finds what kernel.Mount would refuse. What it is unsure of,
+// such as a dead mount of an earlier run, it leaves to kernel.Mount.
+func checkMountpoint(dir string) error {
+	if !filepath.IsAbs(dir) {
+		return fmt.Errorf("directory %q is not an absolute path: %w", dir, ErrBadName)
+	}
+	var here, above unix.Stat_t
+	switch err := unix.Stat(dir, &here); {
+	case err == unix.ENOENT:
+		return fmt.Errorf("mount %s: %w", dir, kernel.ErrMountpointMissing)
+	case err != nil:
+		return nil
+	case here.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return fmt.Errorf("mount %s: %w", dir, kernel.ErrNotDirectory)
+	}
+	if err := unix.Stat(filepath.Join(dir, ".."), &above); err != nil || here.Dev != above.Dev {
+		return nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err == nil && len(entries) > 0 {
+		err = fmt.Errorf("mount %s: %w", dir, kernel.ErrNotEmpty)
+	}
+	return err
+}
+
+// volumeFor returns the replica to mount, of a volume made now if asked for.
+func (n *Node) volumeFor(ctx context.Context, m *mount, r MountRequest) (*store.Volume, error) {
+	l, err := n.findVolume(ctx, r.Volume)
+	if errors.Is(err, store.ErrNoVolume) && r.Create {
+		info, err := n.createVolume(ctx, r.Volume, nil)
+		if !errors.Is(err, ErrVolumeExists) {
+			m.info.Created = err == nil
+			return info.Replica, err
+		}
+		l, err = n.catalogue.find(r.Volume) // somebody was faster
+		if err != nil {
+			return nil, err
+		}
+	} else if errors.Is(err, store.ErrNoVolume) {
+		return nil, fmt.Errorf("%w; --create makes a new one", err)
+	} else if err != nil {
+		return nil, err
+	}
+	return n.replica(l, false)
+}
+
+// catchUp returns when the replica has what a live ready peer has. One that
+// was ready before needs no peer: after catch-up-timeout it serves its own
+// data, stale. One that never was ready waits as long as the caller does.
+func (n *Node) catchUp(ctx context.Context, v *store.Volume) (stale bool, err error) {
+	if !v.Ready() {
+		if err := n.cluster.WaitReady(ctx, v.ID()); err != nil {
+			return false, fmt.Errorf("no live peer has a ready replica: %w", errors.Join(store.ErrNotReady, err))
+		}
+		return false, nil
+	}
+	bounded, cancel := context.WithTimeout(ctx, n.cfg.CatchUpTimeout)
+	defer cancel()
+	if err := n.cluster.CaughtUp(bounded, v.ID()); err == nil {
+		return false, nil
+	} else if ctx.Err() != nil {
+		return false, context.Cause(ctx)
+	}
+	n.log.Warn("no ready peer in time: serving what this node has, stale", "volume", v.Name())
+	return true, nil
+}
+
+// Unmount takes a mount away. With force it is detached although files are
+// open in it.
+func (n *Node) Unmount(dir string, force bool) error {
+	return n.unmount(filepath.Clean(dir), force)
+}
+
+func (n *Node) unmount(dir string, force bool) error {
+	n.mu.Lock()
+	m := n.mounts[dir]
+	ready := m != nil && m.fs != nil
+	n.mu.Unlock()
+	if !ready {
+		return fmt.Errorf("unmount %s: %w", dir, ErrNotMounted)
+	}
+	if err := m.fs.Unmount(force); err != nil {
+		return err
+	}
+	n.forget(m)
+	n.log.Info("unmounted", "volume", m.info.Volume, "dir", dir)
+	return nil
+}
+
+// unmountAll is the end: mounts in use are detached.
+func (n *Node) unmountAll() error {
+	var errs []error
+	for _, m := range n.Mounts() {
+		err := n.unmount(m.Dir, false)
+		if errors.Is(err, kernel.ErrBusy) {
+			n.log.Warn("mount is in use: detaching it", "dir", m.Dir, "err", err)
+			err = n.unmount(m.Dir, true)
+		}
+		if err != nil && !errors.Is(err, ErrNotMounted) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Mounts lists the mounts of this node by directory.
+func (n *Node) Mounts() []MountInfo {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var all []MountInfo
+	for _, m := range n.mounts {
+		if m.fs != nil {
+			all = append(all, m.info)
+		}
+	}
+	slices.SortFunc(all, func(a, b MountInfo) int { return slices.Compare([]byte(a.Dir), []byte(b.Dir)) })
+	return all
+}
+
+// mountsOf returns the directories where a volume is mounted here.
+func (n *Node) mountsOf(id store.VolumeID) []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var dirs []string
+	for dir, m := range n.mounts {
+		if m.fs != nil && m.volume == id {
+			dirs = append(dirs, dir)
+		}
+	}
+	slices.Sort(dirs)
+	return dirs
+}
+
+func (n *Node) reserve(m *mount) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return ErrStopping
+	}
+	if n.mounts[m.info.Dir] != nil {
+		return fmt.Errorf("mount %s: %w", m.info.Dir, kernel.ErrMounted)
+	}
+	n.mounts[m.info.Dir] = m
+	return nil
+}
+
+// keep enters a live mount, and forgets it when it goes, by whose hand ever.
+func (n *Node) keep(m *mount, id store.VolumeID, fs *fusefs.Mounted) error {
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return errors.Join(ErrStopping, fs.Unmount(true))
+	}
+	m.fs, m.volume, m.info.Since = fs, id, time.Now()
+	n.mu.Unlock()
+	go func() {
+		fs.Wait()
+		n.forget(m)
+	}()
+	return nil
+}
+
+func (n *Node) forget(m *mount) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.mounts[m.info.Dir] == m {
+		delete(n.mounts, m.info.Dir)
+	}
+}

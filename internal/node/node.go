@@ -1,0 +1,259 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/synapsefs/synapsefs/gossip"
+	"github.com/synapsefs/synapsefs/internal/config"
+	"github.com/synapsefs/synapsefs/internal/keys"
+	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// foundingWait is how long a founder looks for members before it believes
+// that the cluster is new.
+const foundingWait = 3 * time.Second
+
+// A Node is one host's part in a cluster.
+type Node struct {
+	// Fixed by Start.
+	cfg       *config.Config
+	log       *slog.Logger
+	db        *store.DB
+	cluster   *gossip.Cluster
+	catalogue *catalogue
+	started   time.Time
+
+	// Closed by Close, before anything else goes.
+	stopping chan struct{}
+	// Holds one token if the catalogue changed since reconcile looked.
+	changed chan struct{}
+
+	// Goroutines that end with stopping.
+	loops  sync.WaitGroup
+	server *grpc.Server
+
+	// replicas serialises the creation and dropping of replicas.
+	replicas sync.Mutex
+
+	mu     sync.Mutex // guards what follows
+	mounts map[string]*mount
+	closed bool
+}
+
+// Start opens the state directory, joins the cluster and serves the admin API.
+// ctx bounds the start only.
+func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	n := &Node{
+		cfg: cfg, log: log.With("node", cfg.Node), started: time.Now(),
+		stopping: make(chan struct{}),
+		changed:  make(chan struct{}, 1),
+		mounts:   map[string]*mount{},
+	}
+	// First, because it is cheap and finds a second daemon; calls that come
+	// early wait until the node is up.
+	socket, err := listenAdmin(cfg.AdminSocket)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.open(ctx); err != nil {
+		return nil, errors.Join(err, n.shut(), socket.Close())
+	}
+	n.loops.Go(n.reconcileLoop)
+	n.serveAdmin(socket)
+	n.log.Info("node is up", "cluster", cfg.Cluster, "admin", cfg.AdminSocket)
+	return n, nil
+}
+
+// open opens what the node is made of; shut closes as much of it as there is.
+func (n *Node) open(ctx context.Context) error {
+	pair, err := keys.Load(n.cfg.Keys)
+	if err != nil {
+		return err
+	}
+	if pair.Node != n.cfg.Node {
+		return fmt.Errorf("the keys in %s are those of node %q, and this is %q: issue it its own", n.cfg.Keys, pair.Node, n.cfg.Node)
+	}
+	n.db, err = store.Open(store.Options{
+		Dir:             n.cfg.StateDir,
+		Sign:            pair.Sign,
+		Log:             n.log,
+		InlineLimit:     max(int(n.cfg.InlineLimit), 1),
+		PublishInterval: n.cfg.PublishInterval,
+		Hold:            max(n.cfg.Hold, 1), // 0 would mean the store's default
+	})
+	if err != nil {
+		return err
+	}
+	founder, err := n.openCatalogue()
+	if err != nil {
+		return fmt.Errorf("open catalogue: %w", err)
+	}
+	n.cluster, err = gossip.Start(ctx, gossip.Options{
+		Node:        n.cfg.Node,
+		Cluster:     n.cfg.Cluster,
+		Bind:        n.cfg.Bind,
+		ReplicaBind: n.cfg.ReplicaBind,
+		Advertise:   n.cfg.Advertise,
+		Join:        n.cfg.Join,
+		Keys:        pair,
+		StateDir:    n.cfg.StateDir,
+		DB:          n.db,
+		Log:         n.log,
+	})
+	if err != nil {
+		return fmt.Errorf("join cluster %q: %w", n.cfg.Cluster, err)
+	}
+	return n.joinReplicas(founder)
+}
+
+// openCatalogue finds or makes this node's replica of the catalogue. founder
+// says that it may declare it ready if no member has one.
+func (n *Node) openCatalogue() (founder bool, err error) {
+	v := n.db.Volume(store.CatalogueID)
+	if v == nil {
+		alone := len(n.cfg.Join) == 0
+		v, err = n.db.CreateReplica(store.CatalogueID, "catalogue", alone)
+		if err != nil {
+			return false, err
+		}
+	}
+	n.catalogue = &catalogue{v: v}
+	return n.cfg.Bootstrap && !v.Ready(), nil
+}
+
+// joinReplicas lets the peers have the replicas of this node, except those
+// whose volume was deleted while it was down.
+func (n *Node) joinReplicas(founder bool) error {
+	n.catalogue.v.OnMerge(func(crdt.Vector) { n.kick() })
+	for _, v := range n.db.Volumes() {
+		if gone, err := n.catalogue.deleted(v.ID()); err != nil {
+			return fmt.Errorf("read catalogue: %w", err)
+		} else if !gone {
+			n.cluster.AddVolume(v)
+		}
+	}
+	n.kick()
+	if founder {
+		n.loops.Go(n.found)
+	}
+	return nil
+}
+
+// found declares the catalogue ready if no member with a ready one turns up.
+func (n *Node) found() {
+	ctx, cancel := context.WithTimeout(context.Background(), foundingWait)
+	defer cancel()
+	ctx, release := n.scope(ctx)
+	defer release()
+	err := n.cluster.WaitReady(ctx, store.CatalogueID)
+	if err == nil || n.isStopping() {
+		return
+	}
+	if err := n.catalogue.v.SetReady(); err != nil {
+		n.log.Error("found the cluster", "err", err)
+		return
+	}
+	n.log.Info("no member answered: this node founds the cluster", "cluster", n.cfg.Cluster)
+}
+
+// Close takes the mounts away and leaves the cluster.
+func (n *Node) Close() error {
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return nil
+	}
+	n.closed = true
+	n.mu.Unlock()
+	close(n.stopping)
+	stopServer(n.server)
+	n.loops.Wait()
+	err := errors.Join(n.unmountAll(), n.shut())
+	n.log.Info("node is down")
+	return err
+}
+
+// shut closes cluster and state, in this order.
+func (n *Node) shut() error {
+	var errs []error
+	if n.cluster != nil {
+		errs = append(errs, n.cluster.Close())
+	}
+	if n.db != nil {
+		errs = append(errs, n.db.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// scope returns a context that also ends when the node stops.
+func (n *Node) scope(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-n.stopping:
+			cancel(ErrStopping)
+		case <-done:
+		}
+	}()
+	return ctx, sync.OnceFunc(func() { close(done); cancel(nil) })
+}
+
+func (n *Node) isStopping() bool {
+	select {
+	case <-n.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// kick makes the reconcile loop look at the catalogue.
+func (n *Node) kick() {
+	select {
+	case n.changed <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
+// reconcileLoop drops the replicas of deleted volumes.
+func (n *Node) reconcileLoop() {
+	for {
+		select {
+		case <-n.stopping:
+			return
+		case <-n.changed:
+		}
+		if err := n.reconcile(); err != nil {
+			n.log.Error("follow the catalogue", "err", err)
+		}
+	}
+}
+
+// reconcile drops each replica whose volume was deleted, mounts first. A name
+// that merely went missing drops nothing (P11).
+func (n *Node) reconcile() error {
+	var errs []error
+	for _, v := range n.db.Volumes() {
+		gone, err := n.catalogue.deleted(v.ID())
+		if err == nil && gone {
+			n.log.Info("volume was deleted", "volume", v.Name(), "id", v.ID())
+			err = n.drop(v)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("volume %q: %w", v.Name(), err))
+		}
+	}
+	return errors.Join(errs...)
+}

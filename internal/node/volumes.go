@@ -1,0 +1,245 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/synapsefs/synapsefs/internal/config"
+	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// catalogueWait bounds how long a call waits for the newest catalogue before
+// it goes by what is known here.
+const catalogueWait = 3 * time.Second
+
+// A VolumeInfo is one volume of the catalogue and, if this node holds it, its
+// replica here.
+type VolumeInfo struct {
+	Listing
+	Replica *store.Volume // nil if not held here
+	Mounts  int
+	Problem string // why a human should look at it, or ""
+}
+
+// checkVolumeName says what keeps a name from being a volume's.
+func checkVolumeName(name string) error {
+	if err := config.CheckLabel(name); err != nil {
+		return fmt.Errorf("%w: %w", ErrBadName, err)
+	}
+	return nil
+}
+
+// knowCatalogue returns when the catalogue here is as new as the live peers'.
+// Cut off, the one known here must do (P1); never having had one, there is
+// nothing to go by.
+func (n *Node) knowCatalogue(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, catalogueWait)
+	defer cancel()
+	if n.catalogue.v.Ready() {
+		_ = n.cluster.CaughtUp(ctx, store.CatalogueID)
+		return nil
+	}
+	if err := n.cluster.WaitReady(ctx, store.CatalogueID); err != nil {
+		return n.noCatalogue()
+	}
+	return nil
+}
+
+func (n *Node) noCatalogue() error {
+	if len(n.cfg.Join) == 0 {
+		return fmt.Errorf("%w; set join to a member's address, or bootstrap if this node founds the cluster", ErrNoCatalogue)
+	}
+	return fmt.Errorf("%w (join: %s); see synapsefs peers, or set bootstrap if this node founds the cluster",
+		ErrNoCatalogue, strings.Join(n.cfg.Join, ", "))
+}
+
+// CreateVolume makes a volume whose first replica is here, empty and ready.
+func (n *Node) CreateVolume(ctx context.Context, name string, options map[string]string) (VolumeInfo, error) {
+	ctx, release := n.scope(ctx)
+	defer release()
+	info, err := n.createVolume(ctx, name, options)
+	if err != nil {
+		return info, fmt.Errorf("create volume %q: %w", name, err)
+	}
+	return info, nil
+}
+
+func (n *Node) createVolume(ctx context.Context, name string, options map[string]string) (VolumeInfo, error) {
+	if err := checkVolumeName(name); err != nil {
+		return VolumeInfo{}, err
+	}
+	if len(options) > 0 {
+		return VolumeInfo{}, fmt.Errorf("%w: this version knows no volume options", ErrBadName)
+	}
+	if err := n.knowCatalogue(ctx); err != nil {
+		return VolumeInfo{}, err
+	}
+	if _, err := n.catalogue.find(name); err == nil {
+		return VolumeInfo{}, ErrVolumeExists
+	} else if !errors.Is(err, store.ErrNoVolume) {
+		return VolumeInfo{}, err
+	}
+	l := Listing{Name: name, ID: store.NewVolumeID(), Options: options, Created: time.Now().UTC(), By: n.cfg.Node}
+	v, err := n.replica(l, true)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	// Listed last: a listed volume has a ready replica, whatever happens.
+	if err := n.catalogue.add(l); err != nil {
+		if errors.Is(err, crdt.ErrExist) {
+			err = ErrVolumeExists
+		}
+		return VolumeInfo{}, errors.Join(err, n.drop(v))
+	}
+	n.log.Info("volume created", "volume", name, "id", l.ID)
+	return VolumeInfo{Listing: l, Replica: v}, nil
+}
+
+// DeleteVolume deletes a volume on every node, for ever. Without force it is
+// refused while the volume is mounted on this node.
+func (n *Node) DeleteVolume(ctx context.Context, name string, force bool) (VolumeInfo, error) {
+	ctx, release := n.scope(ctx)
+	defer release()
+	info, err := n.deleteVolume(ctx, name, force)
+	if err != nil {
+		return info, fmt.Errorf("delete volume %q: %w", name, err)
+	}
+	return info, nil
+}
+
+func (n *Node) deleteVolume(ctx context.Context, name string, force bool) (VolumeInfo, error) {
+	l, err := n.findVolume(ctx, name)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	if dirs := n.mountsOf(l.ID); len(dirs) > 0 && !force {
+		return VolumeInfo{}, fmt.Errorf("%w at %s: unmount it first, or use force", ErrVolumeBusy, strings.Join(dirs, ", "))
+	}
+	if err := n.catalogue.remove(l); err != nil {
+		return VolumeInfo{}, err
+	}
+	n.log.Info("volume deleted", "volume", name, "id", l.ID)
+	info := VolumeInfo{Listing: l}
+	if v := n.db.Volume(l.ID); v != nil {
+		return info, n.drop(v)
+	}
+	return info, nil
+}
+
+// findVolume returns the listing of a volume; the error for one that is not
+// there names those that are.
+func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
+	if err := checkVolumeName(name); err != nil {
+		return Listing{}, err
+	}
+	if err := n.knowCatalogue(ctx); err != nil {
+		return Listing{}, err
+	}
+	l, err := n.catalogue.find(name)
+	if !errors.Is(err, store.ErrNoVolume) {
+		return l, err
+	}
+	all, listErr := n.catalogue.list()
+	if listErr != nil {
+		return Listing{}, listErr
+	}
+	if len(all) == 0 {
+		return Listing{}, fmt.Errorf("%w: the cluster has none yet", err)
+	}
+	names := make([]string, len(all))
+	for i, l := range all {
+		names[i] = l.Name
+	}
+	return Listing{}, fmt.Errorf("%w: there are %s", err, strings.Join(names, ", "))
+}
+
+// ListVolumes returns the catalogue, and what is held here without being in
+// it: a volume whose name another one took.
+func (n *Node) ListVolumes(ctx context.Context) ([]VolumeInfo, error) {
+	ctx, release := n.scope(ctx)
+	defer release()
+	if err := n.knowCatalogue(ctx); err != nil {
+		return nil, fmt.Errorf("list volumes: %w", err)
+	}
+	return n.volumes()
+}
+
+func (n *Node) volumes() ([]VolumeInfo, error) {
+	listed, err := n.catalogue.list()
+	if err != nil {
+		return nil, fmt.Errorf("list volumes: %w", err)
+	}
+	var all []VolumeInfo
+	seen := map[store.VolumeID]bool{store.CatalogueID: true}
+	for _, l := range listed {
+		seen[l.ID] = true
+		all = append(all, VolumeInfo{Listing: l, Replica: n.db.Volume(l.ID), Mounts: len(n.mountsOf(l.ID))})
+	}
+	for _, v := range n.db.Volumes() {
+		if !seen[v.ID()] {
+			all = append(all, VolumeInfo{
+				Listing: Listing{Name: v.Name(), ID: v.ID()}, Replica: v, Mounts: len(n.mountsOf(v.ID())),
+				Problem: "not in the catalogue: deleted, or another volume was created with its name at the same time",
+			})
+		}
+	}
+	return all, nil
+}
+
+// replica returns this node's replica of a volume, made if need be. Only the
+// call that creates the volume may say that it is ready.
+func (n *Node) replica(l Listing, ready bool) (*store.Volume, error) {
+	n.replicas.Lock()
+	defer n.replicas.Unlock()
+	if v := n.db.Volume(l.ID); v != nil {
+		return v, nil
+	}
+	v, err := n.db.CreateReplica(l.ID, l.Name, ready)
+	if err != nil {
+		return nil, fmt.Errorf("create replica: %w", err)
+	}
+	n.cluster.AddVolume(v)
+	return v, nil
+}
+
+// drop takes a volume's mounts and its replica away from this node.
+func (n *Node) drop(v *store.Volume) error {
+	n.replicas.Lock()
+	defer n.replicas.Unlock()
+	if n.db.Volume(v.ID()) == nil {
+		return nil // dropped meanwhile
+	}
+	var errs []error
+	for _, dir := range n.mountsOf(v.ID()) {
+		errs = append(errs, n.unmount(dir, true))
+	}
+	n.cluster.RemoveVolume(v.ID())
+	errs = append(errs, n.db.DeleteReplica(v.ID()))
+	return errors.Join(errs...)
+}
+
+// Wait returns when all live peers that hold the volume have what was there
+// when it was called.
+func (n *Node) Wait(ctx context.Context, name string) error {
+	ctx, release := n.scope(ctx)
+	defer release()
+	l, err := n.findVolume(ctx, name)
+	if err != nil {
+		return fmt.Errorf("wait for volume %q: %w", name, err)
+	}
+	v := n.db.Volume(l.ID)
+	if v == nil {
+		return fmt.Errorf("wait for volume %q: %w: this node holds no replica of it", name, store.ErrNoVolume)
+	}
+	if err := v.Sync(); err != nil {
+		return fmt.Errorf("wait for volume %q: %w", name, err)
+	}
+	if err := n.cluster.WaitAll(ctx, l.ID); err != nil {
+		return fmt.Errorf("wait for volume %q: %w", name, err)
+	}
+	return nil
+}
