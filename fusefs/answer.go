@@ -28,6 +28,7 @@ const (
 	expectNew expectedKind = iota + 1
 	expectGone
 	expectRename
+	expectReplace // a rename from the staging directory
 )
 
 const canceled = fuse.Status(syscall.ECANCELED)

@@ -19,6 +19,10 @@ func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 	if fs.shown.isDead(in.NodeId) {
 		return fuse.Status(syscall.ESTALE)
 	}
+	if in.NodeId == uint64(staging) {
+		fillAttrOut(out, stagingAttr())
+		return fuse.OK
+	}
 	a, err := fs.attrOf(fs.shown.target(in.NodeId))
 	if err != nil {
 		return fs.status("getattr", err)
@@ -67,11 +71,14 @@ func (fs *FS) setAttr(in *fuse.SetAttrIn, node store.NodeID, was *store.Attr) (s
 		defer fs.shown.closed(was.Ino)
 		defer fs.shown.count(fs.shown.releasing, was.Ino, -1)
 	}
-	a, err := fs.vol.SetAttr(r, node, s)
+	_, err := fs.vol.SetAttr(r, node, s)
 	if err == nil && was.Kind == crdt.KindFile && (s.UID != nil || s.GID != nil || s.Size != nil || in.Valid == 0) {
 		err = fs.dropCapability(r, node)
 	}
-	return a, err
+	if err != nil {
+		return store.Attr{}, err
+	}
+	return fs.attrOf(node)
 }
 
 // setAttrOf is what the kernel asks for, with the set-id bits that it leaves

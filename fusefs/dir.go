@@ -24,6 +24,9 @@ const (
 
 // OpenDir lets the kernel cache the listing. Directories need no handle.
 func (fs *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if fs.helper.Is(&in.InHeader) {
+		return fuse.OK // it sees more than others
+	}
 	out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
 	return fuse.OK
 }
@@ -47,7 +50,7 @@ func (fs *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList
 func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	return fs.list(in, entrySize, func(e *store.DirEntry) (bool, error) {
 		entry := out.AddDirLookupEntry(dirEntry(e))
-		if entry == nil || e.Cookie <= cookieDotDot {
+		if entry == nil || e.Cookie <= stagingCookie {
 			return entry != nil, nil
 		}
 		for {
@@ -71,6 +74,12 @@ func dirEntry(e *store.DirEntry) fuse.DirEntry {
 // list gives add the entries after the request's offset until it is full.
 func (fs *FS) list(in *fuse.ReadIn, extra int, add func(*store.DirEntry) (bool, error)) fuse.Status {
 	dir := fs.shown.target(in.NodeId)
+	if fs.isStaging(&in.InHeader, fs.staging) && in.Offset < stagingCookie {
+		e := store.DirEntry{Name: fs.staging, Cookie: stagingCookie, Entry: crdt.Entry{Ino: crdt.Ino(staging), Kind: crdt.KindDir}}
+		if _, err := add(&e); err != nil {
+			return fs.status("readdir", err)
+		}
+	}
 	entries, err := fs.entries(dir, in.Offset, int(in.Size), extra)
 	if err != nil {
 		return fs.status("readdir", err)

@@ -184,17 +184,27 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if in.Fh == 0 {
 		return
 	}
-	h := store.Handle(in.Fh)
+	node, h := store.NodeID(in.NodeId), store.Handle(in.Fh)
+	ino, _ := fs.vol.Inode(node)
+	defer fs.shown.lockFile(ino)()
+	a, err := fs.vol.Attr(node)
+	if err == nil && a.Nlink == 0 && fs.shown.orphan(node, h) {
+		return
+	}
+	fs.release(fs.request(&in.InHeader), h)
+}
+
+func (fs *FS) release(r store.Request, h store.Handle) {
 	o, ok := fs.takeHandle(h)
 	if !ok {
 		return // sent again
 	}
 	fs.shown.count(fs.shown.releasing, o.ino, 1)
-	err := fs.vol.Release(fs.request(&in.InHeader), o.node, h)
+	err := fs.vol.Release(r, o.node, h)
 	fs.shown.count(fs.shown.releasing, o.ino, -1)
 	fs.shown.closed(o.ino)
 	if err != nil {
-		fs.log.Error("release", "node", in.NodeId, "err", err) // nobody to return it to
+		fs.log.Error("release", "node", uint64(o.node), "err", err) // nobody to return it to
 	}
 }
 

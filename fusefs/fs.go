@@ -2,6 +2,8 @@ package fusefs
 
 import (
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -30,6 +32,7 @@ type FS struct {
 	readOnly bool
 	helper   *kernel.Helper
 	shown    *shown
+	staging  string // name of the staging directory
 	log      *slog.Logger
 
 	epoch uint64 // of the connection; fixed before the first request
@@ -52,6 +55,7 @@ func newFS(v *store.Volume, id store.MountID, opts *Options, queue *workQueue) *
 		readOnly:      opts.ReadOnly,
 		helper:        kernel.NewHelper(),
 		shown:         newShown(id, queue),
+		staging:       newStagingName(),
 		log:           opts.Log,
 		handles:       make(map[store.Handle]openHandle),
 	}
@@ -108,14 +112,10 @@ func (fs *FS) takeHandle(h store.Handle) (openHandle, bool) {
 // releaseAll closes what a dead connection has left open.
 func (fs *FS) releaseAll() {
 	fs.mu.Lock()
-	left := fs.handles
-	fs.handles = make(map[store.Handle]openHandle)
+	left := slices.Collect(maps.Keys(fs.handles))
 	fs.mu.Unlock()
-	for h, o := range left {
-		if err := fs.vol.Release(store.Request{Mount: fs.mount}, o.node, h); err != nil {
-			fs.log.Warn("release handle of ended mount", "node", uint64(o.node), "err", err)
-		}
-		fs.shown.closed(o.ino)
+	for _, h := range left {
+		fs.release(store.Request{Mount: fs.mount}, h)
 	}
 }
 

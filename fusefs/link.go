@@ -130,24 +130,25 @@ func (fs *FS) remove(what string, h *fuse.InHeader, name string, do func(store.R
 		return fuse.OK
 	}
 	defer fs.shown.begin(key)()
-	entry := fs.dirAt(dir, name)
+	entry := fs.entryAt(dir, name)
+	defer fs.shown.lockFile(entry.Ino)()
 	err := do(fs.request(h), dir, name)
 	switch {
-	case err == nil:
-		fs.shown.buried(entry)
+	case err == nil && entry.Kind == crdt.KindDir:
+		fs.shown.buried(entry.Ino)
 	case errors.Is(err, crdt.ErrNotExist) && fs.shown.removedHere(key):
 		err = nil
 	}
 	return fs.status(what, err)
 }
 
-// dirAt returns the directory at a name, 0 if there is none.
-func (fs *FS) dirAt(dir store.NodeID, name string) crdt.Ino {
+// entryAt is what is at a name and about to be removed.
+func (fs *FS) entryAt(dir store.NodeID, name string) crdt.Entry {
 	_, e, err := fs.vol.Lookup(dir, name)
-	if err != nil || e.Kind != crdt.KindDir {
-		return 0
+	if err != nil {
+		return crdt.Entry{} // the removal will say so
 	}
-	return e.Ino
+	return e
 }
 
 // Readlink returns a symlink's target.

@@ -11,6 +11,13 @@ import (
 
 // Lookup answers what a name is, or for how long (ever) it is nothing.
 func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if h.NodeId == uint64(staging) {
+		return fs.lookupStaging(h, name, out)
+	}
+	if fs.isStaging(h, name) {
+		fs.fillStaging(out)
+		return fuse.OK
+	}
 	var err error
 	switch name {
 	case ".": // asked when a file handle is opened (CAP_EXPORT_SUPPORT)

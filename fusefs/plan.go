@@ -12,8 +12,6 @@ type step struct {
 	expect *expectation
 	// The directories of expect.key and expect.from.
 	dir, fromDir kernel.Dir
-	// Of stepReplace: what shows and will show at the name.
-	name pendingName
 }
 
 type stepKind uint8
@@ -21,7 +19,7 @@ type stepKind uint8
 const (
 	stepNone    stepKind = iota // nothing (more) is to be done
 	stepCall                    // a call of the helper, as expected
-	stepReplace                 // one file takes another's place without a call
+	stepReplace                 // a call that lets one file take another's place
 )
 
 // plan decides how a pending name is to be shown.
@@ -52,7 +50,9 @@ func (s *shown) planLocked(k nameKey) step {
 	case p.shown.Ino == 0:
 		return s.callLocked(&expectation{kind: expectNew, key: k, entry: p.merged})
 	case p.merged.Ino != 0 && p.shown.Kind != crdt.KindDir && p.merged.Kind != crdt.KindDir:
-		return step{kind: stepReplace, dir: s.dirRefLocked(k.dir), name: p, expect: &expectation{key: k}}
+		st := s.callLocked(&expectation{kind: expectReplace, key: k, entry: p.merged})
+		st.kind = stepReplace
+		return st
 	}
 	return s.callLocked(&expectation{kind: expectGone, key: k, entry: p.shown})
 }

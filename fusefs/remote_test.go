@@ -145,13 +145,13 @@ var remoteChanges = []struct {
 			return err
 		}
 		return os.Rename(d+"/.tmp", d+"/a")
-	}, []string{"a=new", "b=2", "s/", "s/x=3"}, nil},
+	}, []string{"a=new", "b=2", "s/", "s/x=3"}, nil}, // in one batch or in two
 	{"unlink and create", func(d string) error {
 		if err := os.Remove(d + "/a"); err != nil {
 			return err
 		}
 		return os.WriteFile(d+"/a", []byte("new"), 0o644)
-	}, []string{"a=new", "b=2", "s/", "s/x=3"}, nil},
+	}, []string{"a=new", "b=2", "s/", "s/x=3"}, []string{"MOVED_TO a"}},
 	{"file becomes a directory", func(d string) error {
 		if err := os.Remove(d + "/a"); err != nil {
 			return err

@@ -14,6 +14,9 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 	from := nameKey{fs.shown.dir(in.NodeId), oldName}
 	to := nameKey{fs.shown.dir(in.Newdir), newName}
 	if fs.helper.Is(&in.InHeader) {
+		if in.NodeId == uint64(staging) {
+			return fs.shown.answerReplace(from, to)
+		}
 		return fs.answerRename(from, to)
 	}
 	if s, ro := fs.refuse(); ro {
@@ -28,13 +31,14 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 	}
 	defer fs.shown.begin(from, to)()
 	odir, ndir := fs.shown.target(in.NodeId), fs.shown.target(in.Newdir)
-	var replaced crdt.Ino
+	var replaced crdt.Entry
 	if mode == crdt.RenameReplace {
-		replaced = fs.dirAt(ndir, newName)
+		replaced = fs.entryAt(ndir, newName)
+		defer fs.shown.lockFile(replaced.Ino)()
 	}
 	err := fs.vol.Rename(fs.request(&in.InHeader), odir, oldName, ndir, newName, mode)
-	if err == nil {
-		fs.shown.buried(replaced)
+	if err == nil && replaced.Kind == crdt.KindDir {
+		fs.shown.buried(replaced.Ino)
 	}
 	return fs.status("rename", err)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
@@ -49,12 +50,14 @@ type revealer struct {
 	ctx    context.Context // ends with the mount
 	stop   context.CancelFunc
 
+	gate    sync.Mutex    // held during each work; a leaf, for tests to stop the revealer
 	blocked chan struct{} // a token for each notification in progress
 	tasks   sync.WaitGroup
 
 	// Owned by the goroutine.
-	busy  <-chan error // of a helper's call that was given up; nil if none
-	holds uint64
+	busy     <-chan error // of a helper's call that was given up; nil if none
+	holds    uint64       // numbers of calls that keep a file open
+	replaced uint64       // numbers of names in the staging directory
 
 	reveals, fallbacks, notifies atomic.Uint64
 }
@@ -82,14 +85,24 @@ func (r *revealer) run() {
 		if r.ctx.Err() != nil {
 			return
 		}
-		switch w.kind {
-		case workName:
-			r.name(w.key)
-		case workInode:
-			r.inode(w)
-		case workForget:
-			r.fs.vol.ForgetNode(w.node)
+		r.gate.Lock()
+		r.do(w)
+		r.gate.Unlock()
+	}
+}
+
+func (r *revealer) do(w work) {
+	switch w.kind {
+	case workName:
+		r.name(w.key)
+	case workInode:
+		r.inode(w)
+	case workRelease:
+		for _, h := range r.shown.takeOrphans(w.node) {
+			r.fs.release(store.Request{Mount: r.fs.mount}, h)
 		}
+	case workForget:
+		r.fs.vol.ForgetNode(w.node)
 	}
 }
 
@@ -164,14 +177,15 @@ func (r *revealer) tell(what string, send func(notifier) error) {
 func (r *revealer) name(k nameKey) {
 	for range maxTries {
 		st := r.shown.plan(k)
+		var err error
 		switch st.kind {
 		case stepNone:
 			return
 		case stepReplace:
-			r.replace(st)
-			return
+			err = r.replace(st)
+		default:
+			err = r.reveal(st)
 		}
-		err := r.reveal(st)
 		switch {
 		case err == nil, errors.Is(err, syscall.ECANCELED):
 			// On to the next step, or what changed meanwhile.
@@ -184,6 +198,9 @@ func (r *revealer) name(k nameKey) {
 			return
 		default:
 			r.fallback(st.expect.key, err)
+			if st.kind == stepReplace {
+				r.modified(st.dir, k.name, st.expect.entry)
+			}
 			if st.expect.key == k {
 				return
 			}
@@ -251,11 +268,4 @@ func (r *revealer) fallback(k nameKey, why error) {
 		r.tell("invalidate entry", func(n notifier) error { return dropName(n, dir, k.name, p.shown) })
 	}
 	r.tell("invalidate listing", func(n notifier) error { return n.InvalInode(dir.Node, 0, 0) })
-}
-
-// replace lets another file take a file's place.
-func (r *revealer) replace(st step) {
-	k := st.expect.key
-	r.fallback(k, nil)
-	r.modified(st.dir, k.name, st.name.merged)
 }

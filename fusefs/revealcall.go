@@ -28,14 +28,19 @@ func (r *revealer) request(st step) (*kernel.Request, error) {
 		if e.swap {
 			req.Flags = unix.RENAME_EXCHANGE
 		}
+	case expectReplace:
+		req.Op, req.Dir, req.Name = kernel.OpRename, r.fs.stagingDir(), e.from.name
+		req.Dir2, req.Name2 = st.dir, e.key.name
 	default:
 		err = r.requestNew(req, e.entry)
 	}
 	if err != nil || !r.fs.helper.NeedsPaths() {
 		return req, err
 	}
-	if req.Dir.Path, err = r.path(crdt.Ino(r.shown.target(req.Dir.Node))); err == nil && req.Op == kernel.OpRename {
-		req.Dir2.Path, err = r.path(e.key.dir)
+	for _, d := range []*kernel.Dir{&req.Dir, &req.Dir2} {
+		if d.Node != 0 && d.Node != uint64(staging) && err == nil {
+			d.Path, err = r.path(r.shown.dir(d.Node))
+		}
 	}
 	return req, err
 }

@@ -46,13 +46,15 @@ type shown struct {
 	anyDead atomic.Bool  // dead is not empty
 
 	mu      sync.Mutex // guards what follows
-	settled *sync.Cond // on mu: no change is being committed
+	settled *sync.Cond // on mu: a change is committed or a file unlocked
 	gen     uint64     // counts the beginnings and ends of changes
 	// changing are the inodes touched by the change that is being
 	// committed; nil if there is none.
 	changing map[crdt.Ino]struct{}
-	undo     []func()       // takes the change back, last first
-	switched []switchedFile // by the change
+	touched  map[crdt.Ino]uint64 // gen at the end of the last change of each
+	floor    uint64              // gen at which touched was emptied
+	undo     []func()            // takes the change back, last first
+	switched []switchedFile      // by the change
 
 	nodes   map[store.NodeID]knownNode
 	current map[crdt.Ino]store.NodeID // the node of an inode's present version
@@ -68,7 +70,11 @@ type shown struct {
 	own       map[nameKey]int  // names that calls in progress change themselves
 	writers   map[crdt.Ino]int // write handles
 	releasing map[crdt.Ino]int // of them, being released
-	expected  *expectation     // the helper's call in progress
+	// orphans are the write handles of unlinked files that are closed and
+	// that the kernel still knows: others may have the file open.
+	orphans  map[store.NodeID][]store.Handle
+	locked   map[crdt.Ino]struct{} // see lockFile
+	expected *expectation          // the helper's call in progress
 }
 
 type switchedFile struct {
@@ -81,6 +87,9 @@ func newShown(id store.MountID, queue *workQueue) *shown {
 		mount: id, queue: queue,
 		nodes:     make(map[store.NodeID]knownNode),
 		current:   make(map[crdt.Ino]store.NodeID),
+		touched:   make(map[crdt.Ino]uint64),
+		locked:    make(map[crdt.Ino]struct{}),
+		orphans:   make(map[store.NodeID][]store.Handle),
 		frozen:    make(map[store.NodeID]struct{}),
 		born:      make(map[store.NodeID]uint32),
 		dead:      make(map[store.NodeID]struct{}),
@@ -130,7 +139,7 @@ func (s *shown) know(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
 }
 
 func (s *shown) knowLocked(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
-	if s.waitLocked(a.Ino); s.gen != gen {
+	if s.changedSinceLocked(a.Ino, gen) {
 		return false
 	}
 	node := s.nodeOfLocked(a)
@@ -144,38 +153,39 @@ func (s *shown) knowLocked(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
 	return true
 }
 
-// steady runs read until what it has read of a node is one version. The store
-// commits a file's new content a moment before its old node id keeps the old
-// one, so what was read meanwhile may be of either.
+// steady runs read, which reads of one node, until no change of it came
+// between: what was read may be of either side of it.
 func (s *shown) steady(node store.NodeID, read func() error) error {
 	for {
-		was := s.isFrozen(node)
+		ino, gen := s.settledAt(node)
 		err := read()
-		if was || !s.isFrozen(node) {
+		if !s.changedSince(ino, gen) {
 			return err
 		}
 	}
 }
 
-// isFrozen reports whether a node keeps an old version, and waits for the end
-// of a change that is making it do so.
-func (s *shown) isFrozen(node store.NodeID) bool {
+// settledAt waits for the end of a change of the node that is being committed.
+func (s *shown) settledAt(node store.NodeID) (crdt.Ino, uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.switchingLocked(node) {
-		s.settled.Wait()
+	ino := crdt.Ino(node)
+	if k, ok := s.nodes[node]; ok {
+		ino = k.ino
 	}
-	_, frozen := s.frozen[node]
-	return frozen
+	s.waitLocked(ino)
+	return ino, s.gen
 }
 
-func (s *shown) switchingLocked(node store.NodeID) bool {
-	for _, f := range s.switched {
-		if f.old == node {
-			return true
-		}
-	}
-	return false
+func (s *shown) changedSince(ino crdt.Ino, gen uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changedSinceLocked(ino, gen)
+}
+
+func (s *shown) changedSinceLocked(ino crdt.Ino, gen uint64) bool {
+	s.waitLocked(ino)
+	return s.touched[ino] > gen || s.floor > gen
 }
 
 // waitLocked returns when no change of the inode is being committed. Commits
@@ -237,6 +247,9 @@ func (s *shown) forget(node, n uint64) {
 	delete(s.dead, id)
 	if s.current[k.ino] == id {
 		delete(s.current, k.ino)
+	}
+	if _, ok := s.orphans[id]; ok {
+		s.queue.push(work{kind: workRelease, node: id})
 	}
 	if k.dir {
 		if id != store.NodeID(k.ino) {
@@ -308,5 +321,50 @@ func (s *shown) count(m map[crdt.Ino]int, ino crdt.Ino, n int) {
 	defer s.mu.Unlock()
 	if m[ino] += n; m[ino] == 0 {
 		delete(m, ino)
+	}
+}
+
+// orphan keeps the last handles of an unlinked file until the kernel forgets
+// it: with them the store drops its bytes.
+func (s *shown) orphan(node store.NodeID, h store.Handle) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, known := s.nodes[node]
+	if _, frozen := s.frozen[node]; !known || frozen {
+		return false
+	}
+	s.orphans[node] = append(s.orphans[node], h)
+	return true
+}
+
+func (s *shown) takeOrphans(node store.NodeID) []store.Handle {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	handles := s.orphans[node]
+	delete(s.orphans, node)
+	return handles
+}
+
+// lockFile keeps the removal of a file's name and the closing of its last
+// handle from overlapping: a file that is closed as long as it has a name is
+// published, one that is not is an orphan. ino 0 locks nothing.
+func (s *shown) lockFile(ino crdt.Ino) (unlock func()) {
+	if ino == 0 {
+		return func() {}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		if _, taken := s.locked[ino]; !taken {
+			break
+		}
+		s.settled.Wait()
+	}
+	s.locked[ino] = struct{}{}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.locked, ino)
+		s.settled.Broadcast()
 	}
 }

@@ -151,8 +151,19 @@ func (s *shown) Committed(c *store.Changes) {
 	s.settleLocked()
 }
 
+// maxTouched bounds what is remembered of past changes; it must only cover the
+// requests in progress.
+const maxTouched = 4096
+
 func (s *shown) settleLocked() {
 	s.gen++
+	for ino := range s.changing {
+		s.touched[ino] = s.gen
+	}
+	if len(s.touched) > maxTouched {
+		clear(s.touched)
+		s.floor = s.gen
+	}
 	s.changing, s.undo, s.switched = nil, nil, nil
 	s.settled.Broadcast()
 }

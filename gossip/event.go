@@ -16,6 +16,11 @@ type (
 	VolumeOpened struct{ Holding }
 	// VolumeClosed says that it does no longer.
 	VolumeClosed struct{ Volume store.VolumeID }
+	// Advanced says that the store has applied this, however it came.
+	Advanced struct {
+		Volume store.VolumeID
+		Vector crdt.Vector
+	}
 	// LocalBatch is a batch of this node's own replica.
 	LocalBatch struct {
 		Volume store.VolumeID

@@ -64,6 +64,7 @@ type membership struct {
 	refusals *refusals
 	list     *memberlist.Memberlist
 	changed  chan struct{} // holds a token if members changed
+	crash    bool          // for tests: leave without a word
 
 	mu         sync.Mutex // guards what follows
 	members    map[string]member
@@ -256,8 +257,10 @@ func (m *membership) known() map[string]rememberedPeer {
 // close leaves the cluster; run must have ended.
 func (m *membership) close() error {
 	m.save()
-	if err := m.list.Leave(leaveTimeout); err != nil {
-		m.log.Debug("leave", "err", err) // they will find out
+	if !m.crash {
+		if err := m.list.Leave(leaveTimeout); err != nil {
+			m.log.Debug("leave", "err", err) // they will find out
+		}
 	}
 	if err := m.list.Shutdown(); err != nil {
 		return fmt.Errorf("stop membership gossip: %w", err)

@@ -93,8 +93,8 @@ type replica struct {
 	applied  crdt.Vector // what the store has
 	reached  crdt.Vector // applied, and what was handed over for merging
 	pending  pending
-	merging  int // batches handed over
-	mergingB int // their bytes
+	merging  map[*Batch]string // handed over, and the peers they came from
+	mergingB int               // their bytes
 	fetches  map[crdt.Hash]*fetch
 
 	ready    bool // may be a source of readiness (P11)
@@ -246,17 +246,17 @@ func (v *replica) later(t time.Time) {
 // handOver gives the batches whose turn it is to the store.
 func (p *Protocol) handOver(v *replica) {
 	for !v.staging && v.mergingB < p.limits.MergingBytes {
-		b := v.pending.next(v.reached)
+		b, from := v.pending.next(v.reached)
 		if b == nil {
 			return
 		}
-		p.merge(v, b)
+		p.merge(v, b, from)
 	}
 }
 
-func (p *Protocol) merge(v *replica, b *Batch) {
+func (p *Protocol) merge(v *replica, b *Batch, from string) {
 	v.reached[b.Origin] = b.entry()
-	v.merging++
+	v.merging[b] = from
 	v.mergingB += b.Size
 	p.do(Merge{v.id, b})
 }
@@ -327,7 +327,7 @@ func (e VolumeOpened) step(p *Protocol) {
 	}
 	v := &replica{
 		id: e.Volume, self: e.Replica, ready: e.Ready, applied: e.Vector.Clone(), reached: e.Vector.Clone(),
-		pending: newPending(&p.limits, &p.waiting), fetches: map[crdt.Hash]*fetch{}, urgent: true,
+		pending: newPending(&p.limits, &p.waiting), merging: map[*Batch]string{}, fetches: map[crdt.Hash]*fetch{}, urgent: true,
 	}
 	p.replicas[v.id] = v
 	p.changed(v)
@@ -343,6 +343,19 @@ func (e VolumeClosed) step(p *Protocol) {
 	v.pending.clear()
 	delete(p.replicas, v.id)
 	p.tell(Holdings{Dropped: []store.VolumeID{v.id}})
+}
+
+func (e Advanced) step(p *Protocol) {
+	v := p.replicas[e.Volume]
+	if v == nil || v.applied.Contains(e.Vector) {
+		return
+	}
+	v.applied.Max(e.Vector)
+	v.reached.Max(e.Vector)
+	v.pending.prune(v.reached)
+	v.unacked = true
+	p.changed(v)
+	p.touch(v)
 }
 
 func (e LocalBatch) step(p *Protocol) {
@@ -371,7 +384,8 @@ func (e Merged) step(p *Protocol) {
 	if v == nil {
 		return
 	}
-	v.merging--
+	from := v.merging[e.Batch]
+	delete(v.merging, e.Batch)
 	v.mergingB -= e.Batch.Size
 	defer p.touch(v)
 	if e.Err == nil {
@@ -379,17 +393,27 @@ func (e Merged) step(p *Protocol) {
 		v.reached.Max(v.applied)
 		v.unacked = true
 		p.changed(v)
+		p.ack(v, from)
 		return
 	}
 	// What was handed over behind it may fail too, and is pulled again.
 	v.reached = v.applied.Clone()
 	switch {
 	case errors.Is(e.Err, store.ErrNoContent) && len(e.Wants) > 0:
-		v.pending.add(e.Batch, e.Wants, "", v.reached)
+		v.pending.add(e.Batch, e.Wants, from, v.reached)
 	case errors.Is(e.Err, store.ErrNotNext):
 	default:
 		v.retryAfter = p.now.Add(failureDelay)
 		p.report("", v.id, fmt.Errorf("merge batch %v:%d: %w", e.Batch.Origin, e.Batch.First, e.Err))
+	}
+}
+
+// ack tells the peer that sent a batch at once, as somebody may be waiting
+// there, unless more is being merged. The others learn it with announce.
+func (p *Protocol) ack(v *replica, from string) {
+	ps := p.peers[from]
+	if len(v.merging) == 0 && ps != nil && ps.up && ps.holds[v.id] != nil {
+		p.send(ps, Digest{v.id, v.applied.Clone()})
 	}
 }
 

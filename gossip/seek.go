@@ -36,7 +36,7 @@ func (p *Protocol) seek(v *replica) {
 		return
 	}
 	if p.needsSnapshot(v, h) {
-		if v.merging == 0 { // else when they are done
+		if len(v.merging) == 0 { // else when they are done
 			v.staging = true
 			p.do(TakeSnapshot{v.id, ps.name})
 		}

@@ -78,7 +78,10 @@ func (c *Cluster) AddVolume(v *store.Volume) {
 		hv.log.Error("identity of this replica: peers will refuse its changes", "err", err)
 		c.refusals.add(c.opts.Node, err.Error())
 	}
-	c.step(VolumeOpened{Holding{Volume: v.ID(), Replica: v.Replica(), Ready: v.Ready(), Vector: v.Vector()}})
+	opened := VolumeOpened{Holding{Volume: v.ID(), Replica: v.Replica(), Ready: v.Ready(), Vector: v.Vector()}}
+	c.stepFor(hv, opened)
+	// What was sealed between reading the vector and that step was ignored.
+	c.stepFor(hv, Advanced{v.ID(), v.Vector()})
 }
 
 // RemoveVolume ends the replication of a volume and returns when nothing uses
@@ -130,10 +133,15 @@ func (c *Cluster) sealed(hv *heldVolume, body *store.Batch) {
 	if b.identity, err = c.introduce(hv, body.Origin); err != nil {
 		hv.log.Error("identity of this replica", "err", err)
 	}
+	c.stepFor(hv, LocalBatch{hv.v.ID(), b})
+}
+
+// stepFor is for events of a volume, unless it was removed meanwhile.
+func (c *Cluster) stepFor(hv *heldVolume, e Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.volumes[hv.v.ID()] == hv {
-		c.stepLocked(LocalBatch{hv.v.ID(), b})
+		c.stepLocked(e)
 	}
 }
 

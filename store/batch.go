@@ -9,10 +9,12 @@ import (
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
-// Limits of one batch.
+// Limits of one batch, so that merging it fits in one transaction. The bytes
+// are those that its ops write to the database; they are reached, and not
+// exceeded by more than one op.
 const (
 	maxBatchOps   = 1000
-	maxBatchBytes = 512 << 10 // reached, not exceeded by more than one op
+	maxBatchBytes = 1 << 20
 )
 
 // A Batch is the unit of replication: consecutive ops of one origin, merged

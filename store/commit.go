@@ -25,6 +25,9 @@ type change struct {
 func (v *Volume) change(by MountID, fn func(c *change) error) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if err := v.wholeLocked(); err != nil {
+		return err
+	}
 	return v.changeLocked(by, fn)
 }
 
@@ -34,15 +37,35 @@ func (v *Volume) changeLocked(by MountID, fn func(c *change) error) error {
 	}
 	var c *change
 	var told *Changes
+	reset := false
 	err := v.db.kv.update(func(t txn) error {
-		c = &change{tree: newTree(t, &v.keys, v.sets.Load()), v: v, now: v.db.opts.Now(), seq: v.seq, by: by}
+		counted := &countingTxn{txn: t}
+		c = &change{tree: newTree(counted, &v.keys, v.sets.Load()), v: v, now: v.db.opts.Now(), seq: v.seq, by: by}
 		if err := fn(c); err != nil {
 			return err
 		}
 		told = compose(c.effects)
 		told.By = c.by
-		return c.prepare(told)
+		if err := c.prepare(told); err != nil {
+			return err
+		}
+		if err := c.flush(c.frozen); err != nil {
+			return err
+		}
+		if n := len(c.queued); n > 0 {
+			c.queued[n-1].size = counted.n
+		}
+		if reset = c.reset; reset {
+			v.setsMu.Lock() // until the commit and the sets can both be seen
+		}
+		return nil
 	})
+	if err == nil && reset {
+		v.sets.Store(c.sets)
+	}
+	if reset {
+		v.setsMu.Unlock()
+	}
 	if err != nil {
 		if told != nil {
 			v.tell(told, Viewer.Aborted)
@@ -52,6 +75,17 @@ func (v *Volume) changeLocked(by MountID, fn func(c *change) error) error {
 	v.settleLocked(c)
 	v.tell(told, Viewer.Committed)
 	return nil
+}
+
+// countingTxn counts the bytes that a transaction writes.
+type countingTxn struct {
+	txn
+	n int
+}
+
+func (c *countingTxn) set(key, value []byte) error {
+	c.n += len(key) + len(value)
+	return c.txn.set(key, value)
 }
 
 // prepare tells the viewers what is about to be seen, and switches the node
@@ -81,9 +115,6 @@ func (v *Volume) tell(told *Changes, how func(Viewer, *Changes)) {
 
 // settleLocked takes over what the committed transaction changed in memory.
 func (v *Volume) settleLocked(c *change) {
-	if c.reset {
-		v.sets.Store(c.sets)
-	}
 	v.applyNodes(&c.nodes)
 	v.seq = c.seq
 	if len(c.queued) > 0 {
@@ -238,12 +269,12 @@ func compose(effects []*crdt.Effects) *Changes {
 
 // done reports whether a request that the kernel sends again was done, and
 // the inode it made or opened.
-func (c *change) done(r Request) (crdt.Ino, Handle, bool, error) {
+func (t *tree) done(r Request) (crdt.Ino, Handle, bool, error) {
 	if !r.Resent {
 		return 0, 0, false, nil
 	}
 	var rec doneRecord
-	ok, err := getJSON(c.t, c.doneKey(r), &rec)
+	ok, err := getJSON(t.t, t.doneKey(r), &rec)
 	ok = ok && rec.Epoch == r.Epoch && rec.Unique == r.Unique
 	return rec.Ino, rec.Handle, ok, err
 }
@@ -257,14 +288,14 @@ type doneRecord struct {
 // doneSlots is how many requests are remembered: more than can be in flight.
 const doneSlots = 4096
 
-func (c *change) doneKey(r Request) []byte {
-	return c.keys.key('x', uint64(r.Mount), r.Unique/2%doneSlots)
+func (t *tree) doneKey(r Request) []byte {
+	return t.keys.key('x', uint64(r.Mount), r.Unique/2%doneSlots)
 }
 
 // setDone remembers a mutating request in its own transaction.
-func (c *change) setDone(r Request, ino crdt.Ino, h Handle) error {
+func (t *tree) setDone(r Request, ino crdt.Ino, h Handle) error {
 	if r.Epoch == 0 {
 		return nil
 	}
-	return putJSON(c.t, c.doneKey(r), doneRecord{r.Epoch, r.Unique, ino, h})
+	return putJSON(t.t, t.doneKey(r), doneRecord{r.Epoch, r.Unique, ino, h})
 }

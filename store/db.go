@@ -2,8 +2,6 @@ package store
 
 import (
 	"bytes"
-	"crypto/rand"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -89,6 +87,8 @@ type DB struct {
 	content   *content.Store
 	manifests manifestCache
 	full      atomic.Bool   // less than ReserveBytes are free
+	critical  atomic.Bool   // less than the database itself may need
+	written   atomic.Int64  // bytes since the disk was looked at
 	stop      chan struct{} // closed by Close
 	done      sync.WaitGroup
 	syncs     syncGroup
@@ -117,6 +117,9 @@ func Open(o Options) (*DB, error) {
 	o.setDefaults()
 	db := &DB{opts: o, volumes: map[VolumeID]*Volume{}, stop: make(chan struct{})}
 	if err := db.open(); err != nil {
+		for _, v := range db.volumes {
+			v.close()
+		}
 		db.release()
 		return nil, fmt.Errorf("open state directory %s: %w", o.Dir, err)
 	}
@@ -133,22 +136,36 @@ func (db *DB) open() error {
 	if err := db.checkFormat(); err != nil {
 		return err
 	}
-	b, err := openBadger(filepath.Join(db.opts.Dir, "db"), db.opts.Log)
+	if err := db.checkSpace(); err != nil {
+		return err
+	}
+	if db.critical.Load() {
+		return fmt.Errorf("%w: the database needs %d MiB free to start", ErrNoSpace, db.criticalBytes()>>20)
+	}
+	bootID, err := readBootID()
 	if err != nil {
 		return err
 	}
-	db.kv = b
+	b, err := openBadger(filepath.Join(db.opts.Dir, "db"), bootID, db.opts.Log)
+	if err != nil {
+		return err
+	}
+	db.kv = &guardedKV{kv: b, closed: &db.critical}
 	db.syncs.sync = db.syncAll
-	if db.content, err = content.Open(filepath.Join(db.opts.Dir, "content"), blockIndex{b}); err != nil {
+	if db.content, err = content.Open(filepath.Join(db.opts.Dir, "content"), blockIndex{db.kv}); err != nil {
 		return err
 	}
-	unclean, err := db.checkBoot()
+	unclean, err := db.checkBoot(bootID)
 	if err != nil {
 		return err
 	}
-	db.checkSpace()
 	db.done.Go(db.watchSpace)
 	return db.openVolumes(unclean)
+}
+
+func readBootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
 }
 
 // takeLock keeps a second daemon out.
@@ -174,7 +191,10 @@ func (db *DB) checkFormat() error {
 	path := filepath.Join(db.opts.Dir, "format")
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return os.WriteFile(path, []byte(strconv.Itoa(FormatVersion)+"\n"), 0o600)
+		if _, err := os.Stat(filepath.Join(db.opts.Dir, "db")); err == nil {
+			return fmt.Errorf("%w: file %s is missing", ErrDamaged, path)
+		}
+		return replaceFile(path, []byte(strconv.Itoa(FormatVersion)+"\n"))
 	}
 	if err != nil {
 		return err
@@ -191,12 +211,7 @@ func (db *DB) checkFormat() error {
 
 // checkBoot reports whether the machine went down under the running daemon
 // since the last clean stop: ops may then have left that are lost here.
-func (db *DB) checkBoot() (unclean bool, err error) {
-	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return false, err
-	}
-	now := strings.TrimSpace(string(raw))
+func (db *DB) checkBoot(now string) (unclean bool, err error) {
 	err = db.kv.update(func(t txn) error {
 		b, err := t.get(keyBoot)
 		if err != nil {
@@ -212,6 +227,19 @@ func (db *DB) checkBoot() (unclean bool, err error) {
 		return putJSON(t, keyBoot, bootRecord{BootID: now})
 	})
 	return unclean, err
+}
+
+// replaceFile writes a small file whole or not at all.
+func replaceFile(path string, b []byte) error {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 func putJSON(t txn, key []byte, v any) error {
@@ -261,12 +289,8 @@ func (db *DB) Close() error {
 		errs = append(errs, v.close())
 	}
 	errs = append(errs, db.kv.update(func(t txn) error {
-		b, err := t.get(keyBoot)
-		if err != nil {
-			return err
-		}
 		var r bootRecord
-		if err := json.Unmarshal(b, &r); err != nil {
+		if _, err := getJSON(t, keyBoot, &r); err != nil {
 			return err
 		}
 		r.Clean = true
@@ -322,168 +346,4 @@ func (db *DB) Volume(id VolumeID) *Volume {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	return db.volumes[id]
-}
-
-// CreateReplica makes an empty replica. It is ready only if the volume itself
-// is made by this call; else it must catch up with a ready one first (P11).
-func (db *DB) CreateReplica(id VolumeID, name string, ready bool) (*Volume, error) {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	if db.closed {
-		return nil, ErrClosed
-	}
-	if db.volumes[id] != nil {
-		return nil, fmt.Errorf("create replica of volume %q: %w", name, crdt.ErrExist)
-	}
-	r := replicaRecord{Name: name, Replica: newReplicaID(), Ready: ready}
-	err := db.kv.update(func(t txn) error {
-		if err := putJSON(t, replicaKey(id), r); err != nil {
-			return err
-		}
-		keys := newKeyspace(id)
-		return newTree(t, &keys, &sets{}).PutInode(rootInode())
-	})
-	if err != nil {
-		return nil, fmt.Errorf("create replica of volume %q: %w", name, err)
-	}
-	v, err := openVolume(db, id, r, false)
-	if err != nil {
-		return nil, fmt.Errorf("create replica of volume %q: %w", name, err)
-	}
-	db.volumes[id] = v
-	return v, nil
-}
-
-func rootInode() *crdt.Inode {
-	return &crdt.Inode{Ino: crdt.RootIno, Kind: crdt.KindDir, Mode: crdt.Register[uint32]{Value: 0o755}}
-}
-
-// DeleteReplica forgets a replica with all its data. Its mounts must be gone.
-func (db *DB) DeleteReplica(id VolumeID) error {
-	db.mu.Lock()
-	v := db.volumes[id]
-	delete(db.volumes, id)
-	db.mu.Unlock()
-	if v == nil {
-		return ErrNoVolume
-	}
-	if err := v.close(); err != nil {
-		return err
-	}
-	if err := db.kv.update(func(t txn) error { return t.del(replicaKey(id)) }); err != nil {
-		return err
-	}
-	return db.deletePrefix(v.keys.prefix[:])
-}
-
-// deletePrefix deletes in portions, since a transaction is bounded.
-func (db *DB) deletePrefix(prefix []byte) error {
-	for more := true; more; {
-		more = false
-		err := db.kv.update(func(t txn) error {
-			n := 0
-			var keys [][]byte
-			if err := t.scan(prefix, nil, func(key, _ []byte) (bool, error) {
-				keys = append(keys, slices.Clone(key))
-				n++
-				return n < 2000, nil
-			}); err != nil {
-				return err
-			}
-			more = n == 2000
-			for _, k := range keys {
-				if err := t.del(k); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func newReplicaID() crdt.ReplicaID { return crdt.ReplicaID(randomID()) }
-
-// randomID returns a random number that is no reserved one: positive as a
-// signed number, and beyond the root's.
-func randomID() uint64 {
-	var b [8]byte
-	for {
-		rand.Read(b[:]) // never fails: crypto/rand aborts the process instead
-		if n := binary.LittleEndian.Uint64(b[:]) >> 1; n > 1<<16 {
-			return n
-		}
-	}
-}
-
-// blockIndex keeps the content store's index in the database.
-type blockIndex struct{ kv kv }
-
-const manifestChunk = 512 << 10
-
-func blockKey(h crdt.Hash) []byte { return append([]byte{'b'}, h[:]...) }
-
-func manifestKey(h crdt.Hash) []byte { return append([]byte{'M'}, h[:]...) }
-
-func (x blockIndex) Block(h crdt.Hash) (loc content.Location, ok bool, err error) {
-	err = x.kv.view(func(t txn) error {
-		b, err := t.get(blockKey(h))
-		if err != nil || b == nil {
-			return err
-		}
-		if len(b) != 28 {
-			return fmt.Errorf("%w: location of block %x", ErrDamaged, h)
-		}
-		copy(loc.File[:], b)
-		loc.Offset = int64(binary.BigEndian.Uint64(b[16:]))
-		loc.Length = int32(binary.BigEndian.Uint32(b[24:]))
-		ok = true
-		return nil
-	})
-	return loc, ok, err
-}
-
-func (x blockIndex) PutBlocks(entries []content.IndexEntry) error {
-	for part := range slices.Chunk(entries, 2000) {
-		if err := x.kv.update(func(t txn) error {
-			for _, e := range part {
-				b := append(make([]byte, 0, 28), e.Location.File[:]...)
-				b = binary.BigEndian.AppendUint64(b, uint64(e.Location.Offset))
-				b = binary.BigEndian.AppendUint32(b, uint32(e.Location.Length))
-				if err := t.set(blockKey(e.Hash), b); err != nil {
-					return err
-				}
-			}
-			return nil
-		}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (x blockIndex) Manifest(h crdt.Hash) (encoded []byte, ok bool, err error) {
-	err = x.kv.view(func(t txn) error {
-		return t.scan(manifestKey(h), nil, func(_, value []byte) (bool, error) {
-			encoded, ok = append(encoded, value...), true
-			return true, nil
-		})
-	})
-	return encoded, ok, err
-}
-
-// PutManifest writes the last chunk first, so that a manifest cut short by a
-// crash fails its hash rather than look whole.
-func (x blockIndex) PutManifest(h crdt.Hash, encoded []byte) error {
-	chunks := slices.Collect(slices.Chunk(encoded, manifestChunk))
-	for n, c := range slices.Backward(chunks) {
-		key := binary.BigEndian.AppendUint32(manifestKey(h), uint32(n))
-		if err := x.kv.update(func(t txn) error { return t.set(key, c) }); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -3,12 +3,12 @@ package store
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -147,295 +147,121 @@ func (v *Volume) lockDraft(node NodeID, ino crdt.Ino) *draft {
 
 // OpenWrite opens a node for writing. With trunc the draft begins empty.
 func (v *Volume) OpenWrite(r Request, node NodeID, trunc bool) (Handle, error) {
-	ino, rec, err := v.node(node)
+	ino, _, err := v.node(node)
 	if err != nil {
 		return 0, err
 	}
 	d := v.lockDraft(node, ino)
 	defer d.mu.Unlock()
-	h, err := v.openWrite(r, d, ino, rec, trunc)
-	if err != nil {
-		v.draftsMu.Lock()
-		d.handles--
-		last := d.handles == 0
-		if last {
-			delete(v.drafts, node)
-			d.dead = true
-		}
-		v.draftsMu.Unlock()
+	unused := d.file == nil && !d.shown() // else it is of others, or waits for its publication
+	h, again, err := v.openWrite(r, d, ino, trunc)
+	if err == nil && !again {
+		return h, nil
+	}
+	v.draftsMu.Lock()
+	d.handles--
+	drop := unused && d.handles == 0
+	if drop {
+		d.dead = true
+		delete(v.drafts, node)
+	}
+	v.draftsMu.Unlock()
+	if drop && d.file != nil {
+		err = errors.Join(err, v.dropDraft(d, nil))
 	}
 	return h, err
 }
 
-func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, rec *nodeRecord, trunc bool) (Handle, error) {
+// openWrite records a handle and truncates the draft; again says that the
+// request was done before and the handle is counted already.
+func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, trunc bool) (h Handle, again bool, err error) {
 	if trunc {
 		if err := v.db.room(); err != nil {
-			return 0, err
+			return 0, false, err
 		}
 	}
-	h := Handle(randomID())
-	err := v.change(r.Mount, func(c *change) error {
+	h = Handle(randomID())
+	err = v.change(r.Mount, func(c *change) error {
 		i, err := c.Inode(ino)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if i == nil {
+		case i == nil:
 			return ErrStale
-		}
-		if i.Kind != crdt.KindFile {
+		case i.Kind != crdt.KindFile:
 			return ErrNotRegular
 		}
 		if _, was, ok, err := c.done(r); err != nil {
 			return err
 		} else if ok {
-			h = was
+			h, again = was, v.handleOf(was) == d.node
 		}
 		if err := c.t.set(c.keys.key('w', uint64(h)), fmt.Appendf(nil, "%d", uint64(d.node))); err != nil {
 			return err
 		}
 		return c.setDone(r, ino, h)
 	})
-	if err != nil {
-		return 0, err
+	if err != nil || again {
+		return h, again, err
 	}
 	if trunc {
 		if err := v.truncateDraft(d, 0, true); err != nil {
-			return 0, err
+			return 0, false, err
 		}
 	}
 	d.by.Store(uint64(r.Mount))
 	v.draftsMu.Lock()
 	v.handles[h] = d.node
 	v.draftsMu.Unlock()
-	return h, nil
+	return h, false, nil
 }
 
-// begin makes the draft's file over the content that its node shows, unless it
-// is there. Only the first keep bytes of the base are needed. The caller holds
-// mu, and io for writing.
-func (v *Volume) begin(d *draft, keep int64) error {
-	if d.file != nil {
-		return nil
+// handleOf returns the node that a handle is open on, 0 if none.
+func (v *Volume) handleOf(h Handle) NodeID {
+	v.draftsMu.Lock()
+	defer v.draftsMu.Unlock()
+	return v.handles[h]
+}
+
+// after runs fn with d.mu held when the time is over, unless the draft is done
+// or the volume closed by then. A draft waits for one thing at a time. The
+// caller holds mu.
+func (v *Volume) after(d *draft, wait time.Duration, fn func()) {
+	if d.timer != nil || v.closed.Load() {
+		return
 	}
-	var base content.Base
-	var size int64
-	rec := d.rec
-	if !rec.Created {
-		version, inline, err := v.contentOf(d.node)
-		if err != nil {
-			return err
+	v.timers.Add(1)
+	var timer *time.Timer
+	timer = time.AfterFunc(wait, func() {
+		defer v.timers.Done()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.timer != timer { // stopped too late
+			return
 		}
-		if version != nil {
-			rec.Base = version.ID
-			size = min(version.Size, keep)
-			if version.Manifest && size > 0 {
-				m, err := v.db.manifest(version.Hash)
-				if err != nil {
-					return err
-				}
-				base.Manifest, rec.Manifest = m, &version.Hash
-			} else {
-				base.Inline = inline[:min(int64(len(inline)), size)]
-			}
+		d.timer = nil
+		if !d.dead && !v.closed.Load() {
+			fn()
 		}
-	}
-	f, err := v.createDraftFile(d.name, base, size)
-	if err != nil {
-		return diskError(err)
-	}
-	rec.BaseLimit = f.BaseLimit()
-	d.rec, d.file = rec, f
-	return nil
+	})
+	d.timer = timer
 }
 
-func (v *Volume) createDraftFile(name string, base content.Base, size int64) (draftFile, error) {
-	if base.Manifest == nil && size <= v.smallLimit() {
-		if small, ok, err := v.db.content.CreateSmallDraft(name, base.Inline); err != nil || ok {
-			return small, err
-		}
+// stopTimer ends the wait that after began. The caller holds mu.
+func (v *Volume) stopTimer(d *draft) {
+	if d.timer != nil && d.timer.Stop() {
+		v.timers.Done()
 	}
-	return v.db.content.CreateDraft(name, base, size, size)
-}
-
-// smallLimit is the largest draft that need not be a file of its own.
-func (v *Volume) smallLimit() int64 {
-	return min(content.SmallLimit, int64(v.db.opts.InlineLimit))
-}
-
-// grow makes a small draft a file of its own before it gets larger than small
-// ones may be. The caller holds io for writing.
-func (v *Volume) grow(d *draft, size int64) error {
-	small, ok := d.file.(*content.SmallDraft)
-	if !ok || size <= v.smallLimit() {
-		return nil
-	}
-	big, err := small.Grow()
-	if err != nil {
-		return diskError(err)
-	}
-	d.file = big
-	return nil
-}
-
-// diskError makes a full disk ErrNoSpace.
-func diskError(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("%w: %w", ErrNoSpace, err)
-	}
-	return err
-}
-
-// dirty records, before the bytes change, that the draft holds unpublished
-// ones. The caller holds io for writing.
-func (v *Volume) dirty(d *draft, trunc bool) error {
-	now := crdt.TimeOf(v.db.opts.Now().UnixNano())
-	d.mtime = now
-	if d.rec.Dirty && !d.rec.Flushed && !d.rec.MtimeSet && (d.rec.Truncated || !trunc) {
-		return nil
-	}
-	d.rec.Dirty, d.rec.Flushed, d.rec.MtimeSet = true, false, false
-	d.rec.Truncated = d.rec.Truncated || trunc
-	return v.saveDraft(d)
-}
-
-// writable reports whether bytes up to end can be written as the draft is: its
-// record says already that it is dirty. The caller holds io.
-func (v *Volume) writable(d *draft, end int64) bool {
-	if d.file == nil || !d.rec.Dirty || d.rec.Flushed || d.rec.MtimeSet {
-		return false
-	}
-	_, small := d.file.(*content.SmallDraft)
-	return !small || end <= v.smallLimit()
-}
-
-// WriteAt writes to the draft that the handle's node shares. killSUID clears
-// setuid and setgid, as the kernel asks.
-func (v *Volume) WriteAt(node NodeID, h Handle, p []byte, off int64, killSUID bool) (int, error) {
-	if err := v.db.room(); err != nil {
-		return 0, err
-	}
-	d := v.draftOf(node)
-	if d == nil {
-		return 0, fmt.Errorf("%w: node %x has no write handle", ErrStale, uint64(node))
-	}
-	if killSUID {
-		if err := v.killSUID(node); err != nil {
-			return 0, err
-		}
-	}
-	d.io.RLock()
-	if v.writable(d, off+int64(len(p))) {
-		n, err := d.file.WriteAt(p, off)
-		d.io.RUnlock()
-		d.io.Lock()
-		d.mtime = crdt.TimeOf(v.db.opts.Now().UnixNano())
-		d.note()
-		d.io.Unlock()
-		return n, diskError(err)
-	}
-	d.io.RUnlock()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.io.Lock()
-	defer d.io.Unlock()
-	defer d.note()
-	if err := v.begin(d, 1<<62); err != nil {
-		return 0, err
-	}
-	if err := v.dirty(d, false); err != nil {
-		return 0, err
-	}
-	if err := v.grow(d, off+int64(len(p))); err != nil {
-		return 0, err
-	}
-	n, err := d.file.WriteAt(p, off)
-	v.publishLater(d)
-	return n, diskError(err)
-}
-
-// truncateDraft sets the draft's size. The caller holds mu.
-func (v *Volume) truncateDraft(d *draft, size int64, open bool) error {
-	d.io.Lock()
-	defer d.io.Unlock()
-	defer d.note()
-	if err := v.begin(d, size); err != nil {
-		return err
-	}
-	if err := v.dirty(d, open && size == 0); err != nil {
-		return err
-	}
-	if err := v.grow(d, size); err != nil {
-		return err
-	}
-	if err := d.file.Truncate(size); err != nil {
-		return diskError(err)
-	}
-	if limit := d.file.BaseLimit(); limit != d.rec.BaseLimit {
-		d.rec.BaseLimit = limit
-		if err := v.saveDraft(d); err != nil {
-			return err
-		}
-	}
-	v.publishLater(d)
-	return nil
-}
-
-// Allocate does fallocate on the draft of an open file.
-func (v *Volume) Allocate(node NodeID, h Handle, mode uint32, off, length int64) error {
-	if err := v.db.room(); err != nil {
-		return err
-	}
-	d := v.draftOf(node)
-	if d == nil {
-		return fmt.Errorf("%w: node %x has no write handle", ErrStale, uint64(node))
-	}
-	if off < 0 || length <= 0 {
-		return crdt.ErrInvalid
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.io.Lock()
-	defer d.io.Unlock()
-	defer d.note()
-	if err := v.begin(d, 1<<62); err != nil {
-		return err
-	}
-	if err := v.dirty(d, false); err != nil {
-		return err
-	}
-	v.publishLater(d)
-	if err := v.grow(d, 1<<62); err != nil {
-		return err
-	}
-	file, ok := d.file.(*content.Draft)
-	if !ok {
-		return unix.EOPNOTSUPP
-	}
-	keep := mode&unix.FALLOC_FL_KEEP_SIZE != 0
-	switch mode &^ unix.FALLOC_FL_KEEP_SIZE {
-	case 0:
-		return diskError(file.Allocate(off, length, keep))
-	case unix.FALLOC_FL_PUNCH_HOLE:
-		return diskError(file.PunchHole(off, length))
-	case unix.FALLOC_FL_ZERO_RANGE:
-		return diskError(file.ZeroRange(off, length, keep))
-	}
-	return unix.EOPNOTSUPP
+	d.timer = nil
 }
 
 // publishLater publishes a file that is held open for in-place change after
 // the publish interval. The caller holds mu.
 func (v *Volume) publishLater(d *draft) {
-	if d.rec.Created || d.rec.Truncated || d.timer != nil {
+	if d.rec.Created || d.rec.Truncated {
 		return
 	}
-	d.timer = time.AfterFunc(v.db.opts.PublishInterval, func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.timer = nil
-		if d.dead || v.closed.Load() {
-			return
-		}
+	v.after(d, v.db.opts.PublishInterval, func() {
 		if err := v.publish(d, false); err != nil {
 			v.db.opts.Log.Warn("publish open file", "volume", v.Name(), "inode", uint64(d.rec.Ino), "err", err)
 			v.publishLater(d)
@@ -454,6 +280,9 @@ func (v *Volume) Flush(node NodeID, h Handle) error {
 	defer d.io.Unlock()
 	if !d.shown() || d.rec.Flushed {
 		return nil
+	}
+	if small, ok := d.file.(*content.SmallDraft); ok && !d.rec.MtimeSet {
+		return diskError(small.MarkClosed(d.mtime))
 	}
 	d.rec.Mtime = d.time() // the restarted daemon would not know the last write's
 	d.rec.Flushed = true
@@ -480,27 +309,25 @@ func (v *Volume) Release(r Request, node NodeID, h Handle) error {
 	if !last {
 		return v.db.kv.update(func(t txn) error { return t.del(v.keys.key('w', uint64(h))) })
 	}
-	if d.timer != nil {
-		d.timer.Stop()
-		d.timer = nil
-	}
+	v.stopTimer(d)
 	return v.finish(d, h)
 }
+
+// finishRetry is how long a publication that failed waits to be tried again.
+const finishRetry = time.Second
 
 // finish publishes a draft that nobody has open, and drops it. A draft that
 // cannot be published now (no room) is kept and tried again. The caller holds mu.
 func (v *Volume) finish(d *draft, h Handle) error {
-	err := v.publish(d, true, h)
-	if err != nil {
+	if err := v.publish(d, true, h); err != nil {
 		v.db.opts.Log.Warn("publish closed file", "volume", v.Name(), "inode", uint64(d.rec.Ino), "err", err)
-		d.timer = time.AfterFunc(time.Second, func() {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			d.timer = nil
+		v.after(d, finishRetry, func() {
 			v.draftsMu.Lock()
 			open := d.handles > 0
 			v.draftsMu.Unlock()
-			if !d.dead && !open && !v.closed.Load() {
+			if open {
+				v.publishLater(d)
+			} else {
 				v.finish(d, h) // logs and tries again
 			}
 		})
@@ -538,18 +365,22 @@ func (v *Volume) Sync() error {
 	return v.db.syncs.wait()
 }
 
-// closeDrafts closes the files; the records stay for the next start.
-func (v *Volume) closeDrafts() {
+// closeDrafts closes the files; the records stay for the next start. The
+// volume is closed already: no draft begins a wait any more.
+func (v *Volume) closeDrafts() (err error) {
 	v.draftsMu.Lock()
-	defer v.draftsMu.Unlock()
-	for _, d := range v.drafts {
-		if d.timer != nil {
-			d.timer.Stop()
-		}
+	drafts := slices.Collect(maps.Values(v.drafts))
+	v.draftsMu.Unlock()
+	for _, d := range drafts {
+		d.mu.Lock()
+		v.stopTimer(d)
+		d.io.Lock()
 		if d.file != nil {
-			if err := d.file.Close(); err != nil {
-				v.db.opts.Log.Warn("close draft", "draft", d.name, "err", err)
-			}
+			err = errors.Join(err, d.file.Close())
 		}
+		d.io.Unlock()
+		d.mu.Unlock()
 	}
+	v.timers.Wait()
+	return err
 }

@@ -14,32 +14,43 @@ import (
 // maxValue keeps every value below Badger's ValueThreshold.
 const maxValue = 1 << 20
 
-type badgerKV struct{ db *badger.DB }
+type badgerKV struct {
+	db     *badger.DB
+	dir    string
+	bootID string
+}
 
 // openBadger opens the database with limits for a small node: its defaults
 // take hundreds of MiB. SyncWrites is off: the memtable's log is a shared
 // mapping, which survives kill -9; power loss is what sync is for.
-func openBadger(dir string, log *slog.Logger) (*badgerKV, error) {
+func openBadger(dir, bootID string, log *slog.Logger) (*badgerKV, error) {
+	if err := checkBadger(dir, bootID); err != nil {
+		return nil, err
+	}
 	o := badger.DefaultOptions(dir).
 		WithSyncWrites(false).
 		WithDetectConflicts(false). // one writer a volume
 		WithNumVersionsToKeep(1).
-		WithMemTableSize(16 << 20).
+		WithMemTableSize(8 << 20).
 		WithNumMemtables(2).
 		WithValueThreshold(maxValue).
-		WithValueLogFileSize(16 << 20).
-		WithBlockCacheSize(16 << 20).
-		WithIndexCacheSize(8 << 20).
+		WithValueLogFileSize(8 << 20).
+		WithBlockCacheSize(0). // not compressed: read from the page cache
+		WithIndexCacheSize(0).
 		WithNumCompactors(2).
 		WithBaseTableSize(4 << 20).
 		WithBaseLevelSize(16 << 20).
-		WithCompression(options.Snappy).
+		WithCompression(options.None).
+		WithChecksumVerificationMode(options.OnBlockRead).
 		WithMetricsEnabled(false).
 		WithLogger(badgerLog{log})
 	db, err := badger.Open(o)
 	switch {
 	case err == nil:
-		return &badgerKV{db}, nil
+		if err := markManifest(dir, bootID); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
+		return &badgerKV{db, dir, bootID}, nil
 	case strings.Contains(err.Error(), "Another process is using this Badger database"):
 		// Badger has no sentinel for it.
 		return nil, fmt.Errorf("%w: stop it, or choose another --state-dir", ErrLocked)
@@ -65,8 +76,11 @@ func (k *badgerKV) update(fn func(txn) error) error {
 	return err
 }
 
-func (k *badgerKV) sync() error  { return k.db.Sync() }
-func (k *badgerKV) close() error { return k.db.Close() }
+func (k *badgerKV) sync() error { return syncLogs(k.dir) }
+
+func (k *badgerKV) close() error {
+	return errors.Join(k.db.Close(), markManifest(k.dir, k.bootID))
+}
 
 type badgerTxn struct{ t *badger.Txn }
 

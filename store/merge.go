@@ -46,6 +46,9 @@ func (v *Volume) Merge(b *Batch) error {
 func (v *Volume) merge(b *Batch, ops []*crdt.Op) (known bool, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if err := v.wholeLocked(); err != nil {
+		return false, err
+	}
 	at := v.vector[b.Origin]
 	switch {
 	case b.Last <= at.Seq:
@@ -106,9 +109,12 @@ func (v *Volume) wants(ops []*crdt.Op) ([]crdt.Hash, error) {
 			if w.Kind != crdt.WriteContent || !w.Content.Manifest {
 				continue
 			}
-			have, err := v.db.hasContent(w.Content.Hash)
+			size, have, err := v.db.hasContent(w.Content.Hash)
 			if err != nil {
 				return nil, err
+			}
+			if have && size != w.Content.Size {
+				return nil, fmt.Errorf("%w: content of %d bytes for a size of %d", ErrBadBatch, size, w.Content.Size)
 			}
 			if !have {
 				out = append(out, w.Content.Hash)
@@ -118,17 +124,18 @@ func (v *Volume) wants(ops []*crdt.Op) ([]crdt.Hash, error) {
 	return out, nil
 }
 
-// hasContent reports whether a manifest and all its blocks are here.
-func (db *DB) hasContent(h crdt.Hash) (bool, error) {
+// hasContent reports whether a manifest and all its blocks are here, and the
+// file's size.
+func (db *DB) hasContent(h crdt.Hash) (size int64, have bool, err error) {
 	m, err := db.manifest(h)
 	if errors.Is(err, ErrNoContent) {
-		return false, nil
+		return 0, false, nil
 	}
 	if err != nil {
-		return false, err
+		return 0, false, err
 	}
 	missing, err := db.content.Missing(m)
-	return len(missing) == 0, err
+	return m.Size(), len(missing) == 0, err
 }
 
 func (db *DB) manifest(h crdt.Hash) (*content.Manifest, error) {

@@ -1,18 +1,17 @@
 package store
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // nodeRecord says what a node id that is no inode number means: the current
-// version of an inode, or, frozen, an old version of it.
+// version of an inode, or, frozen, an old version of it, whose bytes are kept
+// as long.
 type nodeRecord struct {
 	Ino    crdt.Ino
 	Frozen *crdt.Version `json:",omitempty"`
-	Inline []byte        `json:",omitempty"` // bytes of a frozen version
 }
 
 // nodeChanges is what one transaction changes in the tables of node ids.
@@ -33,30 +32,36 @@ func (c *change) switchNode(ino crdt.Ino, told *Changes) error {
 	if before == nil || c.nodes.current[ino] != 0 || c.v.overshadows(c.v.Node(ino)) {
 		return nil
 	}
-	old := &nodeRecord{Ino: ino, Frozen: before}
-	if !before.Manifest {
-		var err error
-		if old.Inline, err = c.inline(ino, before.ID); err != nil {
-			return err
-		}
-	}
+	old, was := &nodeRecord{Ino: ino, Frozen: before}, c.v.Node(ino)
 	next := NodeID(randomID()) | switchedNode
 	if c.nodes.put == nil {
 		c.nodes.put, c.nodes.current = map[NodeID]*nodeRecord{}, map[crdt.Ino]NodeID{}
 	}
-	c.nodes.put[c.v.Node(ino)] = old
-	c.nodes.put[next] = &nodeRecord{Ino: ino}
+	c.nodes.put[was], c.nodes.put[next] = old, &nodeRecord{Ino: ino}
 	c.nodes.current[ino] = next
-	for id, r := range c.nodes.put {
-		b, err := json.Marshal(r)
-		if err != nil {
-			return err
-		}
-		if err := c.t.set(c.keys.key('n', uint64(id)), b); err != nil {
-			return err
+	if err := putJSON(c.t, c.keys.key('n', uint64(was)), old); err != nil {
+		return err
+	}
+	return putJSON(c.t, c.keys.key('n', uint64(next)), c.nodes.put[next])
+}
+
+// frozen reports whether some node shows an old version, or will when the
+// transaction is committed.
+func (c *change) frozen(ino crdt.Ino, id crdt.VersionID) bool {
+	shows := func(r *nodeRecord) bool { return r.Ino == ino && r.Frozen != nil && r.Frozen.ID == id }
+	for _, r := range c.nodes.put {
+		if shows(r) {
+			return true
 		}
 	}
-	return nil
+	c.v.nodesMu.RLock()
+	defer c.v.nodesMu.RUnlock()
+	for _, r := range c.v.nodes {
+		if shows(r) {
+			return true
+		}
+	}
+	return false
 }
 
 // applyNodes takes over the tables when the transaction is committed.

@@ -23,6 +23,7 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		}
 		return v.dropDraft(d, handle)
 	}
+	was := d.rec
 	c, err := v.draftContent(d, final)
 	if err != nil {
 		return diskError(err)
@@ -32,21 +33,21 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		by = 0 // the mount shows another version by now
 	}
 	err = v.change(by, func(ch *change) error {
-		if err := ch.publish(d, c); err != nil {
+		done, err := ch.publish(d, c)
+		if err != nil {
 			return err
 		}
 		if final {
 			return ch.forgetDraft(d, handle)
 		}
-		d.rec.Dirty = false
+		d.rec.Dirty = !done
 		return v.putDraft(ch.t, d)
 	})
 	if err != nil {
-		d.rec.Dirty = true
+		d.rec = was
 		return errors.Join(err, v.reopenDraft(d, final))
 	}
 	if final {
-		d.rec.Created, d.rec.Dirty = false, false // the version shows now
 		return v.removeDraftFile(d)
 	}
 	return nil
@@ -106,39 +107,47 @@ func (v *Volume) draftContent(d *draft, final bool) (*crdt.Content, error) {
 	}, nil
 }
 
-// publish commits the version, or drops it if nobody can see the file any more.
-func (c *change) publish(d *draft, content *crdt.Content) error {
+// publish commits the version. done is false if nobody can see the file by a
+// name any more: then there is none.
+func (c *change) publish(d *draft, content *crdt.Content) (done bool, err error) {
 	i, err := c.Inode(d.rec.Ino)
-	if err != nil {
-		return err
-	}
-	if i == nil {
-		return nil
+	if err != nil || i == nil {
+		return false, err
 	}
 	links, err := crdt.LiveLinks(c.tree, i)
+	if err != nil {
+		return false, err
+	}
+	if d.rec.Created {
+		if len(links) == 0 {
+			return false, c.retract(i.Ino) // created and unlinked: nobody else ever knew it
+		}
+		return true, c.publishNew(i, content)
+	}
+	if len(links) == 0 && i.RemovedBy(c.v.replica) {
+		return false, nil // unlinked here while open: a close does not bring it back
+	}
+	return true, c.publishVersion(d, i, links, content)
+}
+
+// publishNew commits an inode that peers do not know yet, with all its links.
+func (c *change) publishNew(i *crdt.Inode, content *crdt.Content) error {
+	replaced, err := c.replaced(i.Ino)
 	if err != nil {
 		return err
 	}
 	p := c.plan()
-	if d.rec.Created {
-		if len(links) == 0 {
-			return c.retract(i.Ino) // created and unlinked: nobody else ever knew it
-		}
-		replaced, err := c.replaced(i.Ino)
-		if err != nil {
-			return err
-		}
-		if err := p.Publish(i, content, replaced); err != nil {
-			return err
-		}
-		if err := c.retract(i.Ino); err != nil {
-			return err
-		}
-		return c.commit(p.Writes, hold{})
+	if err := p.Publish(i, content, replaced); err != nil {
+		return err
 	}
-	if len(links) == 0 && i.RemovedBy(c.v.replica) {
-		return nil // unlinked here while open: a close does not bring it back
+	if err := c.retract(i.Ino); err != nil {
+		return err
 	}
+	return c.commit(p.Writes, hold{})
+}
+
+// publishVersion commits a further version, the draft's next base.
+func (c *change) publishVersion(d *draft, i *crdt.Inode, links []crdt.LinkID, content *crdt.Content) error {
 	h := hold{}
 	if d.rec.Truncated && !d.rec.MtimeSet {
 		h.mtime = i.Ino
@@ -150,6 +159,7 @@ func (c *change) publish(d *draft, content *crdt.Content) error {
 	case len(i.Links) > 0:
 		via = i.Links[0].ID
 	}
+	p := c.plan()
 	if err := p.Content(i, via, d.rec.Base, *content); err != nil {
 		return err
 	}
@@ -212,7 +222,10 @@ func (v *Volume) dropDraft(d *draft, handle []Handle) error {
 	return v.removeDraftFile(d)
 }
 
+// removeDraftFile leaves the draft as new, for those who opened it again
+// meanwhile.
 func (v *Volume) removeDraftFile(d *draft) error {
+	d.rec, d.mtime = draftRecord{Ino: d.rec.Ino}, crdt.Time{}
 	if d.file == nil {
 		return nil
 	}
@@ -225,17 +238,8 @@ func (v *Volume) removeDraftFile(d *draft) error {
 // their last write (P8). Those that were not are kept aside as unfinished: the
 // last version stands.
 func (v *Volume) recoverDrafts() error {
-	drafts := map[NodeID]draftRecord{}
-	if err := v.db.kv.view(func(t txn) error {
-		return t.scan(v.keys.key('d'), nil, func(key, value []byte) (bool, error) {
-			var r draftRecord
-			if err := json.Unmarshal(value, &r); err != nil {
-				return false, fmt.Errorf("%w: draft record %x: %w", ErrDamaged, key, err)
-			}
-			drafts[NodeID(v.keys.tail(key, 0))] = r
-			return true, nil
-		})
-	}); err != nil {
+	drafts, err := v.draftRecords()
+	if err != nil {
 		return err
 	}
 	for node, rec := range drafts {
@@ -249,14 +253,50 @@ func (v *Volume) recoverDrafts() error {
 	return v.clearNodes()
 }
 
+func (v *Volume) draftRecords() (map[NodeID]draftRecord, error) {
+	drafts := map[NodeID]draftRecord{}
+	err := v.db.kv.view(func(t txn) error {
+		return t.scan(v.keys.key('d'), nil, func(key, value []byte) (bool, error) {
+			var r draftRecord
+			if err := json.Unmarshal(value, &r); err != nil {
+				return false, fmt.Errorf("%w: draft record %x: %w", ErrDamaged, key, err)
+			}
+			drafts[NodeID(v.keys.tail(key, 0))] = r
+			return true, nil
+		})
+	})
+	return drafts, err
+}
+
+// removeDrafts removes the bytes of all drafts of a volume that is deleted.
+func (v *Volume) removeDrafts() error {
+	drafts, err := v.draftRecords()
+	for node := range drafts {
+		small, ok, serr := v.db.content.OpenSmallDraft(v.draftName(node))
+		if ok {
+			serr = small.Remove()
+		}
+		err = errors.Join(err, serr, v.db.content.RemoveDraft(v.draftName(node)))
+	}
+	return err
+}
+
 func (v *Volume) recoverDraft(node NodeID, rec draftRecord) error {
 	d := &draft{node: node, name: v.draftName(node), rec: rec}
-	if !rec.Flushed {
-		return v.abandon(d)
-	}
 	d.mtime = rec.Mtime
 	if err := v.openDraftFile(d); err != nil {
 		return err
+	}
+	if small, ok := d.file.(*content.SmallDraft); ok && small.Closed() != nil {
+		d.mtime, d.rec.Flushed = *small.Closed(), true
+	}
+	if !d.rec.Flushed {
+		if d.file != nil {
+			if err := d.file.Close(); err != nil {
+				return err
+			}
+		}
+		return v.abandon(d)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -21,6 +21,7 @@ type hold struct {
 type queued struct {
 	op    *crdt.Op
 	raw   []byte
+	size  int // bytes that applying it writes
 	hold  hold
 	until time.Time // zero: not held
 }
@@ -48,7 +49,7 @@ func (q *sealQueue) add(o queued, now time.Time) {
 		o.until = now.Add(d)
 	}
 	q.ops = append(q.ops, o)
-	q.bytes += len(o.raw)
+	q.bytes += o.size
 }
 
 // release ends the holds that wait for h.
@@ -84,7 +85,7 @@ func (q *sealQueue) due() (at time.Time, ok bool) {
 func (q *sealQueue) portion() []queued {
 	n, size := 0, 0
 	for n < len(q.ops) && n < maxBatchOps && size < maxBatchBytes {
-		size += len(q.ops[n].raw)
+		size += q.ops[n].size
 		n++
 	}
 	return slices.Clone(q.ops[:n])
@@ -93,7 +94,7 @@ func (q *sealQueue) portion() []queued {
 // drop takes the first n ops out.
 func (q *sealQueue) drop(n int, now time.Time) {
 	for _, o := range q.ops[:n] {
-		q.bytes -= len(o.raw)
+		q.bytes -= o.size
 	}
 	q.ops = slices.Delete(q.ops, 0, n)
 	q.since = now

@@ -154,6 +154,9 @@ func (v *Volume) sealedView(fn func(*tree, crdt.Vector) error) error {
 			v.mu.Unlock()
 		}
 	}()
+	if err := v.wholeLocked(); err != nil {
+		return err
+	}
 	return v.read(func(t *tree) error {
 		vector := v.vector.Clone()
 		locked = false
@@ -211,6 +214,11 @@ func eachRecord(chunk []byte, fn func(tag byte, body []byte) error) error {
 // first; then it becomes state, even if the daemon dies meanwhile. Own ops
 // that peers do not have yet survive.
 func (v *Volume) JoinSnapshot(ctx context.Context, next func() ([]byte, error), fetch func(ctx context.Context, manifest crdt.Hash) error) error {
+	v.joinMu.Lock()
+	defer v.joinMu.Unlock()
+	if err := v.finishSnapshot(); err != nil { // of a join that failed half-way
+		return fmt.Errorf("finish earlier snapshot: %w", err)
+	}
 	if err := v.stage(ctx, next, fetch); err != nil {
 		return errors.Join(fmt.Errorf("stage snapshot: %w", err), v.dropStaging())
 	}
@@ -227,10 +235,8 @@ func (v *Volume) JoinSnapshot(ctx context.Context, next func() ([]byte, error), 
 func (v *Volume) dropStaging() error { return v.db.deletePrefix(v.keys.key('s')) }
 
 func (v *Volume) stage(ctx context.Context, next func() ([]byte, error), fetch func(context.Context, crdt.Hash) error) error {
-	if err := v.dropStaging(); err != nil {
-		return err
-	}
-	for n := uint64(0); ; n++ {
+	n := uint64(0)
+	for ; ; n++ {
 		chunk, err := next()
 		if err == io.EOF {
 			break
@@ -251,6 +257,9 @@ func (v *Volume) stage(ctx context.Context, next func() ([]byte, error), fetch f
 			return err
 		}
 	}
+	if n == 0 {
+		return fmt.Errorf("%w: empty snapshot", ErrBadBatch)
+	}
 	return v.db.kv.update(func(t txn) error { return t.set(v.keys.key('S'), []byte{1}) })
 }
 
@@ -265,8 +274,11 @@ func (v *Volume) checkChunk(ctx context.Context, n uint64, chunk []byte, fetch f
 		first = false
 		switch tag {
 		case snapVector:
-			_, err := crdt.DecodeVector(body)
-			return err
+			theirs, err := crdt.DecodeVector(body)
+			if err != nil {
+				return err
+			}
+			return v.outgrow(theirs)
 		case snapIdentity, snapInline:
 			if len(body) < 8 || tag == snapInline && len(body) < 28 {
 				return fmt.Errorf("%w: snapshot record %c", ErrBadBatch, tag)
@@ -286,12 +298,27 @@ func (v *Volume) checkChunk(ctx context.Context, n uint64, chunk []byte, fetch f
 	})
 }
 
+// outgrow takes a new replica id if peers know ops under the present one that
+// this replica does not: it was restored from a backup, or copied.
+func (v *Volume) outgrow(theirs crdt.Vector) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	known, sealed := theirs[v.replica].Seq, v.vector[v.replica].Seq
+	switch {
+	case known <= sealed:
+		return nil
+	case v.seq > sealed:
+		return fmt.Errorf("%w: peers know %d ops of replica %v, and here %d differ from them", ErrDamaged, known, v.replica, v.seq-sealed)
+	}
+	return v.renewLocked()
+}
+
 func (v *Volume) fetchContents(ctx context.Context, i *crdt.Inode, fetch func(context.Context, crdt.Hash) error) error {
 	for _, c := range i.Contents {
 		if !c.Manifest {
 			continue
 		}
-		have, err := v.db.hasContent(c.Hash)
+		_, have, err := v.db.hasContent(c.Hash)
 		if err != nil {
 			return err
 		}
@@ -326,6 +353,7 @@ func (v *Volume) finishSnapshot() error {
 func (v *Volume) joinStaged() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.halfJoined = true
 	var theirs crdt.Vector
 	for n := uint64(0); ; n++ {
 		var chunk []byte
@@ -345,6 +373,7 @@ func (v *Volume) joinStaged() error {
 	if err := v.adoptVectorLocked(theirs); err != nil {
 		return err
 	}
+	v.halfJoined = false
 	return v.dropStaging()
 }
 
@@ -399,6 +428,15 @@ func (c *change) join(tag byte, body []byte, theirs *crdt.Vector) (err error) {
 		c.effects = append(c.effects, e)
 	}
 	return err
+}
+
+// wholeLocked says that only a part of a snapshot was joined: the rest must
+// follow before anything else.
+func (v *Volume) wholeLocked() error {
+	if v.halfJoined {
+		return fmt.Errorf("%w: joining a snapshot was interrupted", ErrNotReady)
+	}
+	return nil
 }
 
 // adoptVectorLocked moves the vector past the snapshot; what came before is in

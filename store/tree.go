@@ -32,11 +32,16 @@ type tree struct {
 	keys   *keyspace
 	sets   *sets
 	inodes map[crdt.Ino]*crdt.Inode // read or written in this transaction
+	dirty  map[crdt.Ino]struct{}    // of inodes, written by flush
+	grown  map[crdt.Ino]struct{}    // that got inline versions, trimmed by flush
 	reset  bool                     // sets is our own copy
 }
 
 func newTree(t txn, keys *keyspace, s *sets) *tree {
-	return &tree{t: t, keys: keys, sets: s, inodes: map[crdt.Ino]*crdt.Inode{}}
+	return &tree{
+		t: t, keys: keys, sets: s, inodes: map[crdt.Ino]*crdt.Inode{},
+		dirty: map[crdt.Ino]struct{}{}, grown: map[crdt.Ino]struct{}{},
+	}
 }
 
 func (t *tree) Inode(ino crdt.Ino) (*crdt.Inode, error) {
@@ -55,14 +60,35 @@ func (t *tree) Inode(ino crdt.Ino) (*crdt.Inode, error) {
 	return i, nil
 }
 
+// PutInode keeps the record until flush: a batch may change one inode a
+// thousand times, and a transaction is bounded.
 func (t *tree) PutInode(i *crdt.Inode) error {
-	t.inodes[i.Ino] = i
-	return t.t.set(t.keys.inode(i.Ino), crdt.AppendInode(nil, i))
+	t.inodes[i.Ino], t.dirty[i.Ino] = i, struct{}{}
+	return nil
 }
 
 func (t *tree) DeleteInode(ino crdt.Ino) error {
 	delete(t.inodes, ino)
+	delete(t.dirty, ino)
 	return t.t.del(t.keys.inode(ino))
+}
+
+// flush writes the inodes changed, and forgets old inline versions, but those
+// that keep says somebody still reads.
+func (t *tree) flush(keep func(crdt.Ino, crdt.VersionID) bool) error {
+	for ino := range t.dirty {
+		if err := t.t.set(t.keys.inode(ino), crdt.AppendInode(nil, t.inodes[ino])); err != nil {
+			return err
+		}
+	}
+	for ino := range t.grown {
+		if err := t.trimInline(ino, keep); err != nil {
+			return err
+		}
+	}
+	clear(t.dirty)
+	clear(t.grown)
+	return nil
 }
 
 func (t *tree) Claims(dir crdt.Ino, name string) ([]crdt.Claim, error) {
@@ -155,17 +181,19 @@ func (t *tree) PutMove(m crdt.Move) error {
 }
 
 func (t *tree) PutInline(ino crdt.Ino, id crdt.VersionID, bytes []byte) error {
-	if err := t.t.set(t.keys.version('c', ino, id), bytes); err != nil {
-		return err
-	}
-	return t.trimInline(ino)
+	t.grown[ino] = struct{}{}
+	return t.t.set(t.keys.version('c', ino, id), bytes)
 }
 
 // keptVersions is how many inline versions of a file are kept.
 const keptVersions = 10
 
 // trimInline forgets the oldest inline versions that are no leaves.
-func (t *tree) trimInline(ino crdt.Ino) error {
+func (t *tree) trimInline(ino crdt.Ino, keep func(crdt.Ino, crdt.VersionID) bool) error {
+	i, err := t.Inode(ino)
+	if err != nil || i == nil || len(i.Contents) == 1 && i.Contents[0].Base.IsZero() {
+		return err // the last case: a first version, which has none before it
+	}
 	prefix := t.keys.key('c', uint64(ino))
 	var keys [][]byte
 	if err := t.t.scan(prefix, nil, func(key, _ []byte) (bool, error) {
@@ -174,16 +202,9 @@ func (t *tree) trimInline(ino crdt.Ino) error {
 	}); err != nil || len(keys) <= keptVersions {
 		return err
 	}
-	i, err := t.Inode(ino)
-	if err != nil || i == nil {
-		return err
-	}
-	leaves := map[string]bool{}
-	for _, v := range i.Contents {
-		leaves[string(t.keys.version('c', ino, v.ID))] = true
-	}
 	for _, k := range keys[:len(keys)-keptVersions] {
-		if !leaves[string(k)] {
+		id := t.keys.versionIn(k)
+		if i.Version(id) == nil && !keep(ino, id) {
 			if err := t.t.del(k); err != nil {
 				return err
 			}

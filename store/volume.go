@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -21,6 +22,8 @@ type Volume struct {
 	stop   chan struct{}
 	kick   chan struct{} // wakes the sealer
 	done   sync.WaitGroup
+	timers sync.WaitGroup // of drafts
+	joinMu sync.Mutex     // one JoinSnapshot at a time; taken before mu
 	sets   atomic.Pointer[sets]
 	ready  atomic.Bool
 	closed atomic.Bool
@@ -35,9 +38,11 @@ type Volume struct {
 	deps       map[crdt.ReplicaID]crdt.Seq // merged since the last own op
 	queue      sealQueue
 	viewers    map[MountID]Viewer
-	unfinished int // drafts whose writer died before closing them
+	unfinished int  // drafts whose writer died before closing them
+	halfJoined bool // a snapshot is part of the state and part is not
 
-	sealMu sync.Mutex // one seal at a time; taken before mu
+	setsMu sync.RWMutex // held while a transaction and sets must agree; taken after mu
+	sealMu sync.Mutex   // one seal at a time; taken before mu
 
 	callMu  sync.Mutex // guards the subscriptions
 	callID  int
@@ -136,7 +141,7 @@ func (v *Volume) loadQueue(t txn) error {
 		}
 		v.clock.Observe(op.Stamp)
 		v.seq = op.Dot.Seq
-		v.queue.add(queued{op: op, raw: raw}, v.db.opts.Now())
+		v.queue.add(queued{op: op, raw: raw, size: 3 * len(raw)}, v.db.opts.Now()) // about
 		return true, nil
 	})
 }
@@ -149,8 +154,22 @@ func (v *Volume) renew() error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.replica, v.seq = newReplicaID(), 0
-	return v.putRecordLocked()
+	return v.renewLocked()
+}
+
+// renewLocked needs all own ops in batches.
+func (v *Volume) renewLocked() error {
+	old := v.replica
+	v.replica = newReplicaID()
+	if err := v.putRecordLocked(); err != nil {
+		v.replica = old
+		return err
+	}
+	v.seq = 0
+	if seq := v.vector[old].Seq; seq > 0 {
+		v.deps[old] = seq
+	}
+	return nil
 }
 
 func (v *Volume) putRecordLocked() error {
@@ -165,9 +184,7 @@ func (v *Volume) close() error {
 	}
 	close(v.stop)
 	v.done.Wait()
-	err := v.sealNow()
-	v.closeDrafts()
-	return err
+	return errors.Join(v.sealNow(), v.closeDrafts())
 }
 
 // ID is the volume's id.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,17 +24,23 @@ func newPeersCommand(env *environment) *cobra.Command {
 
 // A peerView is a peer as printed.
 type peerView struct {
-	Node    string `json:"node"`
-	Address string `json:"address"`
-	State   string `json:"state"`
-	Detail  string `json:"detail,omitempty"`
-	Error   string `json:"error,omitempty"`
+	Node     string     `json:"node"`
+	Address  string     `json:"address"`
+	State    string     `json:"state"`
+	RTT      float64    `json:"rtt_seconds"`
+	Lag      uint64     `json:"lag"` // changes it has not yet said to have
+	LastSeen *time.Time `json:"last_seen,omitempty"`
+	Refusals uint64     `json:"refusals"`
+	Error    string     `json:"error,omitempty"`
 }
 
 func viewPeers(peers []*wire.PeerStatus) []peerView {
 	out := make([]peerView, len(peers))
 	for n, p := range peers {
-		out[n] = peerView{Node: p.Node, Address: p.Address, State: p.State, Detail: p.Detail, Error: p.Error}
+		out[n] = peerView{
+			Node: p.Node, Address: p.Address, State: p.State, RTT: time.Duration(p.RttNs).Seconds(),
+			Lag: p.Lag, LastSeen: timeOf(p.LastSeenUnixNs), Refusals: p.Refusals, Error: p.Error,
+		}
 	}
 	return out
 }
@@ -50,12 +57,12 @@ func runPeers(ctx context.Context, env *environment) error {
 }
 
 func printPeers(w io.Writer, peers []peerView) {
-	fmt.Fprintln(w, "NODE\tADDRESS\tSTATE\tNOTE")
+	fmt.Fprintln(w, "NODE\tADDRESS\tSTATE\tRTT\tLAG\tNOTE")
 	for _, p := range peers {
-		note := p.Detail
-		if p.Error != "" {
-			note = p.Error
+		rtt := "-"
+		if p.RTT > 0 {
+			rtt = fmt.Sprintf("%.2f ms", p.RTT*1000)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", p.Node, dash(p.Address), p.State, dash(note))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", p.Node, dash(p.Address), p.State, rtt, p.Lag, dash(p.Error))
 	}
 }

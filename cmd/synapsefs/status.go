@@ -34,6 +34,7 @@ type statusView struct {
 	Peers          []peerView   `json:"peers"`
 	Volumes        []volumeView `json:"volumes"`
 	Mounts         []mountView  `json:"mounts"`
+	Problems       []string     `json:"problems"`
 }
 
 func runStatus(ctx context.Context, env *environment) error {
@@ -46,6 +47,7 @@ func runStatus(ctx context.Context, env *environment) error {
 			Node: s.Node, Cluster: s.Cluster, Version: s.Version, PID: s.Pid,
 			Started: timeOf(s.StartedUnixNs), StateDir: s.StateDir, CatalogueReady: s.CatalogueReady,
 			Peers: viewPeers(s.Peers), Volumes: viewVolumes(s.Volumes), Mounts: viewMounts(s.Mounts),
+			Problems: append([]string{}, s.Problems...),
 		}
 		return env.print(v, func(w io.Writer) { printStatus(w, v) })
 	})
@@ -57,6 +59,9 @@ func printStatus(w io.Writer, v statusView) {
 	fmt.Fprintf(w, "state\t%s\n", v.StateDir)
 	if !v.CatalogueReady {
 		fmt.Fprintln(w, "catalogue\tnot ready: no member that knows the volumes was met yet")
+	}
+	for _, p := range v.Problems {
+		fmt.Fprintf(w, "problem\t%s\n", p)
 	}
 	sections := []struct {
 		title string

@@ -52,11 +52,11 @@ var onlyHere = map[string][]string{
 	"google.golang.org/grpc":       {"gossip/...", "internal/wire", "internal/admin", "internal/node", "csi", "cmd/synapsefs"},
 	"google.golang.org/protobuf":   {"gossip/...", "internal/wire", "csi"},
 	"github.com/zeebo/blake3":      {"store", "store/content", "store/crdt", "internal/playground", "gossip/..."},
-	"pgregory.net/rapid":           {},
-	"go.uber.org/goleak":           {},
-	"golang.org/x/sys":             {"store", "store/content", "fusefs/...", "internal/node", "internal/playground"},
+	"pgregory.net/rapid":           {"internal/sim"},
+	"go.uber.org/goleak":           {"internal/fstest"},
+	"golang.org/x/sys":             {"store", "store/content", "fusefs/...", "internal/node", "internal/playground", "internal/fstest"},
 	"golang.org/x/sync":            {"store", "store/content", "gossip/...", "fusefs/...", "internal/node", "internal/playground", "cmd/synapsefs"},
-	"github.com/cespare/xxhash/v2": {"store", "store/content"},
+	"github.com/cespare/xxhash/v2": {"store", "store/content", "fusefs"},
 }
 
 // pure packages use of the standard library neither I/O nor clock nor

@@ -62,6 +62,7 @@ func (s *adminServer) Status(context.Context, *wire.NodeStatusRequest) (*wire.No
 		Peers:          s.n.peersToWire(),
 		Volumes:        volumesToWire(volumes),
 		Mounts:         mountsToWire(s.n.Mounts()),
+		Problems:       s.n.problems(),
 	}, nil
 }
 
@@ -167,7 +168,26 @@ func volumesToWire(infos []VolumeInfo) []*wire.VolumeStatus {
 func (n *Node) peersToWire() []*wire.PeerStatus {
 	var out []*wire.PeerStatus
 	for _, p := range n.cluster.Peers() {
-		out = append(out, &wire.PeerStatus{Node: p.Node, Address: p.Address, State: p.State, Error: p.Error})
+		s := &wire.PeerStatus{
+			Node: p.Node, Address: p.Address, State: p.State, Error: p.Error,
+			RttNs: int64(p.RTT), Refusals: p.Refusals,
+		}
+		if !p.LastSeen.IsZero() {
+			s.LastSeenUnixNs = p.LastSeen.UnixNano()
+		}
+		for _, lag := range p.Lag {
+			s.Lag += lag
+		}
+		out = append(out, s)
 	}
 	return out
+}
+
+// problems lists what is wrong with this node itself.
+func (n *Node) problems() []string {
+	var all []string
+	for _, p := range n.cluster.Problems() {
+		all = append(all, p.Reason)
+	}
+	return append(all, n.clocks.problems()...)
 }

@@ -151,27 +151,6 @@ func (n *Node) volumeFor(ctx context.Context, m *mount, r MountRequest) (*store.
 	return n.replica(l, false)
 }
 
-// catchUp returns when the replica has what a live ready peer has. One that
-// was ready before needs no peer: after catch-up-timeout it serves its own
-// data, stale. One that never was ready waits as long as the caller does.
-func (n *Node) catchUp(ctx context.Context, v *store.Volume) (stale bool, err error) {
-	if !v.Ready() {
-		if err := n.cluster.WaitReady(ctx, v.ID()); err != nil {
-			return false, fmt.Errorf("no live peer has a ready replica: %w", errors.Join(store.ErrNotReady, err))
-		}
-		return false, nil
-	}
-	bounded, cancel := context.WithTimeout(ctx, n.cfg.CatchUpTimeout)
-	defer cancel()
-	if err := n.cluster.CaughtUp(bounded, v.ID()); err == nil {
-		return false, nil
-	} else if ctx.Err() != nil {
-		return false, context.Cause(ctx)
-	}
-	n.log.Warn("no ready peer in time: serving what this node has, stale", "volume", v.Name())
-	return true, nil
-}
-
 // Unmount takes a mount away. With force it is detached although files are
 // open in it.
 func (n *Node) Unmount(dir string, force bool) error {

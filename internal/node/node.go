@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -40,6 +41,9 @@ type Node struct {
 	loops  sync.WaitGroup
 	server *grpc.Server
 
+	clocks clocks
+	looked atomic.Bool // for members with a newer catalogue, once, in vain
+
 	// replicas serialises the creation and dropping of replicas.
 	replicas sync.Mutex
 
@@ -59,6 +63,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, er
 		stopping: make(chan struct{}),
 		changed:  make(chan struct{}, 1),
 		mounts:   map[string]*mount{},
+		clocks:   clocks{limit: cfg.MaxClockSkew, log: log},
 	}
 	// First, because it is cheap and finds a second daemon; calls that come
 	// early wait until the node is up.
@@ -135,19 +140,25 @@ func (n *Node) openCatalogue() (founder bool, err error) {
 // joinReplicas lets the peers have the replicas of this node, except those
 // whose volume was deleted while it was down.
 func (n *Node) joinReplicas(founder bool) error {
-	n.catalogue.v.OnMerge(func(crdt.Vector) { n.kick() })
 	for _, v := range n.db.Volumes() {
 		if gone, err := n.catalogue.deleted(v.ID()); err != nil {
 			return fmt.Errorf("read catalogue: %w", err)
 		} else if !gone {
-			n.cluster.AddVolume(v)
+			n.join(v)
 		}
 	}
+	n.catalogue.v.OnMerge(func(crdt.Vector) { n.kick() })
 	n.kick()
 	if founder {
 		n.loops.Go(n.found)
 	}
 	return nil
+}
+
+// join lets the peers have a replica of this node.
+func (n *Node) join(v *store.Volume) {
+	n.cluster.AddVolume(v)
+	v.OnMerge(func(vector crdt.Vector) { n.clocks.check(v.Name(), vector, time.Now()) })
 }
 
 // found declares the catalogue ready if no member with a ready one turns up.

@@ -167,6 +167,7 @@ func TestMountTwoNodes(t *testing.T) {
 		t.Errorf("mounted twice: %v", err)
 	}
 	write(t, d1, "before", "1")
+	released(t, n1)
 	// Not --create: node2 knows the volume from the catalogue alone.
 	info, err = n2.Mount(t.Context(), MountRequest{Volume: "v", Dir: d2})
 	if err != nil || info.Created || info.Stale {
@@ -180,9 +181,7 @@ func TestMountTwoNodes(t *testing.T) {
 	if err := n2.Wait(t.Context(), "v"); err != nil {
 		t.Fatal(err)
 	}
-	if got := read(d1, "after"); got != "2" {
-		t.Errorf("after wait: %q", got)
-	}
+	eventually(t, "node1 shows the file", func() bool { return read(d1, "after") == "2" })
 	if _, err := n1.DeleteVolume(t.Context(), "v", false); !errors.Is(err, ErrVolumeBusy) {
 		t.Errorf("delete of a mounted volume: %v", err)
 	}
@@ -244,6 +243,20 @@ func TestToStatus(t *testing.T) {
 	if got := status.Code(toStatus(errors.New("x"))); got != codes.Internal {
 		t.Errorf("unknown error: %v", got)
 	}
+}
+
+// released waits for the kernel's RELEASE of what was closed: it comes after
+// close returned.
+func released(t *testing.T, n *Node) {
+	t.Helper()
+	eventually(t, "closed files are published", func() bool {
+		for _, v := range n.db.Volumes() {
+			if s := v.Stats(); s.OpenDrafts+s.Unsealed > 0 {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 func write(t *testing.T, dir, name, text string) {

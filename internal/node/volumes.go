@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/synapsefs/synapsefs/gossip"
 	"github.com/synapsefs/synapsefs/internal/config"
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -40,13 +42,33 @@ func (n *Node) knowCatalogue(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, catalogueWait)
 	defer cancel()
 	if n.catalogue.v.Ready() {
-		_ = n.cluster.CaughtUp(ctx, store.CatalogueID)
+		if !n.looked.Load() && !n.alone() {
+			// Once: who is cut off shall not wait at each call.
+			n.looked.Store(n.cluster.CaughtUp(ctx, store.CatalogueID) != nil)
+		}
 		return nil
 	}
 	if err := n.cluster.WaitReady(ctx, store.CatalogueID); err != nil {
 		return n.noCatalogue()
 	}
 	return nil
+}
+
+// alone reports whether this node has no peer and looks for none.
+func (n *Node) alone() bool {
+	return len(n.cfg.Join) == 0 && !slices.ContainsFunc(n.cluster.Peers(), func(p gossip.PeerStatus) bool {
+		return p.State != gossip.StateRefused
+	})
+}
+
+// spread gives the live members a moment to learn of a change of the
+// catalogue, so that who goes on on another node finds it there.
+func (n *Node) spread(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, catalogueWait)
+	defer cancel()
+	if err := n.cluster.WaitAll(ctx, store.CatalogueID); err != nil {
+		n.log.Warn("not all members know of the change yet", "err", err)
+	}
 }
 
 func (n *Node) noCatalogue() error {
@@ -95,6 +117,7 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 		}
 		return VolumeInfo{}, errors.Join(err, n.drop(v))
 	}
+	n.spread(ctx)
 	n.log.Info("volume created", "volume", name, "id", l.ID)
 	return VolumeInfo{Listing: l, Replica: v}, nil
 }
@@ -122,6 +145,7 @@ func (n *Node) deleteVolume(ctx context.Context, name string, force bool) (Volum
 	if err := n.catalogue.remove(l); err != nil {
 		return VolumeInfo{}, err
 	}
+	n.spread(ctx)
 	n.log.Info("volume deleted", "volume", name, "id", l.ID)
 	info := VolumeInfo{Listing: l}
 	if v := n.db.Volume(l.ID); v != nil {
@@ -202,7 +226,7 @@ func (n *Node) replica(l Listing, ready bool) (*store.Volume, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create replica: %w", err)
 	}
-	n.cluster.AddVolume(v)
+	n.join(v)
 	return v, nil
 }
 

@@ -33,6 +33,16 @@ type Cluster struct {
 	Dir    string
 	Binary string
 	Nodes  []*Node
+
+	// Hosts are where the nodes run, in order; nodes beyond them run on
+	// loopback. To be set before Add.
+	Hosts []Host
+}
+
+// A Host is a network of its own on this machine: a namespace.
+type Host struct {
+	Address string   // of the node, without a port
+	Enter   []string // the command that runs another in it
 }
 
 // A Node is one daemon of a Cluster, running or not.
@@ -44,10 +54,10 @@ type Node struct {
 	Log    string // what the daemon wrote to stderr
 	Bind   string // its gossip address
 
-	binary string
-	state  string
-	child  *exec.Cmd // nil if not running
-	exited chan struct{}
+	command []string // the daemon's, up to its subcommand
+	state   string
+	child   *exec.Cmd // nil if not running
+	exited  chan struct{}
 }
 
 // New prepares a cluster of n nodes below dir: keys, configurations and empty
@@ -71,7 +81,7 @@ func (c *Cluster) Add() (*Node, error) {
 	name := "node" + strconv.Itoa(len(c.Nodes)+1)
 	dir := filepath.Join(c.Dir, name)
 	nd := &Node{
-		Name: name, binary: c.Binary,
+		Name: name, command: []string{c.Binary},
 		Mount:  filepath.Join(dir, "mnt"),
 		Socket: filepath.Join(dir, "run", "admin.sock"),
 		Config: filepath.Join(dir, "synapsefs.yaml"),
@@ -85,11 +95,7 @@ func (c *Cluster) Add() (*Node, error) {
 	if err := keys.Issue(filepath.Join(c.Dir, "ca"), keyDir, name); err != nil {
 		return nil, err
 	}
-	var err error
-	if nd.Bind, err = freeAddress(); err != nil {
-		return nil, err
-	}
-	replicaBind, err := freeAddress()
+	advertise, replicaBind, err := c.place(nd)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +106,7 @@ func (c *Cluster) Add() (*Node, error) {
 	text, err := yaml.Marshal(map[string]any{
 		"node": name, "cluster": c.Name, "state-dir": nd.state, "keys": keyDir,
 		"admin-socket": nd.Socket, "bind": nd.Bind, "replica-bind": replicaBind,
-		"advertise": "127.0.0.1", "join": join, "bootstrap": len(join) == 0,
+		"advertise": advertise, "join": join, "bootstrap": len(join) == 0,
 	})
 	if err != nil {
 		return nil, err
@@ -110,6 +116,21 @@ func (c *Cluster) Add() (*Node, error) {
 	}
 	c.Nodes = append(c.Nodes, nd)
 	return nd, nil
+}
+
+// place decides where the node runs and listens.
+func (c *Cluster) place(nd *Node) (advertise, replicaBind string, err error) {
+	if i := len(c.Nodes); i < len(c.Hosts) {
+		h := c.Hosts[i]
+		nd.command = append(append([]string{}, h.Enter...), c.Binary)
+		nd.Bind = net.JoinHostPort(h.Address, "7946")
+		return h.Address, net.JoinHostPort(h.Address, "7947"), nil
+	}
+	if nd.Bind, err = freeAddress(); err != nil {
+		return "", "", err
+	}
+	replicaBind, err = freeAddress()
+	return "127.0.0.1", replicaBind, err
 }
 
 // freeAddress finds a loopback port that is free for TCP and UDP.
@@ -155,7 +176,8 @@ func (nd *Node) Start(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	child := exec.Command(nd.binary, "daemon", "--config", nd.Config)
+	args := append(append([]string{}, nd.command[1:]...), "daemon", "--config", nd.Config)
+	child := exec.Command(nd.command[0], args...)
 	child.Stdout, child.Stderr = log, log
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := child.Start(); err != nil {

@@ -73,6 +73,7 @@ type NodeStatus struct {
 	Peers          []*PeerStatus          `protobuf:"bytes,8,rep,name=peers,proto3" json:"peers,omitempty"`
 	Volumes        []*VolumeStatus        `protobuf:"bytes,9,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	Mounts         []*MountStatus         `protobuf:"bytes,10,rep,name=mounts,proto3" json:"mounts,omitempty"`
+	Problems       []string               `protobuf:"bytes,11,rep,name=problems,proto3" json:"problems,omitempty"` // of this node itself
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -177,6 +178,13 @@ func (x *NodeStatus) GetMounts() []*MountStatus {
 	return nil
 }
 
+func (x *NodeStatus) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
 type PeersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -258,14 +266,17 @@ func (x *PeersReply) GetPeers() []*PeerStatus {
 }
 
 type PeerStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	Error         string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"` // why it is refused or unreachable, if so
-	Detail        string                 `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Node           string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Address        string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	State          string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // up, linking, gone or refused
+	Error          string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"` // why it is not up, or was refused last
+	RttNs          int64                  `protobuf:"varint,5,opt,name=rtt_ns,json=rttNs,proto3" json:"rtt_ns,omitempty"`
+	LastSeenUnixNs int64                  `protobuf:"varint,6,opt,name=last_seen_unix_ns,json=lastSeenUnixNs,proto3" json:"last_seen_unix_ns,omitempty"`
+	Refusals       uint64                 `protobuf:"varint,7,opt,name=refusals,proto3" json:"refusals,omitempty"` // how often something of it was refused
+	Lag            uint64                 `protobuf:"varint,8,opt,name=lag,proto3" json:"lag,omitempty"`           // changes it has not yet said to have, in all volumes
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *PeerStatus) Reset() {
@@ -326,11 +337,32 @@ func (x *PeerStatus) GetError() string {
 	return ""
 }
 
-func (x *PeerStatus) GetDetail() string {
+func (x *PeerStatus) GetRttNs() int64 {
 	if x != nil {
-		return x.Detail
+		return x.RttNs
 	}
-	return ""
+	return 0
+}
+
+func (x *PeerStatus) GetLastSeenUnixNs() int64 {
+	if x != nil {
+		return x.LastSeenUnixNs
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetRefusals() uint64 {
+	if x != nil {
+		return x.Refusals
+	}
+	return 0
+}
+
+func (x *PeerStatus) GetLag() uint64 {
+	if x != nil {
+		return x.Lag
+	}
+	return 0
 }
 
 type ListVolumesRequest struct {
@@ -1104,7 +1136,7 @@ var File_admin_proto protoreflect.FileDescriptor
 const file_admin_proto_rawDesc = "" +
 	"\n" +
 	"\vadmin.proto\x12\x12synapsefs.admin.v1\"\x13\n" +
-	"\x11NodeStatusRequest\"\xff\x02\n" +
+	"\x11NodeStatusRequest\"\x9b\x03\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -1117,18 +1149,22 @@ const file_admin_proto_rawDesc = "" +
 	"\x05peers\x18\b \x03(\v2\x1e.synapsefs.admin.v1.PeerStatusR\x05peers\x12:\n" +
 	"\avolumes\x18\t \x03(\v2 .synapsefs.admin.v1.VolumeStatusR\avolumes\x127\n" +
 	"\x06mounts\x18\n" +
-	" \x03(\v2\x1f.synapsefs.admin.v1.MountStatusR\x06mounts\"\x0e\n" +
+	" \x03(\v2\x1f.synapsefs.admin.v1.MountStatusR\x06mounts\x12\x1a\n" +
+	"\bproblems\x18\v \x03(\tR\bproblems\"\x0e\n" +
 	"\fPeersRequest\"B\n" +
 	"\n" +
 	"PeersReply\x124\n" +
-	"\x05peers\x18\x01 \x03(\v2\x1e.synapsefs.admin.v1.PeerStatusR\x05peers\"~\n" +
+	"\x05peers\x18\x01 \x03(\v2\x1e.synapsefs.admin.v1.PeerStatusR\x05peers\"\xd6\x01\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\x12\x16\n" +
-	"\x06detail\x18\x05 \x01(\tR\x06detail\"\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12\x15\n" +
+	"\x06rtt_ns\x18\x05 \x01(\x03R\x05rttNs\x12)\n" +
+	"\x11last_seen_unix_ns\x18\x06 \x01(\x03R\x0elastSeenUnixNs\x12\x1a\n" +
+	"\brefusals\x18\a \x01(\x04R\brefusals\x12\x10\n" +
+	"\x03lag\x18\b \x01(\x04R\x03lag\"\x14\n" +
 	"\x12ListVolumesRequest\"N\n" +
 	"\x10ListVolumesReply\x12:\n" +
 	"\avolumes\x18\x01 \x03(\v2 .synapsefs.admin.v1.VolumeStatusR\avolumes\"\xb5\x01\n" +

@@ -27,7 +27,8 @@ const (
 
 // slots keeps small drafts in one file: making a file for each would cost more
 // than everything else that a small write does. A slot is a header (magic,
-// size, length of the name, name) and the bytes; a header of zeros is free.
+// size, length of the name, name, closing mark) and the bytes; a header of zeros
+// is free.
 type slots struct {
 	f *os.File
 
@@ -57,7 +58,7 @@ func (s *slots) load() error {
 	}
 	s.n = int((st.Size() + slotSize - 1) / slotSize)
 	for n := range s.n {
-		name, _, err := s.header(n)
+		name, _, _, err := s.header(n)
 		if err != nil {
 			return err
 		}
@@ -70,26 +71,36 @@ func (s *slots) load() error {
 	return nil
 }
 
-// header returns the name and size in a slot; no name if it is free.
-func (s *slots) header(n int) (name string, size int, err error) {
+// header returns the name, size and closing mark in a slot; no name if it is free.
+func (s *slots) header(n int) (name string, size int, closed *crdt.Time, err error) {
 	b := make([]byte, slotHeader)
 	if _, err := s.f.ReadAt(b, int64(n)*slotSize); err != nil && err != io.EOF {
-		return "", 0, err
+		return "", 0, nil, err
 	}
 	size, length := int(binary.BigEndian.Uint32(b[8:])), int(b[12])
 	if binary.BigEndian.Uint64(b) != slotMagic || size > SmallLimit {
-		return "", 0, nil
+		return "", 0, nil, nil
 	}
-	return string(b[13 : 13+length]), size, nil
+	if m := b[slotMark:]; m[0] == 1 {
+		closed = &crdt.Time{Sec: int64(binary.BigEndian.Uint64(m[1:])), Nsec: binary.BigEndian.Uint32(m[9:])}
+	}
+	return string(b[13 : 13+length]), size, closed, nil
 }
 
-func (s *slots) putHeader(n int, name string, size int) error {
-	b := make([]byte, 13+255)
+const slotMark = 13 + 255 // where a header's closing mark is
+
+func (s *slots) putHeader(n int, name string, size int, closed *crdt.Time) error {
+	b := make([]byte, slotMark+13)
 	if name != "" {
 		binary.BigEndian.PutUint64(b, slotMagic)
 		binary.BigEndian.PutUint32(b[8:], uint32(size))
 		b[12] = byte(len(name))
 		copy(b[13:], name)
+	}
+	if m := b[slotMark:]; closed != nil {
+		m[0] = 1
+		binary.BigEndian.PutUint64(m[1:], uint64(closed.Sec))
+		binary.BigEndian.PutUint32(m[9:], closed.Nsec)
 	}
 	_, err := s.f.WriteAt(b, int64(n)*slotSize)
 	return err
@@ -123,7 +134,7 @@ func (s *slots) drop(name string) error {
 	if !ok {
 		return nil
 	}
-	if err := s.putHeader(n, "", 0); err != nil {
+	if err := s.putHeader(n, "", 0, nil); err != nil {
 		return err
 	}
 	delete(s.used, name)
@@ -138,9 +149,10 @@ type SmallDraft struct {
 	name  string
 	slot  int
 
-	mu    sync.RWMutex // guards what follows
-	bytes []byte
-	done  bool
+	mu     sync.RWMutex // guards what follows
+	bytes  []byte
+	closed *crdt.Time // see MarkClosed
+	done   bool
 }
 
 // CreateSmallDraft makes a small draft holding the given bytes. ok is false if
@@ -169,11 +181,11 @@ func (s *Store) OpenSmallDraft(name string) (d *SmallDraft, ok bool, err error) 
 	if !ok {
 		return nil, false, nil
 	}
-	_, size, err := s.slots.header(n)
+	_, size, closed, err := s.slots.header(n)
 	if err != nil {
 		return nil, false, fmt.Errorf("open draft %q: %w", name, err)
 	}
-	d = &SmallDraft{store: s, name: name, slot: n, bytes: make([]byte, size)}
+	d = &SmallDraft{store: s, name: name, slot: n, bytes: make([]byte, size), closed: closed}
 	if _, err := s.slots.f.ReadAt(d.bytes, int64(n)*slotSize+slotHeader); err != nil && err != io.EOF {
 		return nil, false, fmt.Errorf("open draft %q: %w", name, err)
 	}
@@ -190,7 +202,30 @@ func (d *SmallDraft) save(off int, p []byte) error {
 			return err
 		}
 	}
-	return d.store.slots.putHeader(d.slot, d.name, len(d.bytes))
+	d.closed = nil
+	return d.store.slots.putHeader(d.slot, d.name, len(d.bytes), nil)
+}
+
+// MarkClosed records that the draft was closed after its last write, with the
+// mtime it has. The next write takes the mark back.
+func (d *SmallDraft) MarkClosed(mtime crdt.Time) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.done || d.closed != nil && *d.closed == mtime {
+		return nil
+	}
+	if err := d.store.slots.putHeader(d.slot, d.name, len(d.bytes), &mtime); err != nil {
+		return fmt.Errorf("close draft %q: %w", d.name, err)
+	}
+	d.closed = &mtime
+	return nil
+}
+
+// Closed returns the mark of MarkClosed, nil if it is not set.
+func (d *SmallDraft) Closed() *crdt.Time {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.closed
 }
 
 // Grow returns a draft without bound that holds the same bytes, and ends this one.

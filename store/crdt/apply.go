@@ -49,6 +49,11 @@ func Apply(s State, op *Op) (*Effects, error) {
 			return nil, fmt.Errorf("apply op %v write %d: %w", op.Dot, n, err)
 		}
 	}
+	for _, i := range a.inodes {
+		if i.Kind == KindDir && i.Ino != RootIno && len(i.Links) == 0 {
+			return nil, fmt.Errorf("apply op %v: %w: directory %d has no name", op.Dot, ErrMalformed, i.Ino)
+		}
+	}
 	if err := a.fold(); err != nil {
 		return nil, fmt.Errorf("apply op %v: %w", op.Dot, err)
 	}
@@ -131,6 +136,14 @@ func (a *applier) touch(ino Ino) (*Inode, error) {
 		}
 	}
 	return i, nil
+}
+
+// peek returns an inode as it is now, not to be changed; nil if it is not known.
+func (a *applier) peek(ino Ino) (*Inode, error) {
+	if i, ok := a.inodes[ino]; ok {
+		return i, nil
+	}
+	return a.s.Inode(ino)
 }
 
 func (a *applier) remember(i *Inode, l *Link) error {
@@ -217,6 +230,13 @@ func (a *applier) place(op *Op, id VersionID, i *Inode, w *Write) error {
 	}
 	if err := CheckName(w.Name); err != nil {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	// Were unknown parents let in, a directory could be made below what is
+	// already below it.
+	if parent, err := a.peek(w.Parent); err != nil {
+		return err
+	} else if parent == nil || parent.Kind != KindDir {
+		return fmt.Errorf("%w: a place in inode %d, which is no directory", ErrMalformed, w.Parent)
 	}
 	l, fresh := i.Link(w.Link), false
 	if l == nil {

@@ -264,7 +264,7 @@ func plainInode(t testing.TB) *Inode {
 func seeds(f *testing.F, kind string) {
 	rs := newWorld().replicas(2)
 	run(f, rs, `A mkdir d; A create a 1; A link a b; B pull A; A write a 2; B write b 3; B unlink b; A mkdir d/e;
-		B mv d e; A mv d f; A chmod a xxx; A pull B; B pull A; A create x 4; A unlink x; A write a 5`)
+		B mv d e; A mv d f; A chmod a 3; A pull B; B pull A; A create x 4; A unlink x; A write a 5`)
 	add := func(k string, v any) {
 		if k == kind {
 			f.Add(codecs[k].encode(v))

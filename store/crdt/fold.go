@@ -87,12 +87,9 @@ func (a *applier) under(dir, top Ino) (bool, error) {
 		if dir == top {
 			return true, nil
 		}
-		i := a.inodes[dir]
-		if i == nil {
-			var err error
-			if i, err = a.s.Inode(dir); err != nil || i == nil {
-				return false, err
-			}
+		i, err := a.peek(dir)
+		if err != nil || i == nil {
+			return false, err
 		}
 		dir = i.Standing.Parent
 	}

@@ -1,0 +1,13 @@
+package fusefs
+
+// CookieOf is the place of a name in a listing.
+var CookieOf = cookieOf
+
+// Pause stops the revealer, so that what is merged stays pending.
+func (m *Mounted) Pause() (resume func()) {
+	m.revealer.gate.Lock()
+	return m.revealer.gate.Unlock
+}
+
+// KillHelper ends the helper process; it is started again after a second.
+func (m *Mounted) KillHelper() { m.fs.helper.Close() }

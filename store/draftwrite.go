@@ -1,0 +1,241 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/synapsefs/synapsefs/store/content"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// begin makes the draft's file over the content that its node shows, unless it
+// is there. Only the first keep bytes of the base are needed. The caller holds
+// mu, and io for writing.
+func (v *Volume) begin(d *draft, keep int64) error {
+	if d.file != nil {
+		return nil
+	}
+	var base content.Base
+	var size int64
+	rec := d.rec
+	if !rec.Created {
+		version, inline, err := v.contentOf(d.node)
+		if err != nil {
+			return err
+		}
+		if version != nil {
+			rec.Base = version.ID
+			size = min(version.Size, keep)
+			if version.Manifest && size > 0 {
+				m, err := v.db.manifest(version.Hash)
+				if err != nil {
+					return err
+				}
+				base.Manifest, rec.Manifest = m, &version.Hash
+			} else {
+				base.Inline = inline[:min(int64(len(inline)), size)]
+			}
+		}
+	}
+	f, err := v.createDraftFile(d.name, base, size)
+	if err != nil {
+		return diskError(err)
+	}
+	rec.BaseLimit = f.BaseLimit()
+	d.rec, d.file = rec, f
+	return nil
+}
+
+func (v *Volume) createDraftFile(name string, base content.Base, size int64) (draftFile, error) {
+	if base.Manifest == nil && size <= v.smallLimit() {
+		if small, ok, err := v.db.content.CreateSmallDraft(name, base.Inline); err != nil || ok {
+			return small, err
+		}
+	}
+	return v.db.content.CreateDraft(name, base, size, size)
+}
+
+// smallLimit is the largest draft that need not be a file of its own.
+func (v *Volume) smallLimit() int64 {
+	return min(content.SmallLimit, int64(v.db.opts.InlineLimit))
+}
+
+// grow makes a small draft a file of its own before it gets larger than small
+// ones may be. The caller holds io for writing.
+func (v *Volume) grow(d *draft, size int64) error {
+	small, ok := d.file.(*content.SmallDraft)
+	if !ok || size <= v.smallLimit() {
+		return nil
+	}
+	big, err := small.Grow()
+	if err != nil {
+		return diskError(err)
+	}
+	d.file = big
+	return nil
+}
+
+// diskError makes a full disk ErrNoSpace.
+func diskError(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}
+
+// dirty records, before the bytes change, that the draft holds unpublished
+// ones. The caller holds io for writing.
+func (v *Volume) dirty(d *draft, trunc bool) error {
+	now := crdt.TimeOf(v.db.opts.Now().UnixNano())
+	d.mtime = now
+	if d.rec.Dirty && !d.rec.Flushed && !d.rec.MtimeSet && (d.rec.Truncated || !trunc) {
+		return nil
+	}
+	d.rec.Dirty, d.rec.Flushed, d.rec.MtimeSet = true, false, false
+	d.rec.Truncated = d.rec.Truncated || trunc
+	return v.saveDraft(d)
+}
+
+// writable reports whether bytes up to end can be written as the draft is: its
+// record says already that it is dirty. The caller holds io.
+func (v *Volume) writable(d *draft, end int64) bool {
+	if d.file == nil || !d.rec.Dirty || d.rec.Flushed || d.rec.MtimeSet {
+		return false
+	}
+	_, small := d.file.(*content.SmallDraft)
+	return !small || end <= v.smallLimit()
+}
+
+// WriteAt writes to the draft that the handle's node shares. killSUID clears
+// setuid and setgid, as the kernel asks.
+func (v *Volume) WriteAt(node NodeID, h Handle, p []byte, off int64, killSUID bool) (int, error) {
+	if err := v.db.roomFor(len(p)); err != nil {
+		return 0, err
+	}
+	d := v.draftOf(node)
+	if d == nil {
+		return 0, fmt.Errorf("%w: node %x has no write handle", ErrStale, uint64(node))
+	}
+	if killSUID {
+		if err := v.killSUID(node); err != nil {
+			return 0, err
+		}
+	}
+	d.io.RLock()
+	if v.writable(d, off+int64(len(p))) {
+		n, err := d.file.WriteAt(p, off)
+		d.io.RUnlock()
+		d.io.Lock()
+		d.mtime = crdt.TimeOf(v.db.opts.Now().UnixNano())
+		d.note()
+		d.io.Unlock()
+		return n, diskError(err)
+	}
+	d.io.RUnlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := v.alive(d); err != nil {
+		return 0, err
+	}
+	d.io.Lock()
+	defer d.io.Unlock()
+	defer d.note()
+	if err := v.begin(d, 1<<62); err != nil {
+		return 0, err
+	}
+	if err := v.dirty(d, false); err != nil {
+		return 0, err
+	}
+	if err := v.grow(d, off+int64(len(p))); err != nil {
+		return 0, err
+	}
+	n, err := d.file.WriteAt(p, off)
+	v.publishLater(d)
+	return n, diskError(err)
+}
+
+// alive says whether a draft can still be written. The caller holds mu.
+func (v *Volume) alive(d *draft) error {
+	if v.closed.Load() {
+		return ErrClosed
+	}
+	if d.dead {
+		return fmt.Errorf("%w: node %x has no write handle", ErrStale, uint64(d.node))
+	}
+	return nil
+}
+
+// truncateDraft sets the draft's size. The caller holds mu.
+func (v *Volume) truncateDraft(d *draft, size int64, open bool) error {
+	d.io.Lock()
+	defer d.io.Unlock()
+	defer d.note()
+	if err := v.begin(d, size); err != nil {
+		return err
+	}
+	if err := v.dirty(d, open && size == 0); err != nil {
+		return err
+	}
+	if err := v.grow(d, size); err != nil {
+		return err
+	}
+	if err := d.file.Truncate(size); err != nil {
+		return diskError(err)
+	}
+	if limit := d.file.BaseLimit(); limit != d.rec.BaseLimit {
+		d.rec.BaseLimit = limit
+		if err := v.saveDraft(d); err != nil {
+			return err
+		}
+	}
+	v.publishLater(d)
+	return nil
+}
+
+// Allocate does fallocate on the draft of an open file.
+func (v *Volume) Allocate(node NodeID, h Handle, mode uint32, off, length int64) error {
+	if err := v.db.room(); err != nil {
+		return err
+	}
+	d := v.draftOf(node)
+	if d == nil {
+		return fmt.Errorf("%w: node %x has no write handle", ErrStale, uint64(node))
+	}
+	if off < 0 || length <= 0 {
+		return crdt.ErrInvalid
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := v.alive(d); err != nil {
+		return err
+	}
+	d.io.Lock()
+	defer d.io.Unlock()
+	defer d.note()
+	if err := v.begin(d, 1<<62); err != nil {
+		return err
+	}
+	if err := v.dirty(d, false); err != nil {
+		return err
+	}
+	v.publishLater(d)
+	if err := v.grow(d, 1<<62); err != nil {
+		return err
+	}
+	file, ok := d.file.(*content.Draft)
+	if !ok {
+		return unix.EOPNOTSUPP
+	}
+	keep := mode&unix.FALLOC_FL_KEEP_SIZE != 0
+	switch mode &^ unix.FALLOC_FL_KEEP_SIZE {
+	case 0:
+		return diskError(file.Allocate(off, length, keep))
+	case unix.FALLOC_FL_PUNCH_HOLE:
+		return diskError(file.PunchHole(off, length))
+	case unix.FALLOC_FL_ZERO_RANGE:
+		return diskError(file.ZeroRange(off, length, keep))
+	}
+	return unix.EOPNOTSUPP
+}

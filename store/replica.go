@@ -1,0 +1,111 @@
+package store
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// CreateReplica makes an empty replica. It is ready only if the volume itself
+// is made by this call; else it must catch up with a ready one first (P11).
+func (db *DB) CreateReplica(id VolumeID, name string, ready bool) (*Volume, error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if db.closed {
+		return nil, ErrClosed
+	}
+	if db.volumes[id] != nil {
+		return nil, fmt.Errorf("create replica of volume %q: %w", name, crdt.ErrExist)
+	}
+	// What a deletion that was cut short left must not become part of it.
+	keys := newKeyspace(id)
+	if err := db.deletePrefix(keys.prefix[:]); err != nil {
+		return nil, fmt.Errorf("create replica of volume %q: %w", name, err)
+	}
+	r := replicaRecord{Name: name, Replica: newReplicaID(), Ready: ready}
+	err := db.kv.update(func(t txn) error {
+		if err := putJSON(t, replicaKey(id), r); err != nil {
+			return err
+		}
+		return t.set(keys.inode(crdt.RootIno), crdt.AppendInode(nil, rootInode()))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create replica of volume %q: %w", name, err)
+	}
+	v, err := openVolume(db, id, r, false)
+	if err != nil {
+		err = errors.Join(err, db.kv.update(func(t txn) error { return t.del(replicaKey(id)) }))
+		return nil, fmt.Errorf("create replica of volume %q: %w", name, err)
+	}
+	db.volumes[id] = v
+	return v, nil
+}
+
+func rootInode() *crdt.Inode {
+	return &crdt.Inode{Ino: crdt.RootIno, Kind: crdt.KindDir, Mode: crdt.Register[uint32]{Value: 0o755}}
+}
+
+// DeleteReplica forgets a replica with all its data. Its mounts must be gone.
+func (db *DB) DeleteReplica(id VolumeID) error {
+	db.mu.Lock()
+	v := db.volumes[id]
+	delete(db.volumes, id)
+	db.mu.Unlock()
+	if v == nil {
+		return ErrNoVolume
+	}
+	if err := v.close(); err != nil {
+		return err
+	}
+	if err := db.kv.update(func(t txn) error { return t.del(replicaKey(id)) }); err != nil {
+		return err
+	}
+	return errors.Join(v.removeDrafts(), db.deletePrefix(v.keys.prefix[:]))
+}
+
+// deletePrefix deletes in portions, since a transaction is bounded.
+func (db *DB) deletePrefix(prefix []byte) error {
+	for more := true; more; {
+		more = false
+		err := db.kv.update(func(t txn) error {
+			n := 0
+			var keys [][]byte
+			if err := t.scan(prefix, nil, func(key, _ []byte) (bool, error) {
+				keys = append(keys, slices.Clone(key))
+				n++
+				return n < 2000, nil
+			}); err != nil {
+				return err
+			}
+			more = n == 2000
+			for _, k := range keys {
+				if err := t.del(k); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func newReplicaID() crdt.ReplicaID { return crdt.ReplicaID(randomID()) }
+
+// randomID returns a random number that is no reserved one: positive as a
+// signed number, and beyond the root's.
+func randomID() uint64 {
+	var b [8]byte
+	for {
+		rand.Read(b[:]) // never fails: crypto/rand aborts the process instead
+		if n := binary.LittleEndian.Uint64(b[:]) >> 1; n > 1<<16 {
+			return n
+		}
+	}
+}
