@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -42,7 +43,15 @@ func newDaemonCommand(env *environment) *cobra.Command {
 	return cmd
 }
 
+// memoryTarget is what the Go heap may grow to before it is collected more
+// often, in bytes: the daemon shares its host with what it serves. The
+// environment's GOMEMLIMIT overrides it.
+const memoryTarget = 64 << 20
+
 func runDaemon(ctx context.Context, cfg *config.Config) error {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryTarget)
+	}
 	n, err := node.Start(ctx, cfg, cfg.Logger(os.Stderr))
 	if errors.Is(err, context.Canceled) {
 		return nil // told to stop while starting

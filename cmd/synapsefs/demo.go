@@ -167,7 +167,7 @@ func (d *demo) fill(ctx context.Context) ([]demoRow, error) {
 	first := d.cluster.Nodes[0]
 	d.say("unpacking %s on %s", d.source.Name, first.Name)
 	begin := time.Now()
-	if err := d.source.Unpack(first.Mount); err != nil {
+	if err := d.source.Unpack(ctx, first.Mount); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(filepath.Join(first.Mount, lastFile), []byte("so all is here\n"), 0o644); err != nil {

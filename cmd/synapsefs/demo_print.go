@@ -78,7 +78,7 @@ func (d *demo) explain() {
 It is still running. The three mounts:
 %s
 Write in one, look in another:
-  date > %s && cat %s
+  date > %s; sleep 0.1; cat %s
 
 Ask a daemon:
   %s --socket %s status
