@@ -66,10 +66,8 @@ func (fs *FS) setAttr(in *fuse.SetAttrIn, node store.NodeID, was *store.Attr) (s
 		if was.Kind != crdt.KindFile {
 			return store.Attr{}, store.ErrNotRegular
 		}
-		fs.shown.count(fs.shown.releasing, was.Ino, 1)
 		fs.shown.opened(was.Ino)
 		defer fs.shown.closed(was.Ino)
-		defer fs.shown.count(fs.shown.releasing, was.Ino, -1)
 	}
 	_, err := fs.vol.SetAttr(r, node, s)
 	if err == nil && was.Kind == crdt.KindFile && (s.UID != nil || s.GID != nil || s.Size != nil || in.Valid == 0) {

@@ -103,7 +103,7 @@ func (fs *FS) entries(dir store.NodeID, after uint64, size, extra int) ([]store.
 		list = append(list, store.DirEntry{Name: ".", Cookie: cookieDot, Entry: crdt.Entry{Ino: crdt.Ino(dir), Kind: crdt.KindDir}})
 	}
 	if after < cookieDotDot {
-		parent, err := fs.vol.Parent(dir)
+		parent, err := fs.parent(dir)
 		if err != nil {
 			return nil, err
 		}

@@ -114,21 +114,22 @@ func (fs *FS) create(in *fuse.CreateIn, name string, out *fuse.CreateOut) error 
 // createMerged answers the creation of a name that the caller does not see
 // and that exists already.
 func (fs *FS) createMerged(in *fuse.CreateIn, key nameKey, p pendingName, out *fuse.CreateOut) error {
-	if p.shown.Ino == 0 && p.merged.Ino != 0 && in.Flags&syscall.O_EXCL != 0 {
+	switch {
+	case p.shown.Ino == 0 && p.merged.Ino != 0 && in.Flags&syscall.O_EXCL != 0:
 		return crdt.ErrExist
-	}
-	if p.shown.Ino != 0 || p.merged.Kind != crdt.KindFile {
-		fs.shown.giveWay(key)
-		return store.ErrStale
+	case p.shown.Ino == 0 && p.merged.Kind == crdt.KindDir:
+		return crdt.ErrIsDir
+	case p.shown.Ino != 0 || p.merged.Kind != crdt.KindFile:
+		return fs.shown.giveWay(key)
 	}
 	a, err := fs.vol.AttrOf(p.merged)
 	if err != nil {
 		return err
 	}
-	fs.shown.giveWay(key)
 	if in.Uid != 0 && in.Uid != a.UID {
-		return store.ErrStale // the kernel has to check the permission first
+		return fs.shown.giveWay(key) // the kernel has to check the permission first
 	}
+	fs.shown.drop(key)
 	if writes(in.Flags) {
 		if err := fs.openWrite(&in.InHeader, a.Node, in.Flags&syscall.O_TRUNC != 0, &out.OpenOut); err != nil {
 			return err
@@ -199,9 +200,7 @@ func (fs *FS) release(r store.Request, h store.Handle) {
 	if !ok {
 		return // sent again
 	}
-	fs.shown.count(fs.shown.releasing, o.ino, 1)
 	err := fs.vol.Release(r, o.node, h)
-	fs.shown.count(fs.shown.releasing, o.ino, -1)
 	fs.shown.closed(o.ino)
 	if err != nil {
 		fs.log.Error("release", "node", uint64(o.node), "err", err) // nobody to return it to

@@ -73,7 +73,7 @@ func (fs *FS) makeNode(h *fuse.InHeader, name string, n store.NewNode, out *fuse
 			return err
 		}
 		if a, err = fs.vol.AttrOf(p.merged); err == nil {
-			fs.shown.giveWay(key)
+			fs.shown.drop(key)
 		}
 	}
 	if err != nil {
@@ -97,10 +97,7 @@ func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.En
 	if err != nil {
 		return fs.status("link", err)
 	}
-	if a.Node != node {
-		// The kernel wants the node it named, here that of an old version.
-		return fuse.Status(syscall.ESTALE)
-	}
+	a.Node = fs.vol.Node(a.Ino) // not that of an old version
 	return fs.status("link", fs.replyNew(a, out))
 }
 

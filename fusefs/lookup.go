@@ -23,7 +23,7 @@ func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse
 	case ".": // asked when a file handle is opened (CAP_EXPORT_SUPPORT)
 		err = fs.lookupNode(func() (store.NodeID, error) { return fs.shown.target(h.NodeId), nil }, out)
 	case "..":
-		err = fs.lookupNode(func() (store.NodeID, error) { return fs.vol.Parent(fs.shown.target(h.NodeId)) }, out)
+		err = fs.lookupNode(func() (store.NodeID, error) { return fs.parent(fs.shown.target(h.NodeId)) }, out)
 	default:
 		err = fs.lookup(h.NodeId, name, out)
 	}
@@ -57,6 +57,13 @@ func (fs *FS) lookup(node uint64, name string, out *fuse.EntryOut) error {
 			return nil
 		}
 	}
+}
+
+func (fs *FS) parent(dir store.NodeID) (store.NodeID, error) {
+	if p, ok := fs.shown.parent(crdt.Ino(dir)); ok {
+		return store.NodeID(p), nil
+	}
+	return fs.vol.Parent(dir)
 }
 
 // shownAttr is what stat shows of a name that is removed already and still

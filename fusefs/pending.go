@@ -1,6 +1,9 @@
 package fusefs
 
 import (
+	"syscall"
+
+	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
@@ -75,23 +78,31 @@ func (s *shown) pendingIn(dir crdt.Ino) map[string]crdt.Entry {
 	return out
 }
 
-// giveWay shows pending names as they are merged, because a call of this node
-// met them, and reports whether there were any: then the kernel must look
-// again (ESTALE).
-func (s *shown) giveWay(keys ...nameKey) bool {
+// drop shows a name as it is merged: the call in progress reveals it.
+func (s *shown) drop(k nameKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	any := false
-	for _, k := range keys {
-		if p, ok := s.getLocked(k); ok {
-			any = true
-			if p.shown.Kind == crdt.KindDir {
-				s.buriedLocked(p.shown.Ino)
-			}
-			s.dropLocked(k)
-		}
+	s.dropLocked(k)
+}
+
+// giveWay shows a pending name as it is merged because a call of this node met
+// it and is to be made again: answered ESTALE, the kernel looks the name up
+// and repeats the call once. It does so for no directory, whose name must not
+// be invalidated should the kernel not come back: such calls find the name
+// busy until it is revealed.
+func (s *shown) giveWay(k nameKey) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.getLocked(k)
+	if !ok {
+		return store.ErrStale
 	}
-	return any
+	if p.shown.Kind == crdt.KindDir || p.merged.Kind == crdt.KindDir {
+		return syscall.EBUSY
+	}
+	s.dropLocked(k)
+	s.queue.push(work{kind: workDrop, key: k})
+	return store.ErrStale
 }
 
 // removedHere says what to do about the unlink or rmdir of a pending name. If

@@ -19,7 +19,7 @@ type stepKind uint8
 const (
 	stepNone    stepKind = iota // nothing (more) is to be done
 	stepCall                    // a call of the helper, as expected
-	stepReplace                 // a call that lets one file take another's place
+	stepReplace                 // a call that lets one take another's place
 )
 
 // plan decides how a pending name is to be shown.
@@ -49,7 +49,7 @@ func (s *shown) planLocked(k nameKey) step {
 		return step{}
 	case p.shown.Ino == 0:
 		return s.callLocked(&expectation{kind: expectNew, key: k, entry: p.merged})
-	case p.merged.Ino != 0 && p.shown.Kind != crdt.KindDir && p.merged.Kind != crdt.KindDir:
+	case p.merged.Ino != 0 && (p.shown.Kind == crdt.KindDir) == (p.merged.Kind == crdt.KindDir):
 		st := s.callLocked(&expectation{kind: expectReplace, key: k, entry: p.merged})
 		st.kind = stepReplace
 		return st
@@ -93,7 +93,7 @@ func (s *shown) dirRefLocked(dir crdt.Ino) kernel.Dir {
 	if !ok {
 		node = store.NodeID(dir)
 	}
-	return kernel.Dir{Node: uint64(node), Generation: s.born[node]}
+	return kernel.Dir{Node: uint64(node), Generation: s.nodes[node].born}
 }
 
 // known returns the kernel's node of an inode, if it has one.
@@ -125,7 +125,6 @@ func (s *shown) force(k nameKey) (p pendingName, ok bool) {
 	s.dropLocked(k)
 	if p.shown.Kind == crdt.KindDir {
 		if node, known := s.current[p.shown.Ino]; known {
-			s.born[node]++
 			s.dead[node] = struct{}{}
 			s.anyDead.Store(true)
 		}
@@ -143,4 +142,19 @@ func (s *shown) isDead(node uint64) bool {
 	defer s.mu.Unlock()
 	_, dead := s.dead[store.NodeID(node)]
 	return dead
+}
+
+// parent is the directory in which a directory is shown, which may be another
+// than where it is merged.
+func (s *shown) parent(dir crdt.Ino) (crdt.Ino, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for parent, names := range s.pending {
+		for _, p := range names {
+			if p.shown.Ino == dir {
+				return parent, true
+			}
+		}
+	}
+	return 0, false
 }

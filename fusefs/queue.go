@@ -11,6 +11,7 @@ type workKind uint8
 
 const (
 	workName    workKind = iota + 1 // show a pending name
+	workDrop                        // make the kernel look up a name that is no directory's
 	workInode                       // tell of an inode's attributes or content
 	workRelease                     // close an unlinked file that the kernel has forgotten
 	workForget                      // drop a version that the kernel has forgotten
@@ -19,7 +20,7 @@ const (
 // work is one thing the revealer has to do.
 type work struct {
 	kind workKind
-	key  nameKey      // workName
+	key  nameKey      // workName, workDrop
 	ino  crdt.Ino     // workInode
 	node store.NodeID // workForget, workRelease
 

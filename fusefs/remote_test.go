@@ -151,7 +151,7 @@ var remoteChanges = []struct {
 			return err
 		}
 		return os.WriteFile(d+"/a", []byte("new"), 0o644)
-	}, []string{"a=new", "b=2", "s/", "s/x=3"}, []string{"MOVED_TO a"}},
+	}, []string{"a=new", "b=2", "s/", "s/x=3"}, nil}, // see TestReplacementInOneBatch
 	{"file becomes a directory", func(d string) error {
 		if err := os.Remove(d + "/a"); err != nil {
 			return err
@@ -233,6 +233,26 @@ func testRemoteChange(t *testing.T, opts fstest.Options, do func(string) error, 
 	}
 	if n := after.Fallbacks - before.Fallbacks; n > 0 && !opts.NoHelper && events != nil {
 		t.Errorf("%d fallbacks", n)
+	}
+}
+
+// What is removed and made again at once is replaced for peers: at no moment
+// is the name missing.
+func TestReplacementInOneBatch(t *testing.T) {
+	p := fstest.MountPair(t, fstest.Options{Store: store.Options{Hold: time.Second}})
+	a, b := makeStart(t, p)
+	w := fstest.NewWatch(t, b)
+	must(t, os.Remove(a+"/a"))
+	writeFile(t, a+"/a", "new")
+	must(t, os.RemoveAll(a+"/s"))
+	must(t, os.Mkdir(a+"/s", 0o755))
+	p.Sync()
+	expectTree(t, b, "a=new", "b=2", "s/")
+	if got := w.Events(); !slices.Contains(got, "MOVED_TO a") || slices.Contains(got, "DELETE a") || slices.Contains(got, "DELETE s") {
+		t.Errorf("events %q", got)
+	}
+	if s := p.B.Mount.Stats(); s.Fallbacks > 0 {
+		t.Errorf("%+v", s)
 	}
 }
 

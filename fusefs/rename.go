@@ -1,8 +1,6 @@
 package fusefs
 
 import (
-	"syscall"
-
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -26,8 +24,8 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 	if !ok {
 		return fuse.EINVAL
 	}
-	if in.Unique&resent == 0 && fs.shown.giveWay(from, to) {
-		return fuse.Status(syscall.ESTALE)
+	if p, ok := fs.shown.get(from); ok && p.merged.Ino != 0 && in.Unique&resent == 0 {
+		return fs.status("rename", fs.shown.giveWay(from)) // another file than the caller means
 	}
 	defer fs.shown.begin(from, to)()
 	odir, ndir := fs.shown.target(in.NodeId), fs.shown.target(in.Newdir)

@@ -95,6 +95,10 @@ func (r *revealer) do(w work) {
 	switch w.kind {
 	case workName:
 		r.name(w.key)
+	case workDrop:
+		if dir, known := r.shown.knownDir(w.key.dir); known {
+			r.dropped(dir, w.key.name, crdt.Entry{})
+		}
 	case workInode:
 		r.inode(w)
 	case workRelease:
@@ -264,8 +268,14 @@ func (r *revealer) fallback(k nameKey, why error) {
 		if node, _, ok := r.shown.known(p.shown.Ino); ok {
 			r.tell("invalidate removed directory", func(n notifier) error { return n.InvalInode(uint64(node), -1, 0) })
 		}
-	} else {
-		r.tell("invalidate entry", func(n notifier) error { return dropName(n, dir, k.name, p.shown) })
+		r.tell("invalidate listing", func(n notifier) error { return n.InvalInode(dir.Node, 0, 0) })
+		return
 	}
+	r.dropped(dir, k.name, p.shown)
+}
+
+// dropped makes the kernel look up a name again, and list its directory.
+func (r *revealer) dropped(dir kernel.Dir, name string, shown crdt.Entry) {
+	r.tell("invalidate entry", func(n notifier) error { return dropName(n, dir, name, shown) })
 	r.tell("invalidate listing", func(n notifier) error { return n.InvalInode(dir.Node, 0, 0) })
 }

@@ -32,6 +32,7 @@ type knownNode struct {
 	ino      crdt.Ino
 	lookups  uint64
 	dir      bool
+	born     uint32 // generation, as last told
 	mode     uint32 // as last told, for telling what a change changed
 	uid, gid uint32
 }
@@ -55,11 +56,13 @@ type shown struct {
 	floor    uint64              // gen at which touched was emptied
 	undo     []func()            // takes the change back, last first
 	switched []switchedFile      // by the change
+	adopted  []crdt.Ino          // by the change: directories that took over a node
+	placed   []nameKey           // by the change
 
 	nodes   map[store.NodeID]knownNode
 	current map[crdt.Ino]store.NodeID // the node of an inode's present version
 	frozen  map[store.NodeID]struct{} // nodes that keep an old version
-	born    map[store.NodeID]uint32   // generation of a directory that was removed
+	born    map[store.NodeID]uint32   // next generation of a directory that was removed
 	dead    map[store.NodeID]struct{} // directories removed without the kernel being told
 	aliases store.NodeID              // last one given
 
@@ -67,9 +70,8 @@ type shown struct {
 	shownAt  map[crdt.LinkID]nameKey // of pending names
 	mergedAt map[crdt.LinkID]nameKey // of pending names
 
-	own       map[nameKey]int  // names that calls in progress change themselves
-	writers   map[crdt.Ino]int // write handles
-	releasing map[crdt.Ino]int // of them, being released
+	own     map[nameKey]int  // names that calls in progress change themselves
+	writers map[crdt.Ino]int // write handles
 	// orphans are the write handles of unlinked files that are closed and
 	// that the kernel still knows: others may have the file open.
 	orphans  map[store.NodeID][]store.Handle
@@ -85,20 +87,19 @@ type switchedFile struct {
 func newShown(id store.MountID, queue *workQueue) *shown {
 	s := &shown{
 		mount: id, queue: queue,
-		nodes:     make(map[store.NodeID]knownNode),
-		current:   make(map[crdt.Ino]store.NodeID),
-		touched:   make(map[crdt.Ino]uint64),
-		locked:    make(map[crdt.Ino]struct{}),
-		orphans:   make(map[store.NodeID][]store.Handle),
-		frozen:    make(map[store.NodeID]struct{}),
-		born:      make(map[store.NodeID]uint32),
-		dead:      make(map[store.NodeID]struct{}),
-		pending:   make(map[crdt.Ino]map[string]pendingName),
-		shownAt:   make(map[crdt.LinkID]nameKey),
-		mergedAt:  make(map[crdt.LinkID]nameKey),
-		own:       make(map[nameKey]int),
-		writers:   make(map[crdt.Ino]int),
-		releasing: make(map[crdt.Ino]int),
+		nodes:    make(map[store.NodeID]knownNode),
+		current:  make(map[crdt.Ino]store.NodeID),
+		touched:  make(map[crdt.Ino]uint64),
+		locked:   make(map[crdt.Ino]struct{}),
+		orphans:  make(map[store.NodeID][]store.Handle),
+		frozen:   make(map[store.NodeID]struct{}),
+		born:     make(map[store.NodeID]uint32),
+		dead:     make(map[store.NodeID]struct{}),
+		pending:  make(map[crdt.Ino]map[string]pendingName),
+		shownAt:  make(map[crdt.LinkID]nameKey),
+		mergedAt: make(map[crdt.LinkID]nameKey),
+		own:      make(map[nameKey]int),
+		writers:  make(map[crdt.Ino]int),
 	}
 	s.settled = sync.NewCond(&s.mu)
 	return s
@@ -147,9 +148,11 @@ func (s *shown) knowLocked(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
 	k.ino, k.dir = a.Ino, a.Kind == crdt.KindDir
 	k.mode, k.uid, k.gid = a.Mode, a.UID, a.GID
 	k.lookups++
+	k.born = s.born[node]
 	s.nodes[node] = k
 	s.current[a.Ino] = node
-	out.NodeId, out.Generation = uint64(node), uint64(s.born[node])
+	delete(s.dead, node)
+	out.NodeId, out.Generation = uint64(node), uint64(k.born)
 	return true
 }
 
@@ -311,16 +314,16 @@ func (s *shown) begin(keys ...nameKey) (end func()) {
 	}
 }
 
-// opened and closed count write handles; while there are any, the inode's
-// content changes are its own.
-func (s *shown) opened(ino crdt.Ino) { s.count(s.writers, ino, 1) }
-func (s *shown) closed(ino crdt.Ino) { s.count(s.writers, ino, -1) }
+// opened and closed count write handles; the mount's content changes of an
+// inode that has any are publications.
+func (s *shown) opened(ino crdt.Ino) { s.countWriters(ino, 1) }
+func (s *shown) closed(ino crdt.Ino) { s.countWriters(ino, -1) }
 
-func (s *shown) count(m map[crdt.Ino]int, ino crdt.Ino, n int) {
+func (s *shown) countWriters(ino crdt.Ino, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if m[ino] += n; m[ino] == 0 {
-		delete(m, ino)
+	if s.writers[ino] += n; s.writers[ino] == 0 {
+		delete(s.writers, ino)
 	}
 }
 

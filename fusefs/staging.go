@@ -80,15 +80,18 @@ func (s *shown) answerReplace(from, to nameKey) fuse.Status {
 		return canceled
 	}
 	p, ok := s.getLocked(to)
-	if !ok || p.merged != e.entry || p.shown.Kind == crdt.KindDir {
+	if !ok || p.merged != e.entry || (p.shown.Kind == crdt.KindDir) != (p.merged.Kind == crdt.KindDir) {
 		return canceled
 	}
 	s.dropLocked(to)
+	if p.shown.Kind == crdt.KindDir {
+		s.buriedLocked(p.shown.Ino)
+	}
 	e.met = true
 	return fuse.OK
 }
 
-// replace lets another file take a file's place.
+// replace lets another file or directory take the place of one.
 func (r *revealer) replace(st step) error {
 	r.replaced++
 	e := st.expect

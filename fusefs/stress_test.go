@@ -55,6 +55,7 @@ func TestP4RandomPrograms(t *testing.T) {
 		}
 		for _, n := range []*fstest.Node{p.A, p.B} {
 			expectConsistent(t, n.Dir)
+			expectAttrs(t, n.Volume, store.NodeID(crdt.RootIno), n.Dir)
 			if s := n.Mount.Stats(); s.Pending > 0 {
 				t.Errorf("round %d: %+v", round, s)
 			}
@@ -155,5 +156,30 @@ func expectConsistent(t *testing.T, dir string) {
 		if err == nil && info.IsDir() {
 			expectConsistent(t, dir+"/"+name)
 		}
+	}
+}
+
+// expectAttrs checks that the kernel has no old attributes of anything.
+func expectAttrs(t *testing.T, v *store.Volume, node store.NodeID, path string) {
+	t.Helper()
+	a, err := v.Attr(node)
+	must(t, err)
+	st := stat(t, path)
+	got := fmt.Sprint(st.Ino, st.Mode&0o7777, st.Nlink, st.Size, st.Uid, st.Gid, st.Mtim, st.Ctim)
+	want := fmt.Sprint(a.Ino, a.Mode, a.Nlink, a.Size, a.UID, a.GID,
+		unix.Timespec{Sec: a.Mtime.Sec, Nsec: int64(a.Mtime.Nsec)}, unix.Timespec{Sec: a.Ctime.Sec, Nsec: int64(a.Ctime.Nsec)})
+	if got != want {
+		t.Errorf("%s: stat %s\nwant %s", path, got, want)
+	}
+	if a.Kind != crdt.KindDir {
+		return
+	}
+	var entries []store.DirEntry
+	must(t, v.ReadDir(node, 0, func(e store.DirEntry) bool {
+		entries = append(entries, e)
+		return true
+	}))
+	for _, e := range entries {
+		expectAttrs(t, v, v.Node(e.Entry.Ino), path+"/"+e.Name)
 	}
 }

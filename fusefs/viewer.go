@@ -7,6 +7,29 @@ import (
 
 var _ store.Viewer = (*shown)(nil)
 
+// preparation is what Prepare needs to know of a change as a whole.
+type preparation struct {
+	change        *store.Changes
+	names         map[nameKey]crdt.NameChange
+	in            map[crdt.Ino][]string // the names, by directory
+	before, after map[crdt.Ino]bool     // what stood, and what stands, at one of the names
+	done          map[nameKey]bool      // names dealt with
+}
+
+func newPreparation(c *store.Changes) *preparation {
+	p := &preparation{
+		change: c, names: make(map[nameKey]crdt.NameChange, len(c.Names)),
+		in: make(map[crdt.Ino][]string), done: make(map[nameKey]bool),
+		before: make(map[crdt.Ino]bool), after: make(map[crdt.Ino]bool),
+	}
+	for _, n := range c.Names {
+		p.names[nameKey{n.Dir, n.Name}] = n
+		p.in[n.Dir] = append(p.in[n.Dir], n.Name)
+		p.before[n.Before.Ino], p.after[n.After.Ino] = true, true
+	}
+	return p
+}
+
 // Prepare implements [store.Viewer]: it fixes what is shown now, before
 // anybody can read what is about to be merged.
 func (s *shown) Prepare(c *store.Changes) (switched []crdt.Ino) {
@@ -14,8 +37,18 @@ func (s *shown) Prepare(c *store.Changes) (switched []crdt.Ino) {
 	defer s.mu.Unlock()
 	s.gen++
 	s.changing = make(map[crdt.Ino]struct{}, len(c.Names)+len(c.Inodes))
-	s.undo, s.switched = nil, nil
-	s.prepareNamesLocked(c)
+	s.undo, s.switched, s.adopted, s.placed = nil, nil, nil, nil
+	p := newPreparation(c)
+	// First where the kernel has names: what moved from there is shown as a
+	// move wherever it went.
+	for _, known := range []bool{true, false} {
+		for _, n := range c.Names {
+			s.changing[n.Dir] = struct{}{}
+			if k := (nameKey{n.Dir, n.Name}); !p.done[k] && s.knowsDirLocked(n.Dir) == known {
+				s.prepareNameLocked(p, k, n, known)
+			}
+		}
+	}
 	for _, i := range c.Inodes {
 		s.changing[i.Ino] = struct{}{}
 		if old, ok := s.mustSwitchLocked(c, i); ok {
@@ -26,81 +59,94 @@ func (s *shown) Prepare(c *store.Changes) (switched []crdt.Ino) {
 	return switched
 }
 
-func (s *shown) prepareNamesLocked(c *store.Changes) {
-	rest := make([]crdt.NameChange, 0, len(c.Names))
-	for _, n := range c.Names {
-		s.changing[n.Dir] = struct{}{}
-		if !s.adoptLocked(c, n) {
-			rest = append(rest, n)
-		}
-	}
-	// First where the kernel has names: what moved from there is shown as a
-	// move wherever it went.
-	for _, known := range []bool{true, false} {
-		for _, n := range rest {
-			if s.knowsDirLocked(n.Dir) == known {
-				s.prepareNameLocked(c, n, known)
-			}
-		}
-	}
-}
-
-// ownLocked reports whether the kernel sees a name's change by itself.
-func (s *shown) ownLocked(c *store.Changes, k nameKey) bool {
-	return c.By == s.mount && s.own[k] > 0
-}
-
-func (s *shown) prepareNameLocked(c *store.Changes, n crdt.NameChange, known bool) {
-	k := nameKey{n.Dir, n.Name}
-	p, was := s.getLocked(k)
-	s.undo = append(s.undo, func() {
-		if was {
-			s.setLocked(k, p)
-		} else {
-			s.dropLocked(k)
-		}
-	})
+func (s *shown) prepareNameLocked(p *preparation, k nameKey, n crdt.NameChange, known bool) {
+	p.done[k] = true
 	_, moved := s.shownAt[n.After.Link]
-	if s.ownLocked(c, k) || !known && (!moved || n.After.Ino == 0) {
-		s.dropLocked(k)
+	// A call of this mount shows its own names.
+	own := p.change.By == s.mount && s.own[k] > 0
+	if own || !known && (!moved || n.After.Ino == 0) {
+		s.placeLocked(p, k, pendingName{})
 		return
 	}
-	if !was {
-		p.shown = n.Before
+	now, pending := s.getLocked(k)
+	if !pending {
+		now.shown = n.Before
 	}
-	p.merged = n.After
-	s.setLocked(k, p)
+	now.merged = n.After
+	s.placeLocked(p, k, now)
 }
 
-// adoptLocked lets the node of a directory that the kernel knows stand for the
-// directory that now shows in its place: concurrent mkdirs of one name show as
-// one directory, whose number is the oldest's. It is the same for a directory
-// replaced by a new one.
-func (s *shown) adoptLocked(c *store.Changes, n crdt.NameChange) bool {
-	k, from, to := nameKey{n.Dir, n.Name}, n.Before.Ino, n.After.Ino
-	node, known := s.current[from]
-	if n.Before.Kind != crdt.KindDir || n.After.Kind != crdt.KindDir || from == to || !known {
+// placeLocked makes a name pending as part of a change that may be aborted.
+func (s *shown) placeLocked(p *preparation, k nameKey, now pendingName) {
+	was, had := s.getLocked(k)
+	s.undo = append(s.undo, func() {
+		s.dropLocked(k)
+		if had {
+			s.setLocked(k, was)
+		}
+	})
+	// If the name was pending, what is shown may be anywhere by now.
+	if !had && s.adoptableLocked(p, now) {
+		s.adoptLocked(p, now.shown.Ino, now.merged.Ino)
+		now = pendingName{}
+	}
+	s.setLocked(k, now)
+	s.placed = append(s.placed, k)
+}
+
+// adoptableLocked reports whether a directory that the kernel knows went on
+// as another one: concurrent mkdirs of one name show as one directory, whose
+// number is that of the oldest, with the children of all. So does one that was
+// removed and made anew. Then the node stays, for watches and working
+// directories.
+func (s *shown) adoptableLocked(p *preparation, now pendingName) bool {
+	from, to := now.shown, now.merged
+	if from.Kind != crdt.KindDir || to.Kind != crdt.KindDir || from.Ino == to.Ino {
 		return false
 	}
-	if _, pending := s.getLocked(k); pending || s.ownLocked(c, k) {
-		return false
-	}
-	if _, taken := s.current[to]; taken {
-		return false // it was moved here, which can be shown as a rename
-	}
+	_, known := s.current[from.Ino]
+	_, taken := s.current[to.Ino]
+	// One that stands elsewhere now or stood elsewhere before was moved.
+	return known && !taken && !p.after[from.Ino] && !p.before[to.Ino]
+}
+
+// adoptLocked lets a directory's node stand for another one: what was shown in
+// the one is compared with what is merged in the other.
+func (s *shown) adoptLocked(p *preparation, from, to crdt.Ino) {
+	node := s.current[from]
 	s.renumberLocked(node, from, to)
 	s.undo = append(s.undo, func() { s.renumberLocked(node, to, from) })
-	return true
+	s.adopted = append(s.adopted, to)
+	names := make(map[string]pendingName)
+	for _, name := range p.in[from] {
+		names[name] = pendingName{shown: p.names[nameKey{from, name}].Before}
+	}
+	for name, now := range s.pending[from] {
+		names[name] = pendingName{shown: now.shown}
+	}
+	for _, name := range p.in[to] {
+		now := names[name]
+		now.merged = p.names[nameKey{to, name}].After
+		names[name] = now
+	}
+	for name, now := range names {
+		p.done[nameKey{from, name}], p.done[nameKey{to, name}] = true, true
+		if old, had := s.getLocked(nameKey{from, name}); had {
+			s.placeLocked(p, nameKey{to, name}, old) // pending it was, and stays
+		}
+		s.placeLocked(p, nameKey{from, name}, pendingName{})
+		s.placeLocked(p, nameKey{to, name}, now)
+	}
 }
 
 func (s *shown) renumberLocked(node store.NodeID, from, to crdt.Ino) {
-	k := s.nodes[node]
 	if node == store.NodeID(from) {
 		s.aliased.Add(1)
 	}
 	if node == store.NodeID(to) {
 		s.aliased.Add(-1)
 	}
+	k := s.nodes[node]
 	k.ino = to
 	s.nodes[node] = k
 	delete(s.current, from)
@@ -110,7 +156,7 @@ func (s *shown) renumberLocked(node store.NodeID, from, to crdt.Ino) {
 // mustSwitchLocked reports whether a file's new content needs a new node id,
 // and returns the one that the kernel knows.
 func (s *shown) mustSwitchLocked(c *store.Changes, i crdt.InodeChange) (store.NodeID, bool) {
-	if !i.Content || i.Before == nil || c.By == s.mount || s.writers[i.Ino] > 0 {
+	if !i.Content || i.Before == nil || c.By == s.mount {
 		return 0, false
 	}
 	node, known := s.current[i.Ino]
@@ -138,12 +184,17 @@ func (s *shown) Committed(c *store.Changes) {
 	named := make(map[crdt.Ino]bool, 2*len(c.Names))
 	for _, n := range c.Names {
 		named[n.Dir], named[n.Before.Ino], named[n.After.Ino] = true, true, true
-		k := nameKey{n.Dir, n.Name}
+		if _, ok := s.orphans[s.current[n.After.Ino]]; ok && n.After.Ino != 0 {
+			s.queue.push(work{kind: workRelease, node: s.current[n.After.Ino]}) // it has a name again
+		}
+	}
+	for _, k := range s.placed {
 		if _, ok := s.getLocked(k); ok {
 			s.queue.push(work{kind: workName, key: k})
-		} else if node, ok := s.current[n.After.Ino]; ok && node != store.NodeID(n.After.Ino) && n.After.Kind == crdt.KindDir {
-			s.queue.push(work{kind: workInode, ino: n.After.Ino, pages: true})
 		}
+	}
+	for _, dir := range s.adopted {
+		s.queue.push(work{kind: workInode, ino: dir, pages: true})
 	}
 	for _, i := range c.Inodes {
 		s.tellInodeLocked(c, i, named[i.Ino])
@@ -164,7 +215,7 @@ func (s *shown) settleLocked() {
 		clear(s.touched)
 		s.floor = s.gen
 	}
-	s.changing, s.undo, s.switched = nil, nil, nil
+	s.changing, s.undo, s.switched, s.adopted, s.placed = nil, nil, nil, nil, nil
 	s.settled.Broadcast()
 }
 
@@ -190,21 +241,28 @@ func (s *shown) tellInodeLocked(c *store.Changes, i crdt.InodeChange, named bool
 			return
 		}
 	}
-	if c.By == s.mount {
-		if len(s.frozen) > 0 { // the call may have come through another node of the file
-			s.queue.push(work{kind: workInode, ino: i.Ino})
-		}
-		return
-	}
 	w := work{kind: workInode, ino: i.Ino}
-	switch {
-	case s.releasing[i.Ino] > 0: // most likely the publication of what was written here
-	case s.writers[i.Ino] > 0:
-		w.pages = i.Content
-	default:
+	if c.By == s.mount {
+		// The kernel knows what its own call did, but not when a file was
+		// published, nor that a call came through an old version's node.
+		if !s.publicationLocked(c) && len(s.frozen) == 0 {
+			return
+		}
+	} else {
 		w.content = i.Content && i.Before != nil
 		w.pages = i.Content
 		w.attrib = !i.Content && !named
 	}
 	s.queue.push(w)
+}
+
+// publicationLocked reports whether a change of this mount is, or may be, the
+// publication of an open file.
+func (s *shown) publicationLocked(c *store.Changes) bool {
+	for _, i := range c.Inodes {
+		if s.writers[i.Ino] > 0 {
+			return true
+		}
+	}
+	return false
 }

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -153,12 +154,11 @@ func timeout(t testing.TB) context.Context {
 
 func (n *testNode) write(t testing.TB, name string, data []byte) {
 	t.Helper()
-	a, _, err := n.v.Lookup(root, name)
-	var h store.Handle
-	if err == nil {
-		h, err = n.v.OpenWrite(store.Request{}, a.Node, true)
-	} else {
-		a, h, err = n.v.Create(store.Request{}, root, name, store.NewNode{Mode: 0o644})
+	a, h, err := n.v.Create(store.Request{}, root, name, store.NewNode{Mode: 0o644})
+	if errors.Is(err, crdt.ErrExist) {
+		if a, _, err = n.v.Lookup(root, name); err == nil {
+			h, err = n.v.OpenWrite(store.Request{}, a.Node, true)
+		}
 	}
 	if err == nil {
 		_, err = n.v.WriteAt(a.Node, h, data, 0, false)
@@ -302,18 +302,25 @@ func TestCutAndHeal(t *testing.T) {
 		}
 	}
 	cut(true)
-	for i := range 30 {
+	backlog := 30
+	if n, err := strconv.Atoi(os.Getenv("GOSSIP_BACKLOG")); err == nil {
+		backlog = n
+	}
+	for i := range backlog {
 		x.write(t, fmt.Sprintf("x%d", i), []byte("x"))
 		y.write(t, fmt.Sprintf("y%d", i), []byte("y"))
-		z.write(t, "both", fmt.Appendf(nil, "z%d", i))
-		x.write(t, "both", fmt.Appendf(nil, "x%d", i))
+		both := fmt.Sprintf("both%d", i%100)
+		z.write(t, both, fmt.Appendf(nil, "z%d", i))
+		x.write(t, both, fmt.Appendf(nil, "x%d", i))
 	}
 	same(t, y, z)
 	if x.read(t, "y0") != nil {
 		t.Fatal("not cut")
 	}
 	cut(false)
+	began := time.Now()
 	same(t, x, y, z)
+	t.Logf("healed in %v", time.Since(began))
 }
 
 func TestRelay(t *testing.T) {
@@ -440,4 +447,66 @@ func TestRemoveVolume(t *testing.T) {
 	}
 	y.cluster.AddVolume(y.v)
 	same(t, x, y, z)
+}
+
+// A peer that does not take what is sent delays no write here, and gets
+// everything later.
+func TestP13SlowPeer(t *testing.T) {
+	_, x, y, z := trio(t)
+	y.cluster.mu.Lock() // y stands still
+	locked := true
+	defer func() {
+		if locked {
+			y.cluster.mu.Unlock()
+		}
+	}()
+	const room = 256 << 10
+	x.cluster.mu.Lock()
+	q := x.cluster.links["y"].queue
+	q.maxBytes = room
+	x.cluster.mu.Unlock()
+	data := make([]byte, 60<<10)
+	for i := range 150 { // more than the connection buffers
+		data[0] = byte(i)
+		x.write(t, fmt.Sprintf("f%d", i), data)
+	}
+	q.mu.Lock()
+	if q.bytes > room {
+		t.Errorf("%d bytes wait for a slow peer", q.bytes)
+	}
+	q.mu.Unlock()
+	eventually(t, "the other peer has it", func() bool { return z.v.Vector().Contains(x.v.Vector()) })
+	y.cluster.mu.Unlock()
+	locked = false
+	same(t, x, y, z)
+}
+
+// A push whose origin's identity was lost on the way is asked for again.
+func TestIdentityRequested(t *testing.T) {
+	_, x, y, z := trio(t)
+	x.cluster.mu.Lock()
+	x.cluster.proto.peer("y").introduced[replicaKey{testVolume, x.v.Replica()}] = true
+	x.cluster.mu.Unlock()
+	x.write(t, "f", []byte("1"))
+	eventually(t, "merged", y.has(t, "f", []byte("1")))
+	same(t, x, y, z)
+	if n := y.cluster.BadBatches(); n != 0 {
+		t.Errorf("%d bad batches", n)
+	}
+}
+
+func TestWaitAllWaitsForWhatIsNotSealed(t *testing.T) {
+	_, x, y, z := trio(t)
+	for i := range 20 {
+		data := fmt.Appendf(nil, "%d", i)
+		x.write(t, "f", data)
+		if err := x.cluster.WaitAll(timeout(t), testVolume); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range []*testNode{y, z} {
+			if got := n.read(t, "f"); !bytes.Equal(got, data) {
+				t.Fatalf("%s shows %q after waiting for %q", n.name, got, data)
+			}
+		}
+	}
 }

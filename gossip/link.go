@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"github.com/synapsefs/synapsefs/internal/wire"
@@ -29,8 +30,14 @@ const (
 	redialMost   = 5 * time.Second
 	refusedDelay = 10 * time.Second
 	pingEvery    = time.Second
-	// silence is how long a link may be without a sign of life.
-	silence = 5 * time.Second
+	// A link without a pong for silence is cut if memberlist says that the
+	// peer is gone, for longSilence in any case: a peer that merges much
+	// answers late, and is no better off with a new link. Dead hosts are
+	// found by HTTP/2 pings, which do not queue behind frames.
+	silence          = 5 * time.Second
+	longSilence      = 30 * time.Second
+	keepaliveEvery   = 10 * time.Second
+	keepaliveTimeout = 5 * time.Second
 )
 
 var (
@@ -149,6 +156,7 @@ func (l *link) dial(address string) (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(credentials.NewTLS(clientTLS(l.cluster.opts.Keys, l.node))),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxFrame), grpc.MaxCallSendMsgSize(maxFrame)),
 		grpc.WithDisableRetry(), grpc.WithDisableServiceConfig(), grpc.WithNoProxy(), grpc.WithIdleTimeout(0),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveEvery, Timeout: keepaliveTimeout}),
 	)
 }
 
@@ -267,7 +275,7 @@ func (l *link) receive(stream exchangeClient) error {
 	}
 }
 
-// watch pings, and cuts a link that is silent or of no member.
+// watch pings, and cuts a link that is silent.
 func (l *link) watch(ctx context.Context, cut context.CancelCauseFunc) {
 	ticker := time.NewTicker(pingEvery)
 	defer ticker.Stop()
@@ -278,7 +286,8 @@ func (l *link) watch(ctx context.Context, cut context.CancelCauseFunc) {
 		case <-ticker.C:
 		}
 		now := l.cluster.opts.Now()
-		if now.Sub(time.Unix(0, l.pong.Load())) > silence {
+		quiet := now.Sub(time.Unix(0, l.pong.Load()))
+		if _, member := l.isMember(); quiet > longSilence || quiet > silence && !member {
 			cut(errSilent)
 			return
 		}

@@ -104,6 +104,9 @@ func (m Holdings) receive(p *Protocol, from *peerState) {
 	}
 	for _, n := range m.Changed {
 		h := from.holds[n.Volume]
+		if h == nil && len(from.holds) >= maxHeld {
+			continue
+		}
 		if h == nil {
 			h = &holding{vector: crdt.Vector{}, acked: crdt.Vector{}}
 			from.holds[n.Volume] = h
@@ -119,7 +122,7 @@ func (m Holdings) receive(p *Protocol, from *peerState) {
 			continue
 		}
 		p.compare(v, from, h, n.Vector)
-		if from.up && len(v.applied) > 0 {
+		if from.up {
 			// It may not have been told what came since this link came up.
 			p.send(from, Digest{v.id, v.applied.Clone()})
 		}
@@ -165,6 +168,10 @@ func (m Digest) receive(p *Protocol, from *peerState) {
 	}
 	h.saw(m.Vector)
 	if v != nil {
+		if h.ready && h.target == nil {
+			h.target = m.Vector.Clone()
+			v.urgent = true // it had that before we asked
+		}
 		p.compare(v, from, h, m.Vector)
 		p.touch(v)
 	}

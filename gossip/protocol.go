@@ -61,8 +61,10 @@ const (
 	failureDelay = time.Second // after a merge that failed, before the next pull
 )
 
-// maxHoldings bounds the holdings in one message.
-const maxHoldings = 500
+const (
+	maxHoldings = 500     // in one message
+	maxHeld     = 1 << 16 // volumes that a peer is believed to hold
+)
 
 // ErrTwoReplicas says that two replicas write under one id, as after a restore
 // from a backup or with a cloned disk.
@@ -330,6 +332,13 @@ func (e VolumeOpened) step(p *Protocol) {
 		pending: newPending(&p.limits, &p.waiting), merging: map[*Batch]string{}, fetches: map[crdt.Hash]*fetch{}, urgent: true,
 	}
 	p.replicas[v.id] = v
+	// What a peer said before this replica was there does not count: it may
+	// have got more since, and told nobody who does not hold the volume.
+	for _, ps := range p.peers {
+		if h := ps.holds[v.id]; h != nil {
+			h.target = nil
+		}
+	}
 	p.changed(v)
 	p.tell(Holdings{Changed: []Holding{v.holding()}})
 	p.touch(v)

@@ -19,7 +19,8 @@ const (
 // only the newest is kept; they go after the frames, so that no digest speaks
 // of a push that is still behind it.
 type queue struct {
-	ready chan struct{} // holds a token if there is something
+	ready    chan struct{} // holds a token if there is something
+	maxBytes int           // of pushes
 
 	mu      sync.Mutex // guards what follows
 	open    bool
@@ -30,7 +31,7 @@ type queue struct {
 }
 
 func newQueue() *queue {
-	return &queue{ready: make(chan struct{}, 1), digests: map[store.VolumeID]*wire.Frame{}}
+	return &queue{ready: make(chan struct{}, 1), maxBytes: maxQueuedBytes, digests: map[store.VolumeID]*wire.Frame{}}
 }
 
 // setOpen empties the queue, and lets frames in or not.
@@ -48,7 +49,7 @@ func (q *queue) push(f *wire.Frame, size int) bool {
 	if !q.open {
 		return true // the link is down: the peer compares vectors when it is up
 	}
-	if len(q.frames) > 0 && (len(q.frames) >= maxQueuedPushes || q.bytes+size > maxQueuedBytes) {
+	if len(q.frames) > 0 && (len(q.frames) >= maxQueuedPushes || q.bytes+size > q.maxBytes) {
 		return false
 	}
 	q.frames = append(q.frames, f)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -21,12 +22,13 @@ import (
 )
 
 const (
-	maxStreams   = 64 // of one connection at a time
-	maxFetches   = 16 // fetches served at a time
-	maxSnapshots = 2  // snapshots served at a time
+	maxStreams   = 64   // of one connection at a time
+	maxConns     = 4096 // those being refused included
+	maxFetches   = 16   // fetches served at a time
+	maxSnapshots = 2    // snapshots served at a time
 	pieceSize    = 256 << 10
 	// inboundSilence is how long a peer that pings every second may be silent.
-	inboundSilence = 10 * time.Second
+	inboundSilence = 30 * time.Second
 )
 
 // replicaServer serves the peers.
@@ -47,12 +49,13 @@ func (c *Cluster) listenReplica() (net.Listener, error) {
 		grpc.Creds(credentials.NewTLS(serverTLS(c.opts.Keys))),
 		grpc.MaxRecvMsgSize(maxFrame), grpc.MaxSendMsgSize(maxFrame), grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(dialTimeout), grpc.WaitForHandlers(true),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: inboundSilence, Timeout: silence}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveEvery, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveEvery / 2, PermitWithoutStream: true}),
 	)
 	wire.RegisterReplicaServer(c.server, &replicaServer{
 		cluster: c, fetches: make(chan struct{}, maxFetches), snapshots: make(chan struct{}, maxSnapshots),
 	})
-	return l, nil
+	return netutil.LimitListener(l, maxConns), nil
 }
 
 // An inbound is a link that a peer dialed.

@@ -149,14 +149,14 @@ func (c *Cluster) awaitVolume(ctx context.Context, id store.VolumeID, what strin
 }
 
 // WaitAll returns when each peer that is linked and holds the volume has
-// applied what is applied here now. A peer that goes away meanwhile is not
-// waited for.
+// applied what is committed here now, sealed or not. A peer that goes away
+// meanwhile is not waited for.
 func (c *Cluster) WaitAll(ctx context.Context, id store.VolumeID) error {
 	hv := c.held(id)
 	if hv == nil {
 		return fmt.Errorf("wait for peers of volume %v: %w", id, store.ErrNoVolume)
 	}
-	vector := hv.v.Vector()
+	vector := committed(hv.v)
 	return c.waitPeers(ctx, id, func() bool {
 		for node, l := range c.links {
 			if acked, ok := c.proto.Acked(node, id); ok && l.queue.isOpen() && !acked.Contains(vector) {
@@ -165,6 +165,23 @@ func (c *Cluster) WaitAll(ctx context.Context, id store.VolumeID) error {
 		}
 		return true
 	})
+}
+
+// committed is the vector that the replica will have when its own ops that
+// wait are sealed.
+func committed(v *store.Volume) crdt.Vector {
+	for {
+		vector, self := v.Vector(), v.Replica()
+		waiting := v.Stats().Unsealed
+		if v.Vector()[self].Seq == vector[self].Seq { // nothing was sealed between
+			e := vector[self]
+			e.Seq += crdt.Seq(waiting)
+			if waiting > 0 {
+				vector[self] = e
+			}
+			return vector
+		}
+	}
 }
 
 // WaitPeers returns when each of the peers has applied what vector says.

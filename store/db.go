@@ -88,6 +88,8 @@ type DB struct {
 	manifests manifestCache
 	full      atomic.Bool   // less than ReserveBytes are free
 	critical  atomic.Bool   // less than the database itself may need
+	reserve   atomic.Uint64 // bytes of disk to keep
+	free      atomic.Uint64 // bytes of disk, when last looked at
 	written   atomic.Int64  // bytes since the disk was looked at
 	stop      chan struct{} // closed by Close
 	done      sync.WaitGroup
@@ -116,12 +118,13 @@ type replicaRecord struct {
 func Open(o Options) (*DB, error) {
 	o.setDefaults()
 	db := &DB{opts: o, volumes: map[VolumeID]*Volume{}, stop: make(chan struct{})}
+	db.reserve.Store(o.ReserveBytes)
 	if err := db.open(); err != nil {
 		for _, v := range db.volumes {
 			v.close()
 		}
 		db.release()
-		return nil, fmt.Errorf("open state directory %s: %w", o.Dir, err)
+		return nil, fmt.Errorf("open state directory %s: %w", o.Dir, diskError(err))
 	}
 	return db, nil
 }
@@ -140,13 +143,13 @@ func (db *DB) open() error {
 		return err
 	}
 	if db.critical.Load() {
-		return fmt.Errorf("%w: the database needs %d MiB free to start", ErrNoSpace, db.criticalBytes()>>20)
+		return fmt.Errorf("%w: only %d MiB are free", ErrNoSpace, db.free.Load()>>20)
 	}
 	bootID, err := readBootID()
 	if err != nil {
 		return err
 	}
-	b, err := openBadger(filepath.Join(db.opts.Dir, "db"), bootID, db.opts.Log)
+	b, err := openBadger(db.databaseDir(), bootID, db.opts.Log)
 	if err != nil {
 		return err
 	}
@@ -162,6 +165,8 @@ func (db *DB) open() error {
 	db.done.Go(db.watchSpace)
 	return db.openVolumes(unclean)
 }
+
+func (db *DB) databaseDir() string { return filepath.Join(db.opts.Dir, "db") }
 
 func readBootID() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -191,7 +196,7 @@ func (db *DB) checkFormat() error {
 	path := filepath.Join(db.opts.Dir, "format")
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		if _, err := os.Stat(filepath.Join(db.opts.Dir, "db")); err == nil {
+		if _, err := os.Stat(db.databaseDir()); err == nil {
 			return fmt.Errorf("%w: file %s is missing", ErrDamaged, path)
 		}
 		return replaceFile(path, []byte(strconv.Itoa(FormatVersion)+"\n"))

@@ -62,6 +62,8 @@ type draft struct {
 	stat atomic.Pointer[draftStat] // what attr shows, so that it waits for no publication
 	by   atomic.Uint64             // the MountID that opened it last
 
+	flushed atomic.Bool // closed after its last write, not yet released
+
 	handles int         // guarded by Volume.draftsMu
 	timer   *time.Timer // of the next publication while open; guarded by mu
 }
@@ -76,6 +78,12 @@ type draftStat struct {
 // note takes over what attributes show. The caller holds io for writing.
 func (d *draft) note() {
 	d.stat.Store(&draftStat{shown: d.shown(), size: d.size(), mtime: d.time()})
+}
+
+// wrote takes a change of the bytes over: what a close promised is past.
+func (d *draft) wrote() {
+	d.flushed.Store(false)
+	d.note()
 }
 
 // overshadows reports whether the node shows a draft and not what is published.
@@ -278,7 +286,11 @@ func (v *Volume) Flush(node NodeID, h Handle) error {
 	}
 	d.io.Lock()
 	defer d.io.Unlock()
-	if !d.shown() || d.rec.Flushed {
+	if !d.shown() {
+		return nil
+	}
+	d.flushed.Store(true)
+	if d.rec.Flushed {
 		return nil
 	}
 	if small, ok := d.file.(*content.SmallDraft); ok && !d.rec.MtimeSet {
@@ -338,6 +350,8 @@ func (v *Volume) finish(d *draft, h Handle) error {
 		d.dead = true
 		delete(v.drafts, d.node)
 	}
+	close(v.published)
+	v.published = make(chan struct{})
 	v.draftsMu.Unlock()
 	return nil
 }
@@ -363,6 +377,41 @@ func (v *Volume) Fsync(node NodeID) error {
 func (v *Volume) Sync() error {
 	v.flushHolds()
 	return v.db.syncs.wait()
+}
+
+// settleLimit bounds how long Settle waits: a description that was duplicated
+// and closed once is flushed and stays open.
+const settleLimit = 100 * time.Millisecond
+
+// Settle returns when the files that were closed before have been published,
+// and all own ops have left: close returns before the kernel releases the
+// handle. A file that stays open is waited for a tenth of a second.
+func (v *Volume) Settle() error {
+	limit := time.After(settleLimit)
+	for {
+		changed, flushed := v.flushedDrafts()
+		if !flushed {
+			return v.sealNow()
+		}
+		select {
+		case <-changed:
+		case <-limit:
+			return v.sealNow()
+		}
+	}
+}
+
+// flushedDrafts reports whether some draft was closed and is not released yet,
+// and returns a channel that is closed when the next one is published.
+func (v *Volume) flushedDrafts() (<-chan struct{}, bool) {
+	v.draftsMu.Lock()
+	defer v.draftsMu.Unlock()
+	for _, d := range v.drafts {
+		if d.flushed.Load() {
+			return v.published, true
+		}
+	}
+	return v.published, false
 }
 
 // closeDrafts closes the files; the records stay for the next start. The

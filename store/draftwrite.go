@@ -129,7 +129,7 @@ func (v *Volume) WriteAt(node NodeID, h Handle, p []byte, off int64, killSUID bo
 		d.io.RUnlock()
 		d.io.Lock()
 		d.mtime = crdt.TimeOf(v.db.opts.Now().UnixNano())
-		d.note()
+		d.wrote()
 		d.io.Unlock()
 		return n, diskError(err)
 	}
@@ -141,7 +141,7 @@ func (v *Volume) WriteAt(node NodeID, h Handle, p []byte, off int64, killSUID bo
 	}
 	d.io.Lock()
 	defer d.io.Unlock()
-	defer d.note()
+	defer d.wrote()
 	if err := v.begin(d, 1<<62); err != nil {
 		return 0, err
 	}
@@ -171,7 +171,7 @@ func (v *Volume) alive(d *draft) error {
 func (v *Volume) truncateDraft(d *draft, size int64, open bool) error {
 	d.io.Lock()
 	defer d.io.Unlock()
-	defer d.note()
+	defer d.wrote()
 	if err := v.begin(d, size); err != nil {
 		return err
 	}
@@ -213,7 +213,7 @@ func (v *Volume) Allocate(node NodeID, h Handle, mode uint32, off, length int64)
 	}
 	d.io.Lock()
 	defer d.io.Unlock()
-	defer d.note()
+	defer d.wrote()
 	if err := v.begin(d, 1<<62); err != nil {
 		return err
 	}

@@ -20,5 +20,7 @@ type kv interface {
 	update(fn func(txn) error) error
 	// sync returns when everything committed before the call is on disk.
 	sync() error
+	// size is what the database's files take, in bytes.
+	size() int64
 	close() error
 }

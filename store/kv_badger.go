@@ -78,6 +78,13 @@ func (k *badgerKV) update(fn func(txn) error) error {
 
 func (k *badgerKV) sync() error { return syncLogs(k.dir) }
 
+func (k *badgerKV) size() (n int64) {
+	for _, l := range k.db.Levels() {
+		n += l.Size
+	}
+	return n
+}
+
 func (k *badgerKV) close() error {
 	return errors.Join(k.db.Close(), markManifest(k.dir, k.bootID))
 }

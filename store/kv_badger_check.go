@@ -212,6 +212,20 @@ func markManifest(dir, bootID string) error {
 	return replaceFile(filepath.Join(dir, markFile), mark)
 }
 
+// tableBytes is the size of the tables of a database that is not open.
+func tableBytes(dir string) (n int64) {
+	tables, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	if err != nil {
+		return 0
+	}
+	for _, path := range tables {
+		if st, err := os.Stat(path); err == nil { // else opening it will tell
+			n += st.Size()
+		}
+	}
+	return n
+}
+
 // syncLogs brings to the disk what Badger's own Sync leaves out: the logs of
 // memtables that are full and not yet a table, and the names of the files.
 func syncLogs(dir string) error {

@@ -140,10 +140,32 @@ func (c *change) publishNew(i *crdt.Inode, content *crdt.Content) error {
 	if err := p.Publish(i, content, replaced); err != nil {
 		return err
 	}
+	if err := c.keepTimes(p, i); err != nil {
+		return err
+	}
 	if err := c.retract(i.Ino); err != nil {
 		return err
 	}
 	return c.commit(p.Writes, hold{})
+}
+
+// keepTimes repeats the time that was set on a directory after the inode was
+// made in it: for the user the name came with the creation, not with this
+// publication, and what tar set last must stand.
+func (c *change) keepTimes(p *crdt.Plan, i *crdt.Inode) error {
+	for _, w := range p.Writes {
+		if w.Kind != crdt.WritePlace {
+			continue
+		}
+		dir, err := c.Inode(w.Parent)
+		if err != nil {
+			return err
+		}
+		if dir != nil && dir.TimeSetAfter(i.Mtime.Value) {
+			p.Writes = append(p.Writes, crdt.Write{Kind: crdt.WriteTime, Ino: dir.Ino, Time: dir.Mtime.Value})
+		}
+	}
+	return nil
 }
 
 // publishVersion commits a further version, the draft's next base.

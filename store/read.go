@@ -373,7 +373,7 @@ func (v *Volume) Statfs() (Statfs, error) {
 	if err := unix.Statfs(v.db.opts.Dir, &st); err != nil {
 		return Statfs{}, fmt.Errorf("statfs %s: %w", v.db.opts.Dir, err)
 	}
-	reserve := v.db.opts.ReserveBytes / uint64(st.Bsize)
+	reserve := (v.db.reserve.Load() + v.db.headroom()) / uint64(st.Bsize)
 	return Statfs{
 		BlockSize: uint32(st.Bsize), Blocks: st.Blocks,
 		Free: st.Bfree - min(st.Bfree, reserve), Available: st.Bavail - min(st.Bavail, reserve),

@@ -103,29 +103,36 @@ func (q *sealQueue) drop(n int, now time.Time) {
 	}
 }
 
-// sealSpacing is the least time between two batches: under load ops gather
-// into fewer signatures, on a quiet volume nothing waits.
-const sealSpacing = time.Millisecond
+// Batches leave at most every sealInterval on average, but for a burst that
+// takes up to sealBurst of intervals ahead (a leaky bucket): on a quiet volume
+// nothing waits, under load ops gather into fewer signatures and messages.
+const (
+	sealInterval = 2 * time.Millisecond
+	sealBurst    = 5 * sealInterval
+)
 
 // sealer seals the queue whenever it is due.
 func (v *Volume) sealer() {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	var last time.Time
+	var bucket time.Time // when the batches so far would have left, evenly spaced
 	for {
 		v.mu.Lock()
 		at, ok := v.queue.due()
 		v.mu.Unlock()
-		if next := last.Add(sealSpacing); at.Before(next) {
+		if next := bucket.Add(-sealBurst); at.Before(next) {
 			at = next
 		}
 		wait := time.Hour
 		if ok {
-			wait = time.Until(at)
+			wait = at.Sub(v.db.opts.Now())
 		}
 		if wait <= 0 {
 			if err := v.seal(); err == nil {
-				last = time.Now()
+				if now := v.db.opts.Now(); bucket.Before(now) {
+					bucket = now
+				}
+				bucket = bucket.Add(sealInterval)
 				continue
 			} else {
 				v.db.opts.Log.Error("seal batch", "volume", v.Name(), "err", err)

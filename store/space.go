@@ -9,42 +9,62 @@ import (
 )
 
 const (
-	// spaceInterval is how often the disk is looked at, since others fill it too.
-	spaceInterval = 100 * time.Millisecond
+	// spaceInterval is how often the disk is looked at, since others fill it
+	// too; spaceNear how often while less than nearlyFull is free.
+	spaceInterval = 250 * time.Millisecond
+	spaceNear     = 20 * time.Millisecond
+	nearlyFull    = 1 << 30
 	// spaceStep is how many bytes are written before it is looked at at once.
 	spaceStep = 4 << 20
-	// maxCritical is what the database may need without being asked: its logs
-	// are mappings of sparse files, and running out of disk under one kills
-	// the daemon.
+	// maxCritical is what the database may need for its logs, and
+	// maxHeadroom for writing tables anew, without being asked: its files are
+	// mappings of sparse files, and running out of disk under one kills the
+	// daemon. It never takes more than it has already.
 	maxCritical = 32 << 20
+	maxHeadroom = 192 << 20
 )
 
 // watchSpace keeps db.full and db.critical true while they are.
 func (db *DB) watchSpace() {
-	tick := time.NewTicker(spaceInterval)
-	defer tick.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
 		select {
 		case <-db.stop:
 			return
-		case <-tick.C:
-			if err := db.checkSpace(); err != nil {
-				db.opts.Log.Error("check disk space", "err", err)
-			}
+		case <-timer.C:
 		}
+		if err := db.checkSpace(); err != nil {
+			db.opts.Log.Error("check disk space", "err", err)
+		}
+		wait := spaceInterval
+		if db.free.Load() < nearlyFull {
+			wait = spaceNear
+		}
+		timer.Reset(wait)
 	}
 }
 
-func (db *DB) criticalBytes() uint64 { return min(maxCritical, db.opts.ReserveBytes/2) }
+// headroom is how much disk the database may take without being asked.
+func (db *DB) headroom() uint64 {
+	size := int64(0)
+	if db.kv == nil {
+		size = tableBytes(db.databaseDir())
+	} else {
+		size = db.kv.size()
+	}
+	return min(maxHeadroom, uint64(size))
+}
 
 func (db *DB) checkSpace() error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(db.opts.Dir, &st); err != nil {
 		return fmt.Errorf("statfs %s: %w", db.opts.Dir, err)
 	}
-	free := st.Bavail * uint64(st.Bsize)
-	db.critical.Store(free < db.criticalBytes())
-	full := free < db.opts.ReserveBytes
+	free, headroom, reserve := st.Bavail*uint64(st.Bsize), db.headroom(), db.reserve.Load()
+	db.free.Store(free)
+	db.critical.Store(free < min(maxCritical, reserve/2)+headroom)
+	full := free < reserve+headroom
 	if was := db.full.Swap(full); was != full {
 		db.opts.Log.Warn("disk space", "dir", db.opts.Dir, "full", full, "free", free)
 	}

@@ -26,12 +26,19 @@ func (g *syncGroup) wait() error {
 		g.next = &syncRun{done: make(chan struct{})}
 	}
 	run := g.next
-	if g.running {
-		g.mu.Unlock()
-		<-run.done
-		return run.err
+	if !g.running {
+		g.running = true
+		go g.serve()
 	}
-	g.running = true
+	g.mu.Unlock()
+	<-run.done
+	return run.err
+}
+
+// serve syncs as long as somebody waits.
+func (g *syncGroup) serve() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	for r := g.next; r != nil; r = g.next {
 		g.next = nil
 		g.mu.Unlock()
@@ -40,9 +47,6 @@ func (g *syncGroup) wait() error {
 		g.mu.Lock()
 	}
 	g.running = false
-	g.mu.Unlock()
-	<-run.done
-	return run.err
 }
 
 // syncAll brings content before the records that name it to the disk.

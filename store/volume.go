@@ -53,9 +53,10 @@ type Volume struct {
 	nodes   map[NodeID]*nodeRecord
 	current map[crdt.Ino]NodeID
 
-	draftsMu sync.Mutex // guards the maps, not the drafts
-	drafts   map[NodeID]*draft
-	handles  map[Handle]NodeID
+	draftsMu  sync.Mutex // guards the maps, not the drafts
+	drafts    map[NodeID]*draft
+	published chan struct{} // closed and renewed when a draft is finished
+	handles   map[Handle]NodeID
 
 	atimes sync.Map // crdt.Ino -> crdt.Time, explicit access times; node-local
 }
@@ -68,7 +69,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 		viewers: map[MountID]Viewer{},
 		onSeal:  map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){},
 		nodes: map[NodeID]*nodeRecord{}, current: map[crdt.Ino]NodeID{},
-		drafts: map[NodeID]*draft{}, handles: map[Handle]NodeID{},
+		drafts: map[NodeID]*draft{}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
 	}
 	v.ready.Store(r.Ready)
 	v.queue.opts = &db.opts

@@ -19,6 +19,9 @@ const MaxXattrs = 256 << 10
 // SetXattr sets an extended attribute. ErrNoAttr, crdt.ErrExist by mode;
 // ErrNoSpace beyond MaxXattrs.
 func (v *Volume) SetXattr(r Request, node NodeID, name string, value []byte, mode XattrMode) error {
+	if err := v.db.room(); err != nil {
+		return err
+	}
 	return v.changeXattr(r, node, func(i *crdt.Inode) (*crdt.Write, error) {
 		old, ok := i.Xattr(name)
 		switch {

@@ -109,7 +109,7 @@ func (c *Conn) protocolOptions() *fuse.MountOptions {
 		MaxWrite:      maxWrite,
 		MaxBackground: min(background, 65535),
 		// Without KILLPRIV_V2 each write asks for security.capability.
-		ExtraCapabilities: fuse.CAP_EXPORT_SUPPORT | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_HAS_RESEND,
+		ExtraCapabilities: fuse.CAP_EXPORT_SUPPORT | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_HAS_RESEND | fuse.CAP_ATOMIC_O_TRUNC,
 		EnableAcl:         c.opts.ACL,
 		MaxStackDepth:     1,
 		Logger:            c.opts.Logger,

@@ -217,7 +217,7 @@ func TestCorpus(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".tar.gz"), func(t *testing.T) {
 			plain := t.TempDir()
 			for _, dir := range []string{plain, c.Nodes[0].Mount} {
-				if err := source.Unpack(dir); err != nil {
+				if err := source.Unpack(t.Context(), dir); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -230,6 +230,40 @@ func TestCorpus(t *testing.T) {
 			empty(t, c.Nodes[1]) // by another node than the writer
 			equal(t, c.Nodes...)
 		})
+	}
+}
+
+// What tar does: a directory's time is set right after its last file is closed,
+// before the kernel's RELEASE of that file.
+func TestDirectoryTimeSetAfterClose(t *testing.T) {
+	c := start(t, 2)
+	const dirs = 200
+	when := time.Unix(1_700_000_000, 5)
+	for i := range dirs {
+		dir := filepath.Join(c.Nodes[0].Mount, fmt.Sprint(i))
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, c.Nodes[0], fmt.Sprintf("%d/f", i), "x")
+		if err := os.Chtimes(dir, when, when); err != nil {
+			t.Fatal(err)
+		}
+	}
+	equal(t, c.Nodes...)
+	for _, nd := range c.Nodes {
+		wrong := 0
+		for i := range dirs {
+			fi, err := os.Stat(filepath.Join(nd.Mount, fmt.Sprint(i)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !fi.ModTime().Equal(when) {
+				wrong++
+			}
+		}
+		if wrong > 0 {
+			t.Errorf("%s: %d of %d directories show another mtime than was set", nd.Name, wrong, dirs)
+		}
 	}
 }
 

@@ -44,7 +44,7 @@ var mayImport = map[string][]string{
 var onlyHere = map[string][]string{
 	"github.com/hanwen/go-fuse":    {"fusefs/..."},
 	"github.com/hashicorp":         {"gossip/..."},
-	"github.com/dgraph-io/badger":  {"store"},
+	"github.com/dgraph-io":         {"store"},
 	"github.com/klauspost":         {"store/content"},
 	"github.com/spf13/cobra":       {"cmd/synapsefs"},
 	"github.com/spf13/pflag":       {"internal/config"},

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -88,7 +87,7 @@ func (n *Node) fill(ctx context.Context, m *mount, r MountRequest) error {
 // mountID is the same for one directory after every restart.
 func mountID(dir string) store.MountID {
 	h := fnv.New64a()
-	io.WriteString(h, dir) // never fails
+	h.Write([]byte(dir)) // never fails
 	return store.MountID(h.Sum64() | 1)
 }
 
@@ -240,7 +239,9 @@ func (n *Node) keep(m *mount, id store.VolumeID, fs *fusefs.Mounted) error {
 	m.fs, m.volume, m.info.Since = fs, id, time.Now()
 	n.mu.Unlock()
 	go func() {
-		fs.Wait()
+		if err := fs.Wait(); err != nil {
+			n.log.Error("mount ended", "dir", m.info.Dir, "err", err)
+		}
 		n.forget(m)
 	}()
 	return nil

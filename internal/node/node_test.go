@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,12 +68,11 @@ func (c *cluster) config(join ...string) *config.Config {
 }
 
 func (c *cluster) freePort() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := playground.FreeAddress()
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return addr
 }
 
 func start(t *testing.T, cfg *config.Config) *Node {

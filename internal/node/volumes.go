@@ -259,7 +259,7 @@ func (n *Node) Wait(ctx context.Context, name string) error {
 	if v == nil {
 		return fmt.Errorf("wait for volume %q: %w: this node holds no replica of it", name, store.ErrNoVolume)
 	}
-	if err := v.Sync(); err != nil {
+	if err := v.Settle(); err != nil {
 		return fmt.Errorf("wait for volume %q: %w", name, err)
 	}
 	if err := n.cluster.WaitAll(ctx, l.ID); err != nil {

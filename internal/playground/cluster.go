@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -126,27 +127,33 @@ func (c *Cluster) place(nd *Node) (advertise, replicaBind string, err error) {
 		nd.Bind = net.JoinHostPort(h.Address, "7946")
 		return h.Address, net.JoinHostPort(h.Address, "7947"), nil
 	}
-	if nd.Bind, err = freeAddress(); err != nil {
+	if nd.Bind, err = FreeAddress(); err != nil {
 		return "", "", err
 	}
-	replicaBind, err = freeAddress()
+	replicaBind, err = FreeAddress()
 	return "127.0.0.1", replicaBind, err
 }
 
-// freeAddress finds a loopback port that is free for TCP and UDP.
-func freeAddress() (string, error) {
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return "", err
+// FreeAddress finds a loopback port that is free for TCP and UDP. It is none of
+// those that the kernel gives to outgoing connections: one of them could take
+// it before the daemon does.
+func FreeAddress() (string, error) {
+	const first, last = 20000, 32000
+	var err error
+	for range 100 {
+		addr := fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(last-first))
+		var l net.Listener
+		var p net.PacketConn
+		if l, err = net.Listen("tcp", addr); err != nil {
+			continue
 		}
-		addr := l.Addr().String()
-		p, err := net.ListenPacket("udp", addr)
+		p, err = net.ListenPacket("udp", addr)
 		l.Close()
 		if err == nil {
 			return addr, p.Close()
 		}
 	}
+	return "", fmt.Errorf("find a free port: %w", err)
 }
 
 // Start starts all nodes, the founder first.
@@ -167,6 +174,8 @@ func (c *Cluster) Close() error {
 	}
 	return errors.Join(errs...)
 }
+
+var errEnded = errors.New("the daemon ended at once")
 
 // Start starts the daemon and returns when it answers. It runs in a session of
 // its own: a Ctrl-C at the terminal is not for it.
@@ -189,7 +198,11 @@ func (nd *Node) Start(ctx context.Context) error {
 		close(exited)
 	}()
 	nd.child, nd.exited = child, exited
-	if err := nd.answers(ctx); err != nil {
+	err = nd.answers(ctx)
+	if errors.Is(err, errEnded) {
+		nd.child = nil
+	}
+	if err != nil {
 		return fmt.Errorf("start %s: %w", nd.Name, err)
 	}
 	return nil
@@ -212,7 +225,7 @@ func (nd *Node) answers(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-nd.exited:
-			return fmt.Errorf("the daemon ended at once:\n%s", nd.LogTail())
+			return fmt.Errorf("%w:\n%s", errEnded, nd.LogTail())
 		case <-ctx.Done():
 			return fmt.Errorf("the daemon does not answer: %w\n%s", err, nd.LogTail())
 		}

@@ -115,7 +115,7 @@ func TestUnpackLikeTar(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := s.Unpack(dir); err != nil {
+	if err := s.Unpack(t.Context(), dir); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := sum(t, dir), sum(t, source); got != want {
@@ -138,7 +138,7 @@ func TestShippedTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := s.Unpack(dir); err != nil {
+	if err := s.Unpack(t.Context(), dir); err != nil {
 		t.Fatal(err)
 	}
 	if tree := sum(t, dir); tree.Files < 20 {

@@ -3,6 +3,7 @@ package playground
 import (
 	"archive/tar"
 	"compress/gzip"
+	"context"
 	"embed"
 	"errors"
 	"fmt"
@@ -78,14 +79,14 @@ func packed(tree fs.FS) func() (io.ReadCloser, error) {
 
 // Unpack puts the tree into dir, as tar does: modes, mtimes, links, extended
 // attributes, and owners if it may.
-func (s Source) Unpack(dir string) error {
+func (s Source) Unpack(ctx context.Context, dir string) error {
 	stream, err := s.open()
 	if err != nil {
 		return fmt.Errorf("unpack %s: %w", s.Name, err)
 	}
 	defer stream.Close()
 	u := &unpacker{dir: dir, mode: s.mode}
-	if err := u.all(tar.NewReader(stream)); err != nil {
+	if err := u.all(ctx, tar.NewReader(stream)); err != nil {
 		return fmt.Errorf("unpack %s: %w", s.Name, err)
 	}
 	return nil
@@ -97,8 +98,8 @@ type unpacker struct {
 	dirs []*tar.Header // whose times are set last
 }
 
-func (u *unpacker) all(in *tar.Reader) error {
-	for {
+func (u *unpacker) all(ctx context.Context, in *tar.Reader) error {
+	for ctx.Err() == nil {
 		h, err := in.Next()
 		if err == io.EOF {
 			break
@@ -108,6 +109,9 @@ func (u *unpacker) all(in *tar.Reader) error {
 		if err := u.one(h, in); err != nil {
 			return fmt.Errorf("%s: %w", h.Name, err)
 		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
 	for _, h := range u.dirs {
 		if err := u.finish(h); err != nil {

@@ -46,7 +46,7 @@ func (a *applier) undo(m Move) error {
 // move does all moves of one op, or none if one would put a directory under
 // itself, and records them.
 func (a *applier) move(moves []Move) error {
-	skip := false
+	skip, before := false, slices.Clone(moves)
 	for n := range moves {
 		m := &moves[n]
 		i, err := a.known(m.Ino)
@@ -74,7 +74,11 @@ func (a *applier) move(moves []Move) error {
 		if skip {
 			moves[n].Prev = Place{}
 		}
-		if err := a.s.PutMove(moves[n]); err != nil {
+		m, was := &moves[n], &before[n]
+		if m.Skipped == was.Skipped && m.Prev.same(was.Prev) {
+			continue // in the log already: a new one has no Prev yet
+		}
+		if err := a.s.PutMove(*m); err != nil {
 			return err
 		}
 	}

@@ -229,3 +229,9 @@ func (i *Inode) RemovedBy(r ReplicaID) bool {
 // Latest is the newest content leaf, shown or not; nil if there is none. It is
 // what those see who have the file open after it was removed.
 func (i *Inode) Latest() *Version { return i.newestLeaf() }
+
+// TimeSetAfter reports whether a directory's time was set explicitly, and
+// stands, since the given moment of the setter's clock.
+func (i *Inode) TimeSetAfter(t Time) bool {
+	return i.Mtime.At.CompareOp(i.Named.At) >= 0 && t.Before(TimeOf(int64(i.Mtime.At.Stamp)))
+}

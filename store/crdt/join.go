@@ -106,7 +106,9 @@ func JoinMoves(s State, moves []Move) (*Effects, error) {
 			return &Effects{}, nil
 		}
 	}
-	a.moves = moves
+	for _, m := range moves {
+		a.moves = append(a.moves, Move{ID: m.ID, Ino: m.Ino, Parent: m.Parent, Name: m.Name})
+	}
 	if err := a.fold(); err != nil {
 		return nil, err
 	}
