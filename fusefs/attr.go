@@ -49,6 +49,9 @@ func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) 
 		if s, ro := fs.refuse(); ro {
 			return s
 		}
+		// The helper's replies are awaited by who sends the invalidations.
+		defer fs.shown.replied(a.Ino)
+		fs.shown.replied(a.Ino)
 		a, err = fs.setAttr(in, node, &a)
 	}
 	if err != nil {

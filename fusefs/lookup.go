@@ -95,6 +95,8 @@ func (fs *FS) lookupNode(node func() (store.NodeID, error), out *fuse.EntryOut) 
 // replyNew fills in the reply to a call that made or opened a file. a may be
 // out of date.
 func (fs *FS) replyNew(a store.Attr, out *fuse.EntryOut) error {
+	fs.shown.replied(a.Ino)
+	defer fs.shown.replied(a.Ino)
 	return fs.lookupNode(func() (store.NodeID, error) { return a.Node, nil }, out)
 }
 

@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -112,6 +113,9 @@ func (r *revealer) inode(w work) {
 		r.later(w, inFlight)
 		return
 	}
+	if r.shown.replying(w.ino) {
+		r.later(work{kind: workInode, ino: w.ino}, onItsWay)
+	}
 	if w.old == 0 && !w.content && !w.attrib {
 		return
 	}
@@ -121,13 +125,27 @@ func (r *revealer) inode(w work) {
 		return
 	}
 	for _, n := range names {
-		k := nameKey{n.Dir, n.Name}
-		if _, pending := r.shown.get(k); pending && w.tries < 3 {
+		if _, pending := r.shown.get(nameKey{n.Dir, n.Name}); pending && w.tries < 3 {
 			w.tries++
 			r.queue.push(w) // behind the name, which is in the queue
 			return
 		}
 	}
+	r.changed(w, names)
+	// A call of this node may have moved a name with the old version to
+	// another meanwhile.
+	for again, err := r.fs.vol.Names(w.ino); w.old != 0 && err == nil && !slices.Equal(names, again); again, err = r.fs.vol.Names(w.ino) {
+		names = again
+		for _, n := range names {
+			if dir, known := r.shown.knownDir(n.Dir); known {
+				r.tell("switch version", func(c notifier) error { return dropVersion(c, dir, n.Name, w.old) })
+			}
+		}
+	}
+}
+
+// changed shows a file's change at each of its names.
+func (r *revealer) changed(w work, names []store.PlacedName) {
 	a, err := r.fs.vol.AttrOf(crdt.Entry{Ino: w.ino})
 	if err != nil {
 		return // removed since

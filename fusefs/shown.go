@@ -1,8 +1,10 @@
 package fusefs
 
 import (
+	"maps"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -70,8 +72,9 @@ type shown struct {
 	shownAt  map[crdt.LinkID]nameKey // of pending names
 	mergedAt map[crdt.LinkID]nameKey // of pending names
 
-	own     map[nameKey]int  // names that calls in progress change themselves
-	writers map[crdt.Ino]int // write handles
+	own     map[nameKey]int        // names that calls in progress change themselves
+	writers map[crdt.Ino]int       // write handles
+	recent  map[crdt.Ino]time.Time // of the last reply that the kernel takes as it is
 	// orphans are the write handles of unlinked files that are closed and
 	// that the kernel still knows: others may have the file open.
 	orphans  map[store.NodeID][]store.Handle
@@ -100,6 +103,7 @@ func newShown(id store.MountID, queue *workQueue) *shown {
 		mergedAt: make(map[crdt.LinkID]nameKey),
 		own:      make(map[nameKey]int),
 		writers:  make(map[crdt.Ino]int),
+		recent:   make(map[crdt.Ino]time.Time),
 	}
 	s.settled = sync.NewCond(&s.mu)
 	return s
@@ -229,6 +233,33 @@ func (s *shown) told(node uint64, a *store.Attr) {
 		k.mode, k.uid, k.gid = a.Mode, a.UID, a.GID
 		s.nodes[store.NodeID(node)] = k
 	}
+}
+
+// onItsWay bounds how long a reply may take to reach the kernel.
+const onItsWay = 50 * time.Millisecond
+
+// replied notes a reply whose attributes the kernel takes without a look at the
+// invalidations that overtook it: to SETATTR, LINK and whatever creates.
+func (s *shown) replied(ino crdt.Ino) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if len(s.recent) >= maxTouched {
+		maps.DeleteFunc(s.recent, func(_ crdt.Ino, at time.Time) bool { return now.Sub(at) > onItsWay })
+	}
+	s.recent[ino] = now
+}
+
+// replying reports whether such a reply may be on its way.
+func (s *shown) replying(ino crdt.Ino) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, ok := s.recent[ino]
+	if ok && time.Since(at) > onItsWay {
+		delete(s.recent, ino)
+		ok = false
+	}
+	return ok
 }
 
 // forget takes n lookups back.

@@ -276,6 +276,8 @@ func TestP2NothingChangedIsNoOp(t *testing.T) {
 func TestP2HeldOpenIsPublishedByInterval(t *testing.T) {
 	a, b := pair(t, Options{PublishInterval: time.Millisecond})
 	write(t, a, root, "log", "0")
+	check(t, a.sealNow(), nil)
+	give(t, a, b)
 	left := sealed(a)
 	w := open(t, a, root, "log", false)
 	want := "0"

@@ -46,14 +46,6 @@ func (k *keyspace) version(tag byte, ino crdt.Ino, id crdt.VersionID) []byte {
 	return binary.BigEndian.AppendUint32(b, id.N)
 }
 
-// versionIn is the version in a key that version made.
-func (k *keyspace) versionIn(key []byte) crdt.VersionID {
-	return crdt.VersionID{
-		Stamp: crdt.Stamp(k.tail(key, 1)), Replica: crdt.ReplicaID(k.tail(key, 2)),
-		N: binary.BigEndian.Uint32(key[len(key)-4:]),
-	}
-}
-
 func (k *keyspace) move(id crdt.VersionID) []byte {
 	b := k.key('m', uint64(id.Stamp), uint64(id.Replica))
 	return binary.BigEndian.AppendUint32(b, id.N)

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"encoding/json"
 	"fmt"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -118,10 +119,42 @@ func (v *Volume) ForgetNode(id NodeID) {
 	}
 	delete(v.nodes, id)
 	v.nodesMu.Unlock()
-	if err := v.db.kv.update(func(t txn) error { return t.del(v.keys.key('n', uint64(id))) }); err != nil {
+	if err := v.db.kv.update(func(t txn) error { return v.dropNode(t, id, r) }); err != nil {
 		v.db.opts.Log.Error("forget node", "volume", v.Name(), "node", uint64(id), "err", err)
 	}
 }
 
+// dropNode forgets a node record, and the bytes of the version that it kept.
+func (v *Volume) dropNode(t txn, id NodeID, r *nodeRecord) error {
+	if err := t.del(v.keys.key('n', uint64(id))); err != nil || r.Frozen == nil || r.Frozen.Manifest {
+		return err
+	}
+	i, err := newTree(t, &v.keys, v.sets.Load()).Inode(r.Ino)
+	if err != nil || i != nil && i.Version(r.Frozen.ID) != nil {
+		return err
+	}
+	return t.del(v.keys.version('c', r.Ino, r.Frozen.ID))
+}
+
 // clearNodes forgets all switched nodes, when no kernel knows any.
-func (v *Volume) clearNodes() error { return v.db.deletePrefix(v.keys.key('n')) }
+func (v *Volume) clearNodes() error {
+	records := map[NodeID]*nodeRecord{}
+	if err := v.db.kv.view(func(t txn) error {
+		return t.scan(v.keys.key('n'), nil, func(key, value []byte) (bool, error) {
+			r := &nodeRecord{}
+			if err := json.Unmarshal(value, r); err != nil {
+				return false, fmt.Errorf("%w: node record %x: %w", ErrDamaged, key, err)
+			}
+			records[NodeID(v.keys.tail(key, 0))] = r
+			return true, nil
+		})
+	}); err != nil {
+		return err
+	}
+	for id, r := range records {
+		if err := v.db.kv.update(func(t txn) error { return v.dropNode(t, id, r) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -31,16 +31,18 @@ type tree struct {
 	t      txn
 	keys   *keyspace
 	sets   *sets
-	inodes map[crdt.Ino]*crdt.Inode // read or written in this transaction
-	dirty  map[crdt.Ino]struct{}    // of inodes, written by flush
-	grown  map[crdt.Ino]struct{}    // that got inline versions, trimmed by flush
-	reset  bool                     // sets is our own copy
+	inodes map[crdt.Ino]*crdt.Inode      // read or written in this transaction
+	dirty  map[crdt.Ino]struct{}         // of inodes, written by flush
+	loaded map[crdt.Ino]*crdt.Inode      // as they were before
+	fresh  map[crdt.Ino][]crdt.VersionID // whose bytes this transaction put
+	reset  bool                          // sets is our own copy
 }
 
 func newTree(t txn, keys *keyspace, s *sets) *tree {
 	return &tree{
 		t: t, keys: keys, sets: s, inodes: map[crdt.Ino]*crdt.Inode{},
-		dirty: map[crdt.Ino]struct{}{}, grown: map[crdt.Ino]struct{}{},
+		dirty: map[crdt.Ino]struct{}{}, loaded: map[crdt.Ino]*crdt.Inode{},
+		fresh: map[crdt.Ino][]crdt.VersionID{},
 	}
 }
 
@@ -56,7 +58,7 @@ func (t *tree) Inode(ino crdt.Ino) (*crdt.Inode, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: inode %d: %w", ErrDamaged, ino, err)
 	}
-	t.inodes[ino] = i
+	t.inodes[ino], t.loaded[ino] = i, i
 	return i, nil
 }
 
@@ -73,21 +75,18 @@ func (t *tree) DeleteInode(ino crdt.Ino) error {
 	return t.t.del(t.keys.inode(ino))
 }
 
-// flush writes the inodes changed, and forgets old inline versions, but those
-// that keep says somebody still reads.
+// flush writes the inodes changed, and forgets the bytes of what they replaced,
+// but those that keep says somebody still reads.
 func (t *tree) flush(keep func(crdt.Ino, crdt.VersionID) bool) error {
 	for ino := range t.dirty {
 		if err := t.t.set(t.keys.inode(ino), crdt.AppendInode(nil, t.inodes[ino])); err != nil {
 			return err
 		}
-	}
-	for ino := range t.grown {
-		if err := t.trimInline(ino, keep); err != nil {
+		if err := t.dropReplaced(ino, keep); err != nil {
 			return err
 		}
 	}
 	clear(t.dirty)
-	clear(t.grown)
 	return nil
 }
 
@@ -181,31 +180,24 @@ func (t *tree) PutMove(m crdt.Move) error {
 }
 
 func (t *tree) PutInline(ino crdt.Ino, id crdt.VersionID, bytes []byte) error {
-	t.grown[ino] = struct{}{}
+	t.fresh[ino] = append(t.fresh[ino], id)
 	return t.t.set(t.keys.version('c', ino, id), bytes)
 }
 
-// keptVersions is how many inline versions of a file are kept.
-const keptVersions = 10
-
-// trimInline forgets the oldest inline versions that are no leaves.
-func (t *tree) trimInline(ino crdt.Ino, keep func(crdt.Ino, crdt.VersionID) bool) error {
-	i, err := t.Inode(ino)
-	if err != nil || i == nil || len(i.Contents) == 1 && i.Contents[0].Base.IsZero() {
-		return err // the last case: a first version, which has none before it
+// dropReplaced forgets the bytes of an inode's versions that this transaction
+// replaced, but those that keep says somebody still reads.
+func (t *tree) dropReplaced(ino crdt.Ino, keep func(crdt.Ino, crdt.VersionID) bool) error {
+	gone := t.fresh[ino]
+	if was := t.loaded[ino]; was != nil {
+		for _, v := range was.Contents {
+			if !v.Manifest {
+				gone = append(gone, v.ID)
+			}
+		}
 	}
-	prefix := t.keys.key('c', uint64(ino))
-	var keys [][]byte
-	if err := t.t.scan(prefix, nil, func(key, _ []byte) (bool, error) {
-		keys = append(keys, slices.Clone(key))
-		return true, nil
-	}); err != nil || len(keys) <= keptVersions {
-		return err
-	}
-	for _, k := range keys[:len(keys)-keptVersions] {
-		id := t.keys.versionIn(k)
-		if i.Version(id) == nil && !keep(ino, id) {
-			if err := t.t.del(k); err != nil {
+	for _, id := range gone {
+		if t.inodes[ino].Version(id) == nil && !keep(ino, id) {
+			if err := t.t.del(t.keys.version('c', ino, id)); err != nil {
 				return err
 			}
 		}

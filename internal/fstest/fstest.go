@@ -188,7 +188,7 @@ func (p *Pair) Sync() {
 			}
 			s := n.Volume.Stats()
 			if s.Unsealed > 0 || s.OpenDrafts > 0 {
-				return fmt.Errorf("%d ops not sealed, %d drafts open", s.Unsealed, s.OpenDrafts)
+				return fmt.Errorf("%d ops not sealed, %d drafts open, mount %+v", s.Unsealed, s.OpenDrafts, n.Mount.Stats())
 			}
 		}
 		va, vb := p.A.Volume.Vector(), p.B.Volume.Vector()

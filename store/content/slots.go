@@ -273,6 +273,9 @@ func (d *SmallDraft) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || off+int64(len(p)) > SmallLimit {
 		return 0, unix.EFBIG
 	}
+	if len(p) == 0 {
+		return 0, nil // makes no file longer
+	}
 	from := int(off)
 	if gap := from - len(d.bytes); gap > 0 {
 		from = len(d.bytes) // the slot may hold old bytes there
