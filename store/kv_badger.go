@@ -38,7 +38,7 @@ func openBadger(dir, bootID string, log *slog.Logger) (*badgerKV, error) {
 		WithBlockCacheSize(0). // not compressed: read from the page cache
 		WithIndexCacheSize(0).
 		WithNumCompactors(2).
-		WithBaseTableSize(4 << 20). // one that is being written takes several times that on the heap
+		WithBaseTableSize(1 << 20). // one that is being written takes several times that on the heap
 		WithBaseLevelSize(16 << 20).
 		WithCompression(options.None).
 		WithChecksumVerificationMode(options.OnBlockRead).

@@ -46,7 +46,7 @@ func newDaemonCommand(env *environment) *cobra.Command {
 // memoryTarget is what the Go heap may grow to before it is collected more
 // often, in bytes: the daemon shares its host with what it serves. The
 // environment's GOMEMLIMIT overrides it.
-const memoryTarget = 64 << 20
+const memoryTarget = 128 << 20
 
 func runDaemon(ctx context.Context, cfg *config.Config) error {
 	if os.Getenv("GOMEMLIMIT") == "" {
