@@ -97,6 +97,7 @@ func (s *shown) meetNew(gen uint64, e *expectation, a *store.Attr, out *fuse.Ent
 	if !s.knowLocked(gen, a, out) {
 		return meetAgain
 	}
+	delete(s.dead, store.NodeID(out.NodeId))
 	s.dropLocked(e.key)
 	e.met = true
 	return meetDone
@@ -150,6 +151,10 @@ func (fs *FS) answerRename(from, to nameKey) fuse.Status {
 	}
 	if _, ok := s.getLocked(from); ok {
 		s.queue.push(work{kind: workName, key: from})
+	}
+	s.movedLocked(e.entry.Ino)
+	if e.swap {
+		s.movedLocked(replaced.Ino)
 	}
 	e.met = true
 	return fuse.OK

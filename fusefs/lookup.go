@@ -74,7 +74,12 @@ func (fs *FS) shownAttr(e crdt.Entry) (store.Attr, error) {
 	return a, err
 }
 
+// lookupNode tells the kernel a directory that it asked for without a name.
 func (fs *FS) lookupNode(node func() (store.NodeID, error), out *fuse.EntryOut) error {
+	return fs.tell(node, fs.shown.knowNode, out)
+}
+
+func (fs *FS) tell(node func() (store.NodeID, error), know func(uint64, *store.Attr, *fuse.EntryOut) bool, out *fuse.EntryOut) error {
 	for {
 		gen := fs.shown.generation()
 		n, err := node()
@@ -85,7 +90,7 @@ func (fs *FS) lookupNode(node func() (store.NodeID, error), out *fuse.EntryOut) 
 		if err != nil {
 			return err
 		}
-		if fs.shown.know(gen, &a, out) {
+		if know(gen, &a, out) {
 			fillEntry(out, &a)
 			return nil
 		}
@@ -97,7 +102,7 @@ func (fs *FS) lookupNode(node func() (store.NodeID, error), out *fuse.EntryOut) 
 func (fs *FS) replyNew(a store.Attr, out *fuse.EntryOut) error {
 	fs.shown.replied(a.Ino)
 	defer fs.shown.replied(a.Ino)
-	return fs.lookupNode(func() (store.NodeID, error) { return a.Node, nil }, out)
+	return fs.tell(func() (store.NodeID, error) { return a.Node, nil }, fs.shown.know, out)
 }
 
 // Forget takes back lookups that the kernel no longer needs.

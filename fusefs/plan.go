@@ -101,6 +101,9 @@ func (s *shown) known(ino crdt.Ino) (store.NodeID, knownNode, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	node, ok := s.current[ino]
+	if ino == crdt.RootIno { // which is known without a lookup
+		node, ok = rootNode, true
+	}
 	return node, s.nodes[node], ok
 }
 

@@ -34,11 +34,18 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 		replaced = fs.entryAt(ndir, newName)
 		defer fs.shown.lockFile(replaced.Ino)()
 	}
+	moving := []crdt.Entry{fs.entryAt(odir, oldName), fs.entryAt(ndir, newName)}
 	err := fs.vol.Rename(fs.request(&in.InHeader), odir, oldName, ndir, newName, mode)
-	if err == nil && replaced.Kind == crdt.KindDir {
+	if err != nil {
+		return fs.status("rename", err)
+	}
+	for _, e := range moving {
+		fs.shown.moved(e.Ino)
+	}
+	if replaced.Kind == crdt.KindDir {
 		fs.shown.buried(replaced.Ino)
 	}
-	return fs.status("rename", err)
+	return fuse.OK
 }
 
 // renameMode translates renameat2's flags. RENAME_WHITEOUT is overlayfs'.

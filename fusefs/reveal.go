@@ -276,6 +276,12 @@ func (r *revealer) fallback(k nameKey, why error) {
 
 // dropped makes the kernel look up a name again, and list its directory.
 func (r *revealer) dropped(dir kernel.Dir, name string, shown crdt.Entry) {
-	r.tell("invalidate entry", func(n notifier) error { return dropName(n, dir, name, shown) })
+	node, _, known := r.shown.known(shown.Ino)
+	r.tell("invalidate entry", func(n notifier) error {
+		if known { // the watchers of the file hear of it, and it is not kept
+			return dropVersion(n, dir, name, node)
+		}
+		return dropName(n, dir, name, shown)
+	})
 	r.tell("invalidate listing", func(n notifier) error { return n.InvalInode(dir.Node, 0, 0) })
 }

@@ -2,7 +2,6 @@ package fusefs
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -132,16 +131,6 @@ func (r *revealer) inode(w work) {
 		}
 	}
 	r.changed(w, names)
-	// A call of this node may have moved a name with the old version to
-	// another meanwhile.
-	for again, err := r.fs.vol.Names(w.ino); w.old != 0 && err == nil && !slices.Equal(names, again); again, err = r.fs.vol.Names(w.ino) {
-		names = again
-		for _, n := range names {
-			if dir, known := r.shown.knownDir(n.Dir); known {
-				r.tell("switch version", func(c notifier) error { return dropVersion(c, dir, n.Name, w.old) })
-			}
-		}
-	}
 }
 
 // changed shows a file's change at each of its names.
@@ -156,6 +145,8 @@ func (r *revealer) changed(w work, names []store.PlacedName) {
 		case !known:
 		case w.content:
 			r.rewritten(dir, n.Name, w.old, &a)
+		case w.old != 0:
+			r.tell("switch version", func(c notifier) error { return dropVersion(c, dir, n.Name, w.old) })
 		case w.attrib:
 			r.permissions(dir, n.Name, &a)
 		}

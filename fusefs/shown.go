@@ -140,6 +140,18 @@ func (s *shown) generation() uint64 {
 func (s *shown) know(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	ok := s.knowLocked(gen, a, out)
+	if ok {
+		delete(s.dead, store.NodeID(out.NodeId))
+	}
+	return ok
+}
+
+// knowNode is know for a reply that is not about a name: it says nothing of
+// the names under which the kernel has the node.
+func (s *shown) knowNode(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.knowLocked(gen, a, out)
 }
 
@@ -154,8 +166,9 @@ func (s *shown) knowLocked(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
 	k.lookups++
 	k.born = s.born[node]
 	s.nodes[node] = k
-	s.current[a.Ino] = node
-	delete(s.dead, node)
+	if _, old := s.frozen[node]; !old {
+		s.current[a.Ino] = node
+	}
 	out.NodeId, out.Generation = uint64(node), uint64(k.born)
 	return true
 }
@@ -309,6 +322,22 @@ func (s *shown) showAllLocked(dir crdt.Ino) {
 func (s *shown) knowsDirLocked(dir crdt.Ino) bool {
 	_, ok := s.current[dir]
 	return ok || dir == crdt.RootIno
+}
+
+// movedLocked looks after a name that the kernel has just moved: should it
+// lead to an old version of the file, it is to be dropped.
+func (s *shown) movedLocked(ino crdt.Ino) {
+	for node := range s.frozen {
+		if s.nodes[node].ino == ino {
+			s.queue.push(work{kind: workInode, ino: ino, old: node})
+		}
+	}
+}
+
+func (s *shown) moved(ino crdt.Ino) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.movedLocked(ino)
 }
 
 // buriedLocked notes that the kernel has removed a directory. Its inode is

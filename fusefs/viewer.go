@@ -243,9 +243,10 @@ func (s *shown) tellInodeLocked(c *store.Changes, i crdt.InodeChange, named bool
 	}
 	w := work{kind: workInode, ino: i.Ino}
 	if c.By == s.mount {
-		// The kernel knows what its own call did, but not when a file was
-		// published, nor that a call came through an old version's node.
-		if !s.publicationLocked(c) && len(s.frozen) == 0 {
+		// The kernel knows what its own call did to what it names, but not
+		// that the call removed a hidden link, when a file was published, or
+		// that there is a node of another version.
+		if named && !s.publicationLocked(c) && len(s.frozen) == 0 {
 			return
 		}
 	} else {

@@ -79,6 +79,9 @@ func randomEvent() crashEvent {
 	case rand.IntN(6) == 0:
 		e.Size = 0
 	}
+	if e.Op == "patch" && e.Size == 0 {
+		e.Size = 1 // no bytes are no write
+	}
 	if e.Op == "mkdir" {
 		e.From = fmt.Sprintf("d%d", 1+rand.IntN(2))
 	}

@@ -62,6 +62,7 @@ type draft struct {
 	stat atomic.Pointer[draftStat] // what attr shows, so that it waits for no publication
 	by   atomic.Uint64             // the MountID that opened it last
 
+	dir     crdt.Ino    // of an inode that is not published: where it was made
 	flushed atomic.Bool // closed after its last write, not yet released
 
 	handles int         // guarded by Volume.draftsMu
@@ -84,6 +85,50 @@ func (d *draft) note() {
 func (d *draft) wrote() {
 	d.flushed.Store(false)
 	d.note()
+}
+
+// birth is when the last unpublished inode was made in a directory, whose
+// times show it as they would on a local disk.
+type birth struct {
+	at crdt.Time
+	n  int // drafts that began in the directory and are open still
+}
+
+// bornLocked notes an inode made in dir. The caller holds draftsMu.
+func (v *Volume) bornLocked(dir crdt.Ino, at crdt.Time) {
+	v.births[dir] = birth{at: at, n: v.births[dir].n + 1}
+}
+
+// unbornLocked notes that such a draft is finished: if it was published, the
+// time is the directory's own now. The caller holds draftsMu.
+func (v *Volume) unbornLocked(dir crdt.Ino) {
+	b, ok := v.births[dir]
+	if !ok {
+		return
+	}
+	if b.n--; b.n == 0 {
+		delete(v.births, dir)
+		return
+	}
+	v.births[dir] = b
+}
+
+// dirAttr shows a directory's times, with what was made in it and is not
+// published yet.
+func (v *Volume) dirAttr(a *Attr, i *crdt.Inode) {
+	a.Mtime = i.DirMtime()
+	v.draftsMu.Lock()
+	b, ok := v.births[i.Ino]
+	v.draftsMu.Unlock()
+	if !ok || i.TimeSetAfter(b.at) {
+		return
+	}
+	if a.Mtime.Before(b.at) {
+		a.Mtime = b.at
+	}
+	if a.Ctime.Before(b.at) {
+		a.Ctime = b.at
+	}
 }
 
 // overshadows reports whether the node shows a draft and not what is published.
@@ -349,6 +394,7 @@ func (v *Volume) finish(d *draft, h Handle) error {
 	if d.handles == 0 {
 		d.dead = true
 		delete(v.drafts, d.node)
+		v.unbornLocked(d.dir)
 	}
 	close(v.published)
 	v.published = make(chan struct{})

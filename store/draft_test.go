@@ -76,10 +76,12 @@ func sealed(v *Volume) <-chan *Batch {
 
 func TestP2HeldUnlinkLeavesWithTheCreation(t *testing.T) {
 	for _, away := range []string{"unlink", "rename"} {
-		a := volumeWith(t, NewVolumeID(), longHold)
+		clock, o := &aheadClock{}, longHold
+		o.Now = clock.now
+		a := volumeWith(t, NewVolumeID(), o)
 		write(t, a, root, "f", "old")
 		check(t, a.sealNow(), nil)
-		a.db.opts.Now = func() time.Time { return time.Now().Add(settledAge) }
+		clock.by.Store(int64(2 * settledAge))
 		left := sealed(a)
 		if away == "unlink" {
 			check(t, a.Unlink(Request{}, root, "f"), nil)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/dgraph-io/badger/v4"
@@ -15,9 +16,25 @@ import (
 const maxValue = 1 << 20
 
 type badgerKV struct {
+	// Fixed by openBadger.
 	db     *badger.DB
 	dir    string
 	bootID string
+
+	running sync.WaitGroup // transactions: Badger unmaps its tables under them
+
+	mu     sync.Mutex // guards what follows
+	closed bool
+}
+
+// begin counts a transaction; false if the database is closed.
+func (k *badgerKV) begin() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.closed {
+		k.running.Add(1)
+	}
+	return !k.closed
 }
 
 // openBadger opens the database with limits for a small node: its defaults
@@ -50,7 +67,7 @@ func openBadger(dir, bootID string, log *slog.Logger) (*badgerKV, error) {
 		if err := markManifest(dir, bootID); err != nil {
 			return nil, errors.Join(err, db.Close())
 		}
-		return &badgerKV{db, dir, bootID}, nil
+		return &badgerKV{db: db, dir: dir, bootID: bootID}, nil
 	case strings.Contains(err.Error(), "Another process is using this Badger database"):
 		// Badger has no sentinel for it.
 		return nil, fmt.Errorf("%w: stop it, or choose another --state-dir", ErrLocked)
@@ -62,16 +79,21 @@ func openBadger(dir, bootID string, log *slog.Logger) (*badgerKV, error) {
 }
 
 func (k *badgerKV) view(fn func(txn) error) error {
+	if !k.begin() {
+		return ErrClosed
+	}
+	defer k.running.Done()
 	return k.db.View(func(t *badger.Txn) error { return fn(badgerTxn{t}) })
 }
 
 func (k *badgerKV) update(fn func(txn) error) error {
+	if !k.begin() {
+		return ErrClosed
+	}
+	defer k.running.Done()
 	err := k.db.Update(func(t *badger.Txn) error { return fn(badgerTxn{t}) })
 	if errors.Is(err, syscall.ENOSPC) {
 		err = fmt.Errorf("%w: %w", ErrNoSpace, err)
-	}
-	if errors.Is(err, badger.ErrDBClosed) {
-		err = ErrClosed
 	}
 	return err
 }
@@ -79,13 +101,22 @@ func (k *badgerKV) update(fn func(txn) error) error {
 func (k *badgerKV) sync() error { return syncLogs(k.dir) }
 
 func (k *badgerKV) size() (n int64) {
+	if !k.begin() {
+		return 0
+	}
+	defer k.running.Done()
 	for _, l := range k.db.Levels() {
 		n += l.Size
 	}
 	return n
 }
 
+// close waits for the transactions that run.
 func (k *badgerKV) close() error {
+	k.mu.Lock()
+	k.closed = true
+	k.mu.Unlock()
+	k.running.Wait()
 	return errors.Join(k.db.Close(), markManifest(k.dir, k.bootID))
 }
 

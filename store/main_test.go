@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -339,12 +340,14 @@ func noOps(t testing.TB, v *Volume, what string, fn func()) {
 
 // stepClock is a clock that moves by a microsecond each time it is read.
 func stepClock() func() time.Time {
-	now := time.Unix(1_700_000_000, 0)
-	return func() time.Time {
-		now = now.Add(time.Microsecond)
-		return now
-	}
+	var reads atomic.Int64
+	return func() time.Time { return time.Unix(1_700_000_000, 1000*reads.Add(1)) }
 }
+
+// aheadClock is a clock that runs ahead of the machine's by what it is told.
+type aheadClock struct{ by atomic.Int64 }
+
+func (c *aheadClock) now() time.Time { return time.Now().Add(time.Duration(c.by.Load())) }
 
 // noise is a file's worth of bytes that no compression helps with.
 func noise(seed uint64, n int) string {

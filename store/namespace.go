@@ -36,6 +36,7 @@ func (v *Volume) Create(r Request, dir NodeID, name string, n NewNode) (a Attr, 
 	a, err = v.create(r, dir, name, n, &h, func(c *change, i crdt.NewInode, p *crdt.Plan) error {
 		d.node, d.name, d.mtime = NodeID(i.Ino), v.draftName(NodeID(i.Ino)), i.Time
 		d.rec = draftRecord{Ino: i.Ino, Created: true, Dirty: true, Truncated: true}
+		d.dir = p.Writes[len(p.Writes)-1].Parent
 		d.by.Store(uint64(r.Mount))
 		d.note()
 		if err := c.applyLocal(p.Writes[len(p.Writes)-2:]); err != nil { // without the confirmations
@@ -48,6 +49,7 @@ func (v *Volume) Create(r Request, dir NodeID, name string, n NewNode) (a Attr, 
 			v.draftsMu.Lock()
 			defer v.draftsMu.Unlock()
 			v.drafts[d.node], v.handles[h] = d, d.node
+			v.bornLocked(d.dir, i.Time)
 		})
 		return c.t.set(c.keys.key('w', uint64(h)), fmt.Appendf(nil, "%d", uint64(d.node)))
 	})

@@ -12,6 +12,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
@@ -374,4 +375,43 @@ func TestP4JoinWhileOthersWork(t *testing.T) {
 	give(t, a, b)
 	give(t, b, a)
 	same(t, a, b)
+}
+
+// TestP8CloseUnderLoad closes a store while others use it: they get an error,
+// and what they were told was done is there when it is opened again.
+func TestP8CloseUnderLoad(t *testing.T) {
+	for round := range 10 {
+		v := volumeWith(t, NewVolumeID(), Options{PublishInterval: time.Millisecond})
+		var work sync.WaitGroup
+		begun := make(chan struct{}, 1000)
+		for n := range 4 {
+			work.Go(func() {
+				for f := 0; ; f++ {
+					err := writeWhole(v, fmt.Sprintf("%d.%d", n, f), noise(uint64(f), 70_000*(f%2)))
+					if err == nil {
+						err = readAll(v)
+					}
+					if err != nil {
+						if !errors.Is(err, ErrClosed) && !errors.Is(err, content.ErrClosed) {
+							t.Errorf("round %d: %v", round, err)
+						}
+						return
+					}
+					select {
+					case begun <- struct{}{}:
+					default:
+					}
+				}
+			})
+		}
+		for range 20 {
+			<-begun
+		}
+		o := v.db.opts
+		check(t, v.db.Close(), nil)
+		work.Wait()
+		if again := openWith(t, o).Volume(v.id); len(dump(t, again)) < 20 {
+			t.Error("files are missing")
+		}
+	}
 }

@@ -90,7 +90,7 @@ func (v *Volume) attr(t *tree, node NodeID) (Attr, error) {
 	}
 	switch i.Kind {
 	case crdt.KindDir:
-		a.Mtime = i.DirMtime()
+		v.dirAttr(&a, i)
 	case crdt.KindFile:
 		v.fileAttr(&a, i, rec)
 	default:

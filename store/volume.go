@@ -55,7 +55,8 @@ type Volume struct {
 
 	draftsMu  sync.Mutex // guards the maps, not the drafts
 	drafts    map[NodeID]*draft
-	published chan struct{} // closed and renewed when a draft is finished
+	births    map[crdt.Ino]birth // of directories in which unpublished inodes were made
+	published chan struct{}      // closed and renewed when a draft is finished
 	handles   map[Handle]NodeID
 
 	atimes sync.Map // crdt.Ino -> crdt.Time, explicit access times; node-local
@@ -69,7 +70,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 		viewers: map[MountID]Viewer{},
 		onSeal:  map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){},
 		nodes: map[NodeID]*nodeRecord{}, current: map[crdt.Ino]NodeID{},
-		drafts: map[NodeID]*draft{}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
+		drafts: map[NodeID]*draft{}, births: map[crdt.Ino]birth{}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
 	}
 	v.ready.Store(r.Ready)
 	v.queue.opts = &db.opts

@@ -187,7 +187,7 @@ func (p *Pair) Sync() {
 				return err
 			}
 			s := n.Volume.Stats()
-			if s.Unsealed > 0 || s.OpenDrafts > 0 {
+			if s.Unsealed > 0 || s.OpenDrafts > n.Mount.Stats().Orphans {
 				return fmt.Errorf("%d ops not sealed, %d drafts open, mount %+v", s.Unsealed, s.OpenDrafts, n.Mount.Stats())
 			}
 		}

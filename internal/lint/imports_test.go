@@ -55,6 +55,7 @@ var onlyHere = map[string][]string{
 	"pgregory.net/rapid":           {"internal/sim"},
 	"go.uber.org/goleak":           {"internal/fstest"},
 	"golang.org/x/sys":             {"store", "store/content", "fusefs/...", "internal/node", "internal/playground", "internal/fstest"},
+	"golang.org/x/net":             {"gossip/..."},
 	"golang.org/x/sync":            {"store", "store/content", "gossip/...", "fusefs/...", "internal/node", "internal/playground", "cmd/synapsefs"},
 	"github.com/cespare/xxhash/v2": {"store", "store/content", "fusefs"},
 }

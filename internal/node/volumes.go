@@ -163,7 +163,7 @@ func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
 	if err := n.knowCatalogue(ctx); err != nil {
 		return Listing{}, err
 	}
-	l, err := n.catalogue.find(name)
+	l, err := n.awaitVolume(ctx, name)
 	if !errors.Is(err, store.ErrNoVolume) {
 		return l, err
 	}
@@ -179,6 +179,44 @@ func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
 		names[i] = l.Name
 	}
 	return Listing{}, fmt.Errorf("%w: there are %s", err, strings.Join(names, ", "))
+}
+
+// newsDelay is how long a volume made on another node a moment ago may take to
+// be in the catalogue here: peers notice a gap within a second.
+const newsDelay = 1500 * time.Millisecond
+
+// awaitVolume looks a volume up, and again as the catalogue changes, before it
+// says that there is none.
+func (n *Node) awaitVolume(ctx context.Context, name string) (Listing, error) {
+	changed := make(chan struct{}, 1)
+	cancel := n.catalogue.v.OnMerge(func(crdt.Vector) {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
+	defer cancel()
+	limit := time.After(newsDelay)
+	for {
+		l, err := n.catalogue.find(name)
+		if !errors.Is(err, store.ErrNoVolume) || !n.linked() {
+			return l, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return l, err
+		case <-limit:
+			return l, err
+		}
+	}
+}
+
+// linked reports whether some peer could bring news.
+func (n *Node) linked() bool {
+	return slices.ContainsFunc(n.cluster.Peers(), func(p gossip.PeerStatus) bool {
+		return p.State == gossip.StateUp || p.State == gossip.StateLinking
+	})
 }
 
 // ListVolumes returns the catalogue, and what is held here without being in

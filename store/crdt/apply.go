@@ -258,10 +258,10 @@ func (a *applier) place(op *Op, id VersionID, i *Inode, w *Write) error {
 			return err
 		}
 	}
-	if err := a.named(op, id, w.From); err != nil {
+	if err := a.named(op, id, w.From, w.Time); err != nil {
 		return err
 	}
-	return a.named(op, id, w.Parent)
+	return a.named(op, id, w.Parent, w.Time)
 }
 
 // stand gives a new directory its first place; a later one is for [applier.fold].
@@ -284,7 +284,10 @@ func (a *applier) stand(i *Inode, p Place, fresh bool) error {
 // named records a name change in a directory. The op says where: which places
 // are still leaves here depends on what else has arrived. Unpublished names are
 // not recorded: nothing of them may differ between replicas.
-func (a *applier) named(op *Op, id VersionID, dir Ino) error {
+func (a *applier) named(op *Op, id VersionID, dir Ino, at Time) error {
+	if (at == Time{}) {
+		at = TimeOf(op.Wall)
+	}
 	if op.Dot.Replica == 0 || dir == 0 {
 		return nil
 	}
@@ -295,8 +298,8 @@ func (a *applier) named(op *Op, id VersionID, dir Ino) error {
 	if d.Kind != KindDir {
 		return fmt.Errorf("%w: a name in inode %d, which is no directory", ErrMalformed, dir)
 	}
-	d.Named.set(id, TimeOf(op.Wall))
-	d.Changed.set(id, TimeOf(op.Wall))
+	d.Named.set(id, at)
+	d.Changed.set(id, at)
 	return nil
 }
 
@@ -335,7 +338,7 @@ func (a *applier) remove(op *Op, id VersionID, i *Inode, w *Write) error {
 			v.Closed = append(v.Closed, Closure{l.ID, id})
 		}
 	}
-	return a.named(op, id, w.From)
+	return a.named(op, id, w.From, Time{})
 }
 
 func voidRemovals(i *Inode, removals []VersionID) {

@@ -73,6 +73,10 @@ func (e *encoder) write(w *Write) {
 		e.fixed(uint64(w.Parent))
 		e.string(w.Name)
 		e.versions(w.Base)
+		e.bool(w.Time != Time{})
+		if (w.Time != Time{}) {
+			e.time(w.Time)
+		}
 	case WriteContent:
 		e.fixed(uint64(w.Link))
 		e.versions(w.Base)
@@ -117,6 +121,11 @@ func (d *decoder) write(w *Write) {
 		w.Parent = Ino(d.fixed())
 		w.Name = d.string()
 		w.Base = d.versions()
+		if d.bool() {
+			if w.Time = d.time(); (w.Time == Time{}) {
+				d.fail("a time that says nothing")
+			}
+		}
 	case WriteContent:
 		w.Link = LinkID(d.fixed())
 		w.Base = d.versions()

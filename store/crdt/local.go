@@ -530,7 +530,7 @@ func (p *Plan) Publish(i *Inode, c *Content, replaced []Write) error {
 		if err := p.confirm(head); err != nil {
 			return err
 		}
-		p.add(Write{Kind: WritePlace, Ino: i.Ino, Link: l.ID, Parent: place.Parent, Name: place.Name})
+		p.add(Write{Kind: WritePlace, Ino: i.Ino, Link: l.ID, Parent: place.Parent, Name: place.Name, Time: i.Mtime.Value})
 	}
 	for _, x := range i.Xattrs {
 		if !x.Gone {

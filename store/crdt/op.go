@@ -75,7 +75,7 @@ type WriteKind uint8
 // The kinds of write.
 const (
 	WriteInode   WriteKind = iota + 1 // Ino, Kind, Target, Rdev, Mode, UID, GID, Time: a new inode
-	WritePlace                        // Ino, Link, From, Parent, Name, Base: a link stands at (Parent, Name)
+	WritePlace                        // Ino, Link, From, Parent, Name, Base: a link stands at (Parent, Name); Time, if the name came to be before the op
 	WriteContent                      // Ino, Link (published through), Base (at most one), Content
 	WriteRemove                       // Ino, Link, From, Base (place leaves), Closes (content leaves)
 	WriteVoid                         // Ino, Base: the removals named no longer count
