@@ -208,8 +208,24 @@ func (db *DB) checkFormat() error {
 	if err != nil {
 		return fmt.Errorf("%w: file %s does not hold a number", ErrDamaged, path)
 	}
+	if err := db.checkWhole(); err != nil {
+		return err
+	}
 	if n > FormatVersion {
 		return fmt.Errorf("%w %d; this version knows %d: run the newer synapsefs", ErrNewerFormat, n, FormatVersion)
+	}
+	return nil
+}
+
+// checkWhole refuses to begin anew where the database has gone and what belongs
+// to it is there still.
+func (db *DB) checkWhole() error {
+	if _, err := os.Stat(db.databaseDir()); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(db.opts.Dir, "content")); err == nil {
+		return fmt.Errorf("%w: directory %s is missing: bring it back, or move %s away and let the node join again",
+			ErrDamaged, db.databaseDir(), db.opts.Dir)
 	}
 	return nil
 }

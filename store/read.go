@@ -1,8 +1,10 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
@@ -199,7 +201,17 @@ func (v *Volume) ReadAt(node NodeID, p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	n, err := v.db.content.ReadAt(m, p, off)
-	return n, eof(err)
+	return n, unreadable(eof(err))
+}
+
+// unreadable makes content that the state names and the disk does not have an error
+// of its own: to a reader the file exists, whatever the disk calls it.
+func unreadable(err error) error {
+	var missing *content.MissingBlockError
+	if errors.Is(err, os.ErrNotExist) || errors.As(err, &missing) {
+		return fmt.Errorf("%w: %v", ErrNoContent, err) //nolint:errorlint // not ENOENT to the kernel
+	}
+	return err
 }
 
 func eof(err error) error {

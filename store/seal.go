@@ -23,30 +23,29 @@ type queued struct {
 	raw   []byte
 	size  int // bytes that applying it writes
 	hold  hold
-	until time.Time // zero: not held
+	held  bool      // also when the hold is over: its other half is in the same batch
+	at    time.Time // when it came
+	until time.Time // zero: not held, or no longer
 }
 
 // sealQueue decides when the own ops that are waiting leave as a batch. What
-// is held and what queues behind it leaves as one; nothing is reordered.
-// It knows no clock; guarded by Volume.mu.
+// is held and what queues behind it leaves as one, what came before it does not
+// wait; nothing is reordered. It knows no clock; guarded by Volume.mu.
 type sealQueue struct {
 	opts  *Options
 	ops   []queued
 	bytes int
-	since time.Time // when the first op came
-	flush bool      // seal at once, held or not
+	flush bool // seal at once, held or not, until the queue is empty
 }
 
 func (q *sealQueue) add(o queued, now time.Time) {
-	if len(q.ops) == 0 {
-		q.since = now
-	}
+	o.at = now
 	if o.hold != (hold{}) {
 		d := q.opts.Hold
 		if o.hold.mtime != 0 {
 			d = q.opts.HoldTruncate
 		}
-		o.until = now.Add(d)
+		o.held, o.until = true, now.Add(d)
 	}
 	q.ops = append(q.ops, o)
 	q.bytes += o.size
@@ -61,43 +60,50 @@ func (q *sealQueue) release(h hold) {
 	}
 }
 
-// due says when the queue is to be sealed; ok is false if it is empty.
-func (q *sealQueue) due() (at time.Time, ok bool) {
+// next says when the first ops of the queue are to leave, and how many; 0 if it
+// is empty. Of more than fits in a batch the rest follows.
+func (q *sealQueue) next() (at time.Time, n int) {
 	if len(q.ops) == 0 {
-		return at, false
+		return at, 0
 	}
+	at = q.ops[0].at
 	if q.flush || len(q.ops) >= maxBatchOps || q.bytes >= maxBatchBytes {
-		return q.since, true
+		return at, len(q.ops)
 	}
-	at = q.since
+	if n := slices.IndexFunc(q.ops, func(o queued) bool { return o.held }); n > 0 {
+		return at, n
+	}
+	limit := at.Add(q.opts.Hold)
 	for _, o := range q.ops {
 		if o.until.After(at) {
 			at = o.until
 		}
 	}
-	if limit := q.since.Add(q.opts.Hold); at.After(limit) {
+	if at.After(limit) {
 		at = limit
 	}
-	return at, true
+	return at, len(q.ops)
 }
 
-// portion returns the ops of the next batch.
-func (q *sealQueue) portion() []queued {
-	n, size := 0, 0
-	for n < len(q.ops) && n < maxBatchOps && size < maxBatchBytes {
-		size += q.ops[n].size
-		n++
+// portion returns those of the first n ops that fit in a batch.
+func (q *sealQueue) portion(n int) []queued {
+	size := 0
+	for i, o := range q.ops[:n] {
+		if i == maxBatchOps || size >= maxBatchBytes {
+			n = i
+			break
+		}
+		size += o.size
 	}
 	return slices.Clone(q.ops[:n])
 }
 
 // drop takes the first n ops out.
-func (q *sealQueue) drop(n int, now time.Time) {
+func (q *sealQueue) drop(n int) {
 	for _, o := range q.ops[:n] {
 		q.bytes -= o.size
 	}
 	q.ops = slices.Delete(q.ops, 0, n)
-	q.since = now
 	if len(q.ops) == 0 {
 		q.flush = false
 	}
@@ -118,17 +124,17 @@ func (v *Volume) sealer() {
 	var bucket time.Time // when the batches so far would have left, evenly spaced
 	for {
 		v.mu.Lock()
-		at, ok := v.queue.due()
+		at, n := v.queue.next()
 		v.mu.Unlock()
 		if next := bucket.Add(-sealBurst); at.Before(next) {
 			at = next
 		}
 		wait := time.Hour
-		if ok {
+		if n > 0 {
 			wait = at.Sub(v.db.opts.Now())
 		}
 		if wait <= 0 {
-			if err := v.seal(); err == nil {
+			if err := v.seal(false); err == nil {
 				if now := v.db.opts.Now(); bucket.Before(now) {
 					bucket = now
 				}
@@ -165,19 +171,19 @@ func (v *Volume) sealNow() error {
 		if n == 0 {
 			return nil
 		}
-		if err := v.seal(); err != nil {
+		if err := v.seal(true); err != nil {
 			return err
 		}
 	}
 }
 
-// seal makes one batch of the ops that wait and hands it to the subscribers.
-// No op leaves the node before its batch is in the journal.
-func (v *Volume) seal() error {
+// seal makes one batch of the ops that are due, or of all, and hands it to the
+// subscribers. No op leaves the node before its batch is in the journal.
+func (v *Volume) seal(all bool) error {
 	v.sealMu.Lock()
 	defer v.sealMu.Unlock()
 	v.mu.Lock()
-	b, n := v.nextBatchLocked()
+	b, n := v.nextBatchLocked(all)
 	v.mu.Unlock()
 	if n == 0 {
 		return nil
@@ -198,11 +204,18 @@ func (v *Volume) seal() error {
 	return nil
 }
 
-func (v *Volume) nextBatchLocked() (*Batch, int) {
-	ops := v.queue.portion()
-	if len(ops) == 0 {
+func (v *Volume) nextBatchLocked(all bool) (*Batch, int) {
+	at, n := v.queue.next()
+	switch {
+	case all:
+		n = len(v.queue.ops)
+	case v.db.opts.Now().Before(at): // what was due has left meanwhile
+		n = 0
+	}
+	if n == 0 {
 		return nil, 0
 	}
+	ops := v.queue.portion(n)
 	last := ops[len(ops)-1].op
 	b := &Batch{
 		Volume: v.id, Origin: v.replica, First: ops[0].op.Dot.Seq, Last: last.Dot.Seq,
@@ -242,7 +255,7 @@ func (v *Volume) journalLocked(b *Batch, digest [32]byte, n int) error {
 		return err
 	}
 	v.vector[b.Origin] = entry
-	v.queue.drop(n, v.db.opts.Now())
+	v.queue.drop(n)
 	return nil
 }
 

@@ -36,8 +36,20 @@ func TestP2SealQueue(t *testing.T) {
 			steps: []step{{do: "add", hold: gone}, {at: 1, do: "add"}, {at: 2, do: "add", hold: mtime}}, due: 40, portion: 3,
 		},
 		{
+			name:  "what came before does not wait",
+			steps: []step{{do: "add", n: 3}, {at: 30, do: "add", hold: gone}, {at: 31, do: "add"}}, due: 0, portion: 3,
+		},
+		{
+			name:  "what came before has left",
+			steps: []step{{do: "add", n: 3}, {at: 30, do: "add", hold: gone}, {at: 31, do: "add"}, {do: "drop", n: 3}}, due: 70, portion: 2,
+		},
+		{
+			name:  "a pair is not parted",
+			steps: []step{{do: "add", hold: gone}, {at: 1, do: "add", hold: mtime}, {at: 2, do: "release", hold: gone}, {at: 3, do: "add"}}, due: 6, portion: 3,
+		},
+		{
 			name:  "a batch closes so long after its first op",
-			steps: []step{{do: "add"}, {at: 30, do: "add", hold: gone}}, due: 40, portion: 2,
+			steps: []step{{do: "add", hold: gone}, {at: 30, do: "add", hold: hold{dir: 1, name: "y"}}}, due: 40, portion: 2,
 		},
 		{
 			name:  "released",
@@ -65,7 +77,7 @@ func TestP2SealQueue(t *testing.T) {
 		{name: "one too large", steps: []step{{do: "add", size: 5 * maxBatchBytes}, {do: "add"}}, due: 0, portion: 1},
 		{
 			name:  "the rest of a large one",
-			steps: []step{{do: "add", n: 5, size: maxBatchBytes / 3}, {at: 9, do: "drop", n: 4}}, due: 9, portion: 1,
+			steps: []step{{do: "add", n: 5, size: maxBatchBytes / 3}, {at: 9, do: "drop", n: 4}}, due: 0, portion: 1,
 		},
 	} {
 		start := time.Unix(1000, 0)
@@ -83,14 +95,15 @@ func TestP2SealQueue(t *testing.T) {
 			case "flush":
 				q.flush = true
 			case "drop":
-				q.drop(s.n, now)
+				q.drop(s.n)
 			}
 		}
 		due := never
-		if at, ok := q.due(); ok {
+		at, n := q.next()
+		if n > 0 {
 			due = int(at.Sub(start) / time.Millisecond)
 		}
-		if n := len(q.portion()); due != c.due || n != c.portion {
+		if n = len(q.portion(n)); due != c.due || n != c.portion {
 			t.Errorf("%s: due at %d, %d ops; want %d, %d", c.name, due, n, c.due, c.portion)
 		}
 	}

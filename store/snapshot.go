@@ -235,8 +235,8 @@ func (v *Volume) JoinSnapshot(ctx context.Context, next func() ([]byte, error), 
 func (v *Volume) dropStaging() error { return v.db.deletePrefix(v.keys.key('s')) }
 
 func (v *Volume) stage(ctx context.Context, next func() ([]byte, error), fetch func(context.Context, crdt.Hash) error) error {
-	n := uint64(0)
-	for ; ; n++ {
+	c := &snapCheck{v: v, fetch: fetch, inline: map[string]int64{}, kinds: map[crdt.Ino]crdt.Kind{}, parents: map[crdt.Ino]crdt.Ino{}}
+	for n := uint64(0); ; n++ {
 		chunk, err := next()
 		if err == io.EOF {
 			break
@@ -248,7 +248,7 @@ func (v *Volume) stage(ctx context.Context, next func() ([]byte, error), fetch f
 			err = v.db.room()
 		}
 		if err == nil {
-			err = v.checkChunk(ctx, n, chunk, fetch)
+			err = c.chunk(ctx, chunk)
 		}
 		if err == nil {
 			err = v.db.kv.update(func(t txn) error { return t.set(v.keys.key('s', n), chunk) })
@@ -257,45 +257,10 @@ func (v *Volume) stage(ctx context.Context, next func() ([]byte, error), fetch f
 			return err
 		}
 	}
-	if n == 0 {
-		return fmt.Errorf("%w: empty snapshot", ErrBadBatch)
+	if err := c.whole(); err != nil {
+		return err
 	}
 	return v.db.kv.update(func(t txn) error { return t.set(v.keys.key('S'), []byte{1}) })
-}
-
-// checkChunk decodes a chunk, so that nothing staged can fail later, and
-// fetches the large content that it names.
-func (v *Volume) checkChunk(ctx context.Context, n uint64, chunk []byte, fetch func(context.Context, crdt.Hash) error) error {
-	first := n == 0
-	return eachRecord(chunk, func(tag byte, body []byte) error {
-		if first != (tag == snapVector) {
-			return fmt.Errorf("%w: snapshot vector", ErrBadBatch)
-		}
-		first = false
-		switch tag {
-		case snapVector:
-			theirs, err := crdt.DecodeVector(body)
-			if err != nil {
-				return err
-			}
-			return v.outgrow(theirs)
-		case snapIdentity, snapInline:
-			if len(body) < 8 || tag == snapInline && len(body) < 28 {
-				return fmt.Errorf("%w: snapshot record %c", ErrBadBatch, tag)
-			}
-			return nil
-		case snapMove:
-			_, err := decodeMoves(body)
-			return err
-		case snapInode:
-			i, err := crdt.DecodeInode(body)
-			if err != nil {
-				return err
-			}
-			return v.fetchContents(ctx, i, fetch)
-		}
-		return fmt.Errorf("%w: snapshot record %q", ErrBadBatch, tag)
-	})
 }
 
 // outgrow takes a new replica id if peers know ops under the present one that
@@ -311,24 +276,6 @@ func (v *Volume) outgrow(theirs crdt.Vector) error {
 		return fmt.Errorf("%w: peers know %d ops of replica %v, and here %d differ from them", ErrDamaged, known, v.replica, v.seq-sealed)
 	}
 	return v.renewLocked()
-}
-
-func (v *Volume) fetchContents(ctx context.Context, i *crdt.Inode, fetch func(context.Context, crdt.Hash) error) error {
-	for _, c := range i.Contents {
-		if !c.Manifest {
-			continue
-		}
-		_, have, err := v.db.hasContent(c.Hash)
-		if err != nil {
-			return err
-		}
-		if !have {
-			if err := fetch(ctx, c.Hash); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // finishSnapshot ends, after a restart, what was staged completely, and drops

@@ -277,3 +277,39 @@ func TestP8RestoredFromABackup(t *testing.T) {
 	}
 	same(t, b, reopen(t, c))
 }
+
+// TestP12HostileSnapshots: what no correct replica sends is refused, and
+// nothing hangs.
+func TestP12HostileSnapshots(t *testing.T) {
+	id := func(n crdt.Stamp) crdt.VersionID { return crdt.VersionID{Stamp: n, Replica: 9} }
+	dir := func(ino, parent crdt.Ino) *crdt.Inode {
+		place := crdt.Place{ID: id(crdt.Stamp(ino)), Parent: parent, Name: fmt.Sprint("d", ino)}
+		i := &crdt.Inode{Ino: ino, Kind: crdt.KindDir, Standing: place, Links: []crdt.Link{{ID: 1, Places: []crdt.Place{place}}}}
+		i.Mode.At = id(crdt.Stamp(ino))
+		return i
+	}
+	snapshot := func(inodes ...*crdt.Inode) [][]byte {
+		var chunks [][]byte
+		w := &snapWriter{send: func(b []byte) error { chunks = append(chunks, b); return nil }}
+		check(t, w.record(snapVector, crdt.AppendVector(nil, crdt.Vector{9: {Seq: 1, Stamp: 100}})), nil)
+		for _, i := range inodes {
+			check(t, w.record(snapInode, crdt.AppendInode(nil, i)), nil)
+		}
+		check(t, w.flush(), nil)
+		return chunks
+	}
+	for what, chunks := range map[string][][]byte{
+		"a circle":    snapshot(dir(1000, 1001), dir(1001, 1000)),
+		"in itself":   snapshot(dir(1000, 1000)),
+		"unpublished": snapshot(&crdt.Inode{Ino: 5, Kind: crdt.KindDir}),
+	} {
+		b := volumeWith(t, NewVolumeID(), Options{})
+		mkdir(t, b, root, "own")
+		err := b.JoinSnapshot(context.Background(), replay(chunks, io.EOF), nil)
+		if !errors.Is(err, ErrBadBatch) {
+			t.Errorf("%s: %v", what, err)
+		}
+		mkdir(t, b, root, "own too")
+		dump(t, reopen(t, b))
+	}
+}
