@@ -46,6 +46,8 @@ func (s *shown) dropLocked(k nameKey) {
 	if len(s.pending[k.dir]) == 0 {
 		delete(s.pending, k.dir)
 	}
+	// While it was pending, a new version could not be told of at this name.
+	s.movedLocked(p.shown.Ino)
 }
 
 // entry returns what a name shows if it is pending.

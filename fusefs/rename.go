@@ -29,21 +29,20 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 	}
 	defer fs.shown.begin(from, to)()
 	odir, ndir := fs.shown.target(in.NodeId), fs.shown.target(in.Newdir)
-	var replaced crdt.Entry
+	moved, there := fs.entryAt(odir, oldName), fs.entryAt(ndir, newName)
 	if mode == crdt.RenameReplace {
-		replaced = fs.entryAt(ndir, newName)
-		defer fs.shown.lockFile(replaced.Ino)()
+		defer fs.shown.lockFile(there.Ino)()
 	}
-	moving := []crdt.Entry{fs.entryAt(odir, oldName), fs.entryAt(ndir, newName)}
 	err := fs.vol.Rename(fs.request(&in.InHeader), odir, oldName, ndir, newName, mode)
 	if err != nil {
 		return fs.status("rename", err)
 	}
-	for _, e := range moving {
-		fs.shown.moved(e.Ino)
-	}
-	if replaced.Kind == crdt.KindDir {
-		fs.shown.buried(replaced.Ino)
+	fs.shown.moved(moved.Ino)
+	switch {
+	case mode == crdt.RenameExchange:
+		fs.shown.moved(there.Ino)
+	case there.Kind == crdt.KindDir:
+		fs.shown.buried(there.Ino)
 	}
 	return fuse.OK
 }

@@ -283,5 +283,8 @@ func (r *revealer) dropped(dir kernel.Dir, name string, shown crdt.Entry) {
 		}
 		return dropName(n, dir, name, shown)
 	})
+	if known { // it may have other links
+		r.queue.push(work{kind: workInode, ino: shown.Ino})
+	}
 	r.tell("invalidate listing", func(n notifier) error { return n.InvalInode(dir.Node, 0, 0) })
 }

@@ -324,8 +324,8 @@ func (s *shown) knowsDirLocked(dir crdt.Ino) bool {
 	return ok || dir == crdt.RootIno
 }
 
-// movedLocked looks after a name that the kernel has just moved: should it
-// lead to an old version of the file, it is to be dropped.
+// movedLocked looks after a file's name that the kernel has just moved, or that
+// stays after all: should it lead to an old version, it is to be dropped.
 func (s *shown) movedLocked(ino crdt.Ino) {
 	for node := range s.frozen {
 		if s.nodes[node].ino == ino {

@@ -50,7 +50,7 @@ func TestP4RandomPrograms(t *testing.T) {
 			"A's mount": tree(t, p.A.Dir), "B's mount": tree(t, p.B.Dir),
 		} {
 			if slices.Sort(got); !slices.Equal(got, want) {
-				t.Errorf("round %d: %s shows %q\n want %q", round, name, got, want)
+				t.Errorf("round %d: %s has more %q, lacks %q", round, name, without(got, want), without(want, got))
 			}
 		}
 		for _, n := range []*fstest.Node{p.A, p.B} {
@@ -63,6 +63,11 @@ func TestP4RandomPrograms(t *testing.T) {
 	}
 	t.Logf("A %+v", p.A.Mount.Stats())
 	t.Logf("B %+v", p.B.Mount.Stats())
+}
+
+// without is what is in a and not in b.
+func without(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
 }
 
 var stressNames = []string{"a", "b", "c"}

@@ -1,6 +1,8 @@
 package fusefs
 
 import (
+	"slices"
+
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -184,8 +186,11 @@ func (s *shown) Committed(c *store.Changes) {
 	named := make(map[crdt.Ino]bool, 2*len(c.Names))
 	for _, n := range c.Names {
 		named[n.Dir], named[n.Before.Ino], named[n.After.Ino] = true, true, true
-		if _, ok := s.orphans[s.current[n.After.Ino]]; ok && n.After.Ino != 0 {
-			s.queue.push(work{kind: workRelease, node: s.current[n.After.Ino]}) // it has a name again
+	}
+	for node := range s.orphans {
+		ino := s.nodes[node].ino
+		if slices.ContainsFunc(c.Names, func(n crdt.NameChange) bool { return n.After.Ino == ino }) {
+			s.queue.push(work{kind: workRelease, node: node}) // it has a name again
 		}
 	}
 	for _, k := range s.placed {
