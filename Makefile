@@ -13,7 +13,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test race bench lint generate check clean
+.PHONY: help setup build demo test test-full race bench lint generate check clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: setup build ## three nodes on this host; KEEP=1 leaves them running, TREE=
 test: setup ## all tests, real mounts included; PKGS=./store/... for some
 	$(GO) vet $(PKGS)
 	$(GO) test -timeout 15m $(TESTARGS) $(PKGS)
+
+test-full: test ## make test, and the random programs on two mounts for a minute
+	$(GO) test -count=1 -run TestP4RandomPrograms ./fusefs -stress.time=60s
 
 race: setup ## all tests under the race detector
 	$(GO) test -race -timeout 30m $(TESTARGS) $(PKGS)

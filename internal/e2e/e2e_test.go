@@ -174,7 +174,7 @@ func difference(t *testing.T, a, b string) string {
 // Three nodes write distinct files at once: each ends up with all of them.
 func TestP4ThreeNodesWriteAtOnce(t *testing.T) {
 	c := start(t, 3)
-	const each = 200
+	const each = 1000
 	var group errgroup.Group
 	for _, nd := range c.Nodes {
 		group.Go(func() error {
@@ -315,8 +315,8 @@ func TestP6RecreatedWhileAway(t *testing.T) {
 // P8: what was closed before a kill -9 is there afterwards, and arrives.
 func TestP8Kill(t *testing.T) {
 	c := start(t, 3)
-	for round := range 3 {
-		victim := c.Nodes[round]
+	for round := range 20 {
+		victim := c.Nodes[round%len(c.Nodes)]
 		closed := importUntilKilled(t, victim, round)
 		if err := victim.Start(t.Context()); err != nil {
 			t.Fatal(err)
@@ -374,9 +374,10 @@ func importUntilKilled(t *testing.T, nd *playground.Node, round int) (closed []s
 
 // A node that joins later gets all that was before.
 func TestLateJoiner(t *testing.T) {
-	c := start(t, 2)
-	for i := range 500 {
-		write(t, c.Nodes[0], fmt.Sprintf("f%d", i), strings.Repeat("x", i))
+	const files = 10_000
+	c := start(t, 3)
+	for i := range files {
+		write(t, c.Nodes[0], fmt.Sprintf("f%d", i), strings.Repeat("x", i%2000))
 	}
 	nd, err := c.Add()
 	if err != nil {
@@ -387,7 +388,7 @@ func TestLateJoiner(t *testing.T) {
 	}
 	mount(t, nd, false)
 	// P11: the mount returned, so all is there, without any waiting.
-	if tree, err := playground.Sum(nd.Mount); err != nil || tree.Files != 500 {
+	if tree, err := playground.Sum(nd.Mount); err != nil || tree.Files != files {
 		t.Errorf("after the mount: %+v, %v", tree, err)
 	}
 	equal(t, c.Nodes...)
