@@ -188,7 +188,7 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	node, h := store.NodeID(in.NodeId), store.Handle(in.Fh)
 	ino, _ := fs.vol.Inode(node)
 	defer fs.shown.lockFile(ino)()
-	a, err := fs.vol.Attr(node)
+	a, err := fs.attrOf(node)
 	if err == nil && a.Nlink == 0 && fs.shown.orphan(node, h) {
 		return
 	}

@@ -44,6 +44,9 @@ type knownNode struct {
 type shown struct {
 	mount store.MountID
 	queue *workQueue
+	// nodeNow is Volume.Node, the one method that a viewer may call: it
+	// takes a leaf lock only.
+	nodeNow func(crdt.Ino) store.NodeID
 
 	aliased atomic.Int64 // directories whose node id is not their number
 	anyDead atomic.Bool  // dead is not empty
@@ -87,9 +90,9 @@ type switchedFile struct {
 	old store.NodeID
 }
 
-func newShown(id store.MountID, queue *workQueue) *shown {
+func newShown(id store.MountID, queue *workQueue, nodeNow func(crdt.Ino) store.NodeID) *shown {
 	s := &shown{
-		mount: id, queue: queue,
+		mount: id, queue: queue, nodeNow: nodeNow,
 		nodes:    make(map[store.NodeID]knownNode),
 		current:  make(map[crdt.Ino]store.NodeID),
 		touched:  make(map[crdt.Ino]uint64),

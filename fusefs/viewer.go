@@ -226,6 +226,9 @@ func (s *shown) settleLocked() {
 
 // freezeLocked notes that a node keeps the version that it showed.
 func (s *shown) freezeLocked(f switchedFile) {
+	if s.nodeNow(f.ino) == f.old {
+		return // a draft that is open here hides the new version
+	}
 	if s.current[f.ino] == f.old {
 		delete(s.current, f.ino)
 	}
@@ -234,6 +237,9 @@ func (s *shown) freezeLocked(f switchedFile) {
 		return
 	}
 	s.frozen[f.old] = struct{}{}
+	if _, ok := s.orphans[f.old]; ok {
+		s.queue.push(work{kind: workRelease, node: f.old})
+	}
 	s.queue.push(work{kind: workInode, ino: f.ino, old: f.old, content: true})
 }
 
@@ -242,7 +248,7 @@ func (s *shown) freezeLocked(f switchedFile) {
 // its own.
 func (s *shown) tellInodeLocked(c *store.Changes, i crdt.InodeChange, named bool) {
 	for _, f := range s.switched {
-		if f.ino == i.Ino {
+		if f.ino == i.Ino { // told, or hidden by a draft: its publication will tell
 			return
 		}
 	}

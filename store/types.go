@@ -106,7 +106,8 @@ type Changes struct {
 
 // A Viewer shows a volume to programs on this node: a mount. Its methods are
 // called with the volume's lock held, in commit order: they must not block,
-// take a lock that is held during a call of the volume, or call the volume.
+// take a lock that is held during a call of the volume, or call the volume:
+// but Volume.Node, which takes a leaf lock only.
 type Viewer interface {
 	// Prepare is called before the changes can be seen by any reader. It
 	// returns the files whose new content must get a new node id because
