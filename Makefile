@@ -27,9 +27,10 @@ build: ## build bin/synapsefs
 demo: setup build ## three nodes on this host; KEEP=1 leaves them running, TREE=... names the tree
 	@$(BIN) demo $(if $(TREE),--tree $(TREE)) $(if $(KEEP),--keep)
 
+# -count=1: internal/e2e runs a binary that Go's test cache does not know of.
 test: setup ## all tests, real mounts included; PKGS=./store/... for some
 	$(GO) vet $(PKGS)
-	$(GO) test -timeout 15m $(TESTARGS) $(PKGS)
+	$(GO) test -count=1 -timeout 15m $(TESTARGS) $(PKGS)
 
 test-full: test ## make test, and the random programs on two mounts for a minute
 	$(GO) test -count=1 -run TestP4RandomPrograms ./fusefs -stress.time=60s
