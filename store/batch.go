@@ -14,7 +14,7 @@ import (
 // exceeded by more than one op.
 const (
 	maxBatchOps   = 1000
-	maxBatchBytes = 1 << 20
+	maxBatchBytes = 256 << 10
 )
 
 // A Batch is the unit of replication: consecutive ops of one origin, merged

@@ -9,9 +9,17 @@
 //
 // # Lock order
 //
-// draft.mu, then Volume.mu, then the transaction; Volume.nodesMu and
-// Volume.draftsMu are leaves and guard maps only. Viewers are called with
-// Volume.mu held; seal and merge callbacks with no lock held.
+// Volume.joinMu; draft.mu, draft.io; Volume.sealMu; Volume.mu; Volume.setsMu;
+// the transaction. Volume.nodesMu and Volume.draftsMu are leaves and guard maps
+// only. Viewers are called with Volume.mu held, merge callbacks with no lock,
+// seal callbacks with Volume.sealMu: they must not seal.
+//
+// # State directory
+//
+//	lock, format          one daemon at a time; the version, outside the database
+//	db                    the database; manifest.mark in it says how far its
+//	                      manifest reached, so that damage is found
+//	content               large content and drafts, see package content
 //
 // # Key space
 //

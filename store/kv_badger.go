@@ -20,6 +20,7 @@ type badgerKV struct {
 	db     *badger.DB
 	dir    string
 	bootID string
+	logs   logSync
 
 	running sync.WaitGroup // transactions: Badger unmaps its tables under them
 
@@ -67,7 +68,7 @@ func openBadger(dir, bootID string, log *slog.Logger) (*badgerKV, error) {
 		if err := markManifest(dir, bootID); err != nil {
 			return nil, errors.Join(err, db.Close())
 		}
-		return &badgerKV{db: db, dir: dir, bootID: bootID}, nil
+		return &badgerKV{db: db, dir: dir, bootID: bootID, logs: logSync{dir: dir}}, nil
 	case strings.Contains(err.Error(), "Another process is using this Badger database"):
 		// Badger has no sentinel for it.
 		return nil, fmt.Errorf("%w: stop it, or choose another --state-dir", ErrLocked)
@@ -98,7 +99,7 @@ func (k *badgerKV) update(fn func(txn) error) error {
 	return err
 }
 
-func (k *badgerKV) sync() error { return syncLogs(k.dir) }
+func (k *badgerKV) sync() error { return k.logs.run() }
 
 func (k *badgerKV) size() (n int64) {
 	if !k.begin() {

@@ -9,7 +9,6 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -224,26 +223,4 @@ func tableBytes(dir string) (n int64) {
 		}
 	}
 	return n
-}
-
-// syncLogs brings to the disk what Badger's own Sync leaves out: the logs of
-// memtables that are full and not yet a table, and the names of the files.
-func syncLogs(dir string) error {
-	logs, err := filepath.Glob(filepath.Join(dir, "*.mem"))
-	if err != nil {
-		return err
-	}
-	for _, path := range slices.Concat(logs, []string{dir}) {
-		f, err := os.Open(path)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // it is a table by now, which Badger has synced
-		}
-		if err == nil {
-			err = errors.Join(f.Sync(), f.Close())
-		}
-		if err != nil {
-			return fmt.Errorf("sync database: %w", err)
-		}
-	}
-	return nil
 }

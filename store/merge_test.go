@@ -226,7 +226,7 @@ func TestP2BatchFitsInOneTransaction(t *testing.T) {
 		"large xattrs": func(t *testing.T, v *Volume) {
 			for n := range 40 {
 				node := write(t, v, root, fmt.Sprint("f", n), "x")
-				for k := range 3 {
+				for k := range 2 {
 					check(t, v.SetXattr(Request{}, node, fmt.Sprint("user.", k), []byte(noise(uint64(k), 60_000)), XattrSet), nil)
 				}
 			}
@@ -236,6 +236,18 @@ func TestP2BatchFitsInOneTransaction(t *testing.T) {
 				mode := uint32(n)
 				_, err = v.SetAttr(Request{}, node.Node, SetAttr{Mode: &mode})
 				check(t, err, nil)
+			}
+		},
+		"all at their limits": func(t *testing.T, v *Volume) {
+			for n := range 12 {
+				w := create(t, v, root, fmt.Sprint("f", n))
+				for k := range 2 {
+					check(t, v.SetXattr(Request{}, w.node, fmt.Sprint("user.", k), []byte(noise(uint64(k), 60_000)), XattrSet), nil)
+				}
+				for k := range 38 { // what leaves with it
+					write(t, v, root, fmt.Sprint("small", n, k), noise(uint64(n), 12_000))
+				}
+				w.write(noise(uint64(n), 256<<10), 0).close()
 			}
 		},
 		"inline files": func(t *testing.T, v *Volume) {
@@ -250,14 +262,32 @@ func TestP2BatchFitsInOneTransaction(t *testing.T) {
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
-			a, b := pair(t, longHold)
+			o := longHold
+			o.InlineLimit = 256 << 10
+			a, b := pair(t, o)
 			write(t, a, root, "held", "")
 			check(t, a.Unlink(Request{}, root, "held"), nil) // so that all waits for one batch
 			fill(t, a)
 			give(t, a, b)
 			same(t, a, b)
+			for _, v := range []*Volume{a, b} {
+				if n := largestValue(t, v); n >= maxValue {
+					t.Errorf("a value of %d bytes, which goes to Badger's value log", n)
+				}
+			}
 		})
 	}
+}
+
+func largestValue(t testing.TB, v *Volume) (n int) {
+	t.Helper()
+	check(t, v.db.kv.view(func(tx txn) error {
+		return tx.scan(nil, []byte{0}, func(_, value []byte) (bool, error) {
+			n = max(n, len(value))
+			return true, nil
+		})
+	}), nil)
+	return n
 }
 
 func FuzzDecodeBatch(f *testing.F) {

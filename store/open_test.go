@@ -64,6 +64,7 @@ func flip(t testing.TB, path string, at int64) {
 // TestP8DamageIsNamed: a damaged store refuses to open, says what is damaged,
 // and loses nothing more by the attempt.
 func TestP8DamageIsNamed(t *testing.T) {
+	whole, _ := filled(t)
 	table := func(dir string) string { return one(t, dir, "db", "*.sst") }
 	manifest := func(dir string) string { return filepath.Join(dir, "db", "MANIFEST") }
 	middle := func(path string) int64 {
@@ -102,7 +103,11 @@ func TestP8DamageIsNamed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.make == nil {
-				c.make = func(t testing.TB) string { dir, _ := filled(t); return dir }
+				c.make = func(t testing.TB) string {
+					dir := t.TempDir()
+					check(t, os.CopyFS(dir, os.DirFS(whole)), nil)
+					return dir
+				}
 			}
 			dir := c.make(t)
 			c.damage(dir)

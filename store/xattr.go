@@ -14,7 +14,7 @@ const (
 
 // MaxXattrs bounds the extended attributes of one inode, in bytes of names and
 // values: they are part of its record.
-const MaxXattrs = 256 << 10
+const MaxXattrs = 128 << 10
 
 // SetXattr sets an extended attribute. ErrNoAttr, crdt.ErrExist by mode;
 // ErrNoSpace beyond MaxXattrs.
