@@ -3,7 +3,6 @@ package fusefs
 import (
 	"slices"
 
-	"github.com/cespare/xxhash/v2"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/synapsefs/synapsefs/store"
@@ -146,7 +145,7 @@ func overlay(list []store.DirEntry, dots int, pending map[string]crdt.Entry, aft
 		}
 	}
 	for name, shown := range pending {
-		cookie := cookieOf(name)
+		cookie := store.CookieOf(name)
 		if shown.Ino != 0 && cookie > after && (whole || cookie <= last) {
 			out = append(out, store.DirEntry{Name: name, Cookie: cookie, Entry: shown})
 		}
@@ -162,7 +161,3 @@ func overlay(list []store.DirEntry, dots int, pending map[string]crdt.Entry, aft
 	})
 	return out
 }
-
-// cookieOf is the place of a name in its directory's listing. It must be what
-// the store's ReadDir gives, which a test checks.
-func cookieOf(name string) uint64 { return max(xxhash.Sum64String(name)>>1, cookieDotDot+1) }

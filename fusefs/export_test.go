@@ -1,8 +1,5 @@
 package fusefs
 
-// CookieOf is the place of a name in a listing.
-var CookieOf = cookieOf
-
 // Pause stops the revealer, so that what is merged stays pending.
 func (m *Mounted) Pause() (resume func()) {
 	m.revealer.gate.Lock()

@@ -13,9 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/synapsefs/synapsefs/fusefs"
 	"github.com/synapsefs/synapsefs/internal/fstest"
-	"github.com/synapsefs/synapsefs/store"
 )
 
 // merged returns when B has merged what A published, whether shown or not.
@@ -248,22 +246,6 @@ func TestHelperDies(t *testing.T) {
 		}
 		return nil
 	})
-}
-
-// The listing's order is the store's, so that hidden and kept names stand in
-// their places.
-func TestCookies(t *testing.T) {
-	n := fstest.Mount(t, fstest.Options{})
-	for k := range 50 {
-		writeFile(t, fmt.Sprintf("%s/f%d", n.Dir, k), "")
-	}
-	err := n.Volume.ReadDir(1, 0, func(e store.DirEntry) bool {
-		if e.Cookie != fusefs.CookieOf(e.Name) {
-			t.Errorf("%q has cookie %d, not %d", e.Name, e.Cookie, fusefs.CookieOf(e.Name))
-		}
-		return true
-	})
-	must(t, err)
 }
 
 // Two programs hold the mount: unmounting fails until they leave, and by force

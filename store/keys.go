@@ -38,7 +38,7 @@ func (k *keyspace) inode(i crdt.Ino) []byte { return k.key('i', uint64(i)) }
 
 // entry is the key of a name; its cookie is part of it.
 func (k *keyspace) entry(dir crdt.Ino, name string) []byte {
-	return append(k.key('e', uint64(dir), cookieOf(name)), name...)
+	return append(k.key('e', uint64(dir), CookieOf(name)), name...)
 }
 
 func (k *keyspace) version(tag byte, ino crdt.Ino, id crdt.VersionID) []byte {
@@ -60,7 +60,7 @@ func (k *keyspace) tail(key []byte, n int) uint64 {
 // nameIn is the name in an entry key.
 func (k *keyspace) nameIn(key []byte) string { return string(key[len(k.prefix)+1+16:]) }
 
-// cookieOf is the place of a name in its directory's listing, as ext4's hash
+// CookieOf is the place of a name in its directory's listing, as ext4's hash
 // order: stable whatever else comes and goes. 0 to 2 are kept for the start,
 // "." and "..".
-func cookieOf(name string) uint64 { return max(xxhash.Sum64String(name)>>1, 3) }
+func CookieOf(name string) uint64 { return max(xxhash.Sum64String(name)>>1, 3) }

@@ -75,8 +75,8 @@ func (t *tree) readSet(members []crdt.Ino, after uint64, fn func(DirEntry) bool)
 	}
 	h := make(names, 0, len(all))
 	for name, cs := range all {
-		if c, ok := crdt.Shown(cs); ok && cookieOf(name) > after {
-			h = append(h, DirEntry{Name: name, Cookie: cookieOf(name), Entry: crdt.Entry{Ino: c.Ino, Link: c.Link, Kind: c.Kind}})
+		if c, ok := crdt.Shown(cs); ok && CookieOf(name) > after {
+			h = append(h, DirEntry{Name: name, Cookie: CookieOf(name), Entry: crdt.Entry{Ino: c.Ino, Link: c.Link, Kind: c.Kind}})
 		}
 	}
 	heap.Init(&h)

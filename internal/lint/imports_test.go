@@ -57,7 +57,7 @@ var onlyHere = map[string][]string{
 	"golang.org/x/sys":             {"store", "store/content", "fusefs/...", "internal/node", "internal/playground", "internal/fstest"},
 	"golang.org/x/net":             {"gossip/..."},
 	"golang.org/x/sync":            {"store", "store/content", "gossip/...", "fusefs/...", "internal/node", "internal/playground", "cmd/synapsefs"},
-	"github.com/cespare/xxhash/v2": {"store", "store/content", "fusefs"},
+	"github.com/cespare/xxhash/v2": {"store", "store/content"},
 }
 
 // pure packages use of the standard library neither I/O nor clock nor
