@@ -10,8 +10,6 @@ const (
 	leastContent     = 1 + 8 + 1 + 1 + 1 + 32 + 1
 	leastXattr       = 1 + 1 + 1
 	leastVectorEntry = 8 + 1 + 8 + 32
-	leastNameChange  = 8 + 1 + 1 + 1
-	leastInodeChange = 8 + 1
 )
 
 // The flags of an inode record say which of its parts are there.
@@ -483,95 +481,4 @@ func DecodeInos(b []byte) ([]Ino, error) {
 		return nil, err
 	}
 	return inos, nil
-}
-
-// AppendEffects appends the binary form of effects, with the versions that
-// were shown before.
-func AppendEffects(b []byte, f *Effects) []byte {
-	e := newEncoder(b)
-	e.count(len(f.Names))
-	for _, c := range f.Names {
-		e.fixed(uint64(c.Dir))
-		e.string(c.Name)
-		e.entry(c.Before)
-		e.entry(c.After)
-	}
-	e.count(len(f.Inodes))
-	for _, c := range f.Inodes {
-		e.fixed(uint64(c.Ino))
-		switch {
-		case !c.Content:
-			e.byte(changedAttr)
-		case c.Before == nil:
-			e.byte(changedContent)
-		default:
-			e.byte(changedFrom)
-			e.leaf(c.Before)
-		}
-	}
-	return e.b
-}
-
-// What changed of an inode.
-const (
-	changedAttr = iota
-	changedContent
-	changedFrom // content, and there was some before
-)
-
-// DecodeEffects reads effects. The result shares no memory with b.
-func DecodeEffects(b []byte) (*Effects, error) {
-	d := newDecoder(b)
-	f := &Effects{}
-	if n := d.count(leastNameChange); n > 0 {
-		f.Names = make([]NameChange, n)
-	}
-	for i := range f.Names {
-		f.Names[i] = NameChange{Ino(d.fixed()), d.string(), d.entry(), d.entry()}
-	}
-	if n := d.count(leastInodeChange); n > 0 {
-		f.Inodes = make([]InodeChange, n)
-	}
-	for i := range f.Inodes {
-		f.Inodes[i] = d.inodeChange()
-	}
-	if err := d.finish("effects"); err != nil {
-		return nil, err
-	}
-	return f, nil
-}
-
-func (d *decoder) inodeChange() InodeChange {
-	c := InodeChange{Ino: Ino(d.fixed())}
-	switch d.byte() {
-	case changedAttr:
-	case changedContent:
-		c.Content = true
-	case changedFrom:
-		v := d.leaf()
-		c.Content, c.Before = true, &v
-	default:
-		d.fail("unknown change of an inode")
-	}
-	return c
-}
-
-// entry is its kind alone, 0, if absent.
-func (e *encoder) entry(n Entry) {
-	e.byte(byte(n.Kind))
-	if n.Kind != 0 {
-		e.fixed(uint64(n.Ino))
-		e.fixed(uint64(n.Link))
-	}
-}
-
-func (d *decoder) entry() Entry {
-	k := Kind(d.byte())
-	if k == 0 {
-		return Entry{}
-	}
-	if k > KindBlock {
-		d.fail("unknown kind of inode")
-	}
-	return Entry{Kind: k, Ino: Ino(d.fixed()), Link: LinkID(d.fixed())}
 }

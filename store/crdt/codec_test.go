@@ -15,7 +15,6 @@ var codecs = map[string]codecPair{
 	"op":           pair(AppendOp, DecodeOp),
 	"inode":        pair(AppendInode, DecodeInode),
 	"move":         pair(AppendMove, DecodeMove),
-	"effects":      pair(AppendEffects, DecodeEffects),
 	"claims":       pair(AppendClaims, DecodeClaims),
 	"vector":       pair(AppendVector, DecodeVector),
 	"vector entry": pair(AppendVectorEntry, DecodeVectorEntry),
@@ -156,36 +155,13 @@ func genInode(t *rapid.T) *Inode {
 	return i
 }
 
-func genEffects(t *rapid.T) *Effects {
-	entry := rapid.Custom(func(t *rapid.T) Entry {
-		if rapid.Bool().Draw(t, "absent") {
-			return Entry{}
-		}
-		return Entry{genIno(t), LinkID(rapid.Uint64().Draw(t, "link")), genKind.Draw(t, "kind")}
-	})
-	return &Effects{
-		Names: slice(rapid.Custom(func(t *rapid.T) NameChange {
-			return NameChange{genIno(t), rapid.String().Draw(t, "name"), entry.Draw(t, "before"), entry.Draw(t, "after")}
-		}), 4).Draw(t, "names"),
-		Inodes: slice(rapid.Custom(func(t *rapid.T) InodeChange {
-			c := InodeChange{Ino: genIno(t), Content: rapid.Bool().Draw(t, "content")}
-			if c.Content && rapid.Bool().Draw(t, "had") {
-				v := genLeaf.Draw(t, "before")
-				c.Before = &v
-			}
-			return c
-		}), 4).Draw(t, "inodes"),
-	}
-}
-
 func genEntry(t *rapid.T) VectorEntry {
 	return VectorEntry{Seq(rapid.Uint64().Draw(t, "seq")), genStamp.Draw(t, "stamp"), genHash.Draw(t, "hash")}
 }
 
 var generators = map[string]func(t *rapid.T) any{
-	"op":      func(t *rapid.T) any { return genOp(t) },
-	"inode":   func(t *rapid.T) any { return genInode(t) },
-	"effects": func(t *rapid.T) any { return genEffects(t) },
+	"op":    func(t *rapid.T) any { return genOp(t) },
+	"inode": func(t *rapid.T) any { return genInode(t) },
 	"move": func(t *rapid.T) any {
 		return &Move{genVersion.Draw(t, "id"), genIno(t), genIno(t), rapid.String().Draw(t, "name"), genPlace.Draw(t, "prev"), rapid.Bool().Draw(t, "skipped")}
 	},
@@ -322,4 +298,3 @@ func FuzzDecodeMove(f *testing.F)        { fuzz(f, "move") }
 func FuzzDecodeVector(f *testing.F)      { fuzz(f, "vector") }
 func FuzzDecodeVectorEntry(f *testing.F) { fuzz(f, "vector entry") }
 func FuzzDecodeInos(f *testing.F)        { fuzz(f, "inos") }
-func FuzzDecodeEffects(f *testing.F)     { fuzz(f, "effects") }
