@@ -28,7 +28,7 @@ func rewrap(b *Batch, ops ...*crdt.Op) *Batch {
 	return &c
 }
 
-func TestP4MergeOnceAndInOrder(t *testing.T) {
+func TestP3P4MergeOnceAndInOrder(t *testing.T) {
 	a, b := pair(t, Options{})
 	c := volumeWith(t, a.ID(), Options{})
 	var made []*Batch
