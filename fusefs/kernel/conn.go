@@ -154,7 +154,7 @@ func (c *Conn) receive(in []byte) (int, error) {
 			}
 			return n, nil
 		case unix.ENOENT, unix.EINTR, unix.EAGAIN: // interrupted before we got it
-		case unix.ENODEV:
+		case unix.ENODEV, unix.ECONNABORTED: // ECONNABORTED: it ended while a request was being read
 			return 0, ErrUnmounted
 		default:
 			return 0, fmt.Errorf("read request: %w", err)

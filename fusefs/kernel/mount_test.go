@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -56,6 +57,31 @@ func TestUnmountIsIdempotentAndEndsWait(t *testing.T) {
 	}
 	if err := c.InvalInode(rootNode, 0, 0); !errors.Is(err, ErrUnmounted) {
 		t.Errorf("notification after the end: %v", err)
+	}
+}
+
+// An end at any moment of a request's way is an end, not a failure.
+func TestUnmountInTraffic(t *testing.T) {
+	for range 50 {
+		_, c := serve(t, Options{})
+		var traffic sync.WaitGroup
+		for range 4 {
+			traffic.Go(func() {
+				for {
+					select {
+					case <-c.Done():
+						return
+					default:
+						unix.Access(c.Dir()+"/none", unix.F_OK)
+					}
+				}
+			})
+		}
+		err := unix.Unmount(c.Dir(), unix.MNT_FORCE|unix.MNT_DETACH)
+		if waited := c.Wait(); err != nil || waited != nil {
+			t.Errorf("unmount: %v; wait: %v", err, waited)
+		}
+		traffic.Wait()
 	}
 }
 
