@@ -113,7 +113,7 @@ func (f *fetcher) file(hashes []crdt.Hash) (err error) {
 			break
 		}
 	}
-	if e := in.Commit(false); e != nil {
+	if e := in.Commit(); e != nil {
 		in.Abort()
 		err = errors.Join(err, e)
 	}

@@ -154,21 +154,30 @@ func (db *DB) open() error {
 		return err
 	}
 	db.kv = &guardedKV{kv: b, closed: &db.critical}
-	db.syncs.sync = db.syncAll
+	db.syncs.sync = db.kv.sync
 	if db.content, err = content.Open(filepath.Join(db.opts.Dir, "content"), blockIndex{db.kv}); err != nil {
 		return err
 	}
-	unclean, err := db.checkBoot(bootID)
+	for _, dir := range []string{filepath.Dir(db.opts.Dir), db.opts.Dir, filepath.Join(db.opts.Dir, "content")} {
+		if err := syncFile(dir); err != nil { // the names of what is synced later
+			return err
+		}
+	}
+	unclean, err := db.uncleanBoot(bootID)
 	if err != nil {
 		return err
 	}
 	db.done.Go(db.watchSpace)
-	return db.openVolumes(unclean)
+	if err := db.openVolumes(unclean); err != nil {
+		return err
+	}
+	return db.noteBoot(bootID)
 }
 
 func (db *DB) databaseDir() string { return filepath.Join(db.opts.Dir, "db") }
 
-func readBootID() (string, error) {
+// readBootID is a variable for tests that lose the power.
+var readBootID = func() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b)), err
 }
@@ -230,24 +239,26 @@ func (db *DB) checkWhole() error {
 	return nil
 }
 
-// checkBoot reports whether the machine went down under the running daemon
+// uncleanBoot reports whether the machine went down under the running daemon
 // since the last clean stop: ops may then have left that are lost here.
-func (db *DB) checkBoot(now string) (unclean bool, err error) {
-	err = db.kv.update(func(t txn) error {
-		b, err := t.get(keyBoot)
-		if err != nil {
-			return err
-		}
-		if b != nil {
-			var was bootRecord
-			if err := json.Unmarshal(b, &was); err != nil {
-				return fmt.Errorf("%w: boot record: %w", ErrDamaged, err)
-			}
-			unclean = !was.Clean && was.BootID != now
-		}
-		return putJSON(t, keyBoot, bootRecord{BootID: now})
+func (db *DB) uncleanBoot(now string) (unclean bool, err error) {
+	err = db.kv.view(func(t txn) error {
+		var was bootRecord
+		known, err := getJSON(t, keyBoot, &was)
+		unclean = known && !was.Clean && was.BootID != now
+		return err
 	})
 	return unclean, err
+}
+
+// noteBoot records that a daemon runs. It is on the disk before the first op
+// can leave, and after the replicas have the ids that they go on with: whoever
+// finds another boot's record takes new ones.
+func (db *DB) noteBoot(now string) error {
+	if err := db.kv.update(func(t txn) error { return putJSON(t, keyBoot, bootRecord{BootID: now}) }); err != nil {
+		return err
+	}
+	return db.kv.sync()
 }
 
 // replaceFile writes a small file whole or not at all.
@@ -316,7 +327,7 @@ func (db *DB) Close() error {
 		}
 		r.Clean = true
 		return putJSON(t, keyBoot, r)
-	}), db.syncAll())
+	}), db.kv.sync())
 	errs = append(errs, db.release())
 	return errors.Join(errs...)
 }

@@ -24,8 +24,10 @@ type draftRecord struct {
 	BaseLimit int64          // the base shows below it
 	Dirty     bool           // holds bytes that are not published
 	Flushed   bool           // closed after its last write (P8)
+	Synced    bool           // an fsync since it began, or was published, has returned
 	Mtime     crdt.Time      // as of the flush
 	MtimeSet  bool           // by utimensat after the last write
+	Abandoned bool           // its writer died before closing it: kept aside
 }
 
 // draftFile is where a draft's bytes are: content.SmallDraft, or content.Draft.
@@ -406,16 +408,35 @@ func (v *Volume) finish(d *draft, h Handle) error {
 // disk. Held ops leave at once.
 func (v *Volume) Fsync(node NodeID) error {
 	if d := v.draftOf(node); d != nil {
-		d.io.RLock()
-		file := d.file
-		d.io.RUnlock()
-		if file != nil {
-			if err := file.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
-				return diskError(err)
-			}
+		if err := v.syncDraft(d); err != nil {
+			return diskError(err)
 		}
 	}
 	return v.Sync()
+}
+
+// syncDraft brings a draft's bytes to the disk, and notes that they are there:
+// a draft is then kept whatever becomes of its writer.
+func (v *Volume) syncDraft(d *draft) error {
+	d.io.RLock()
+	file := d.file
+	d.io.RUnlock()
+	if file == nil {
+		return nil
+	}
+	switch err := file.Sync(); {
+	case errors.Is(err, os.ErrClosed): // published meanwhile
+		return nil
+	case err != nil:
+		return err
+	}
+	d.io.Lock()
+	defer d.io.Unlock()
+	if d.file != file || d.rec.Synced || !d.shown() {
+		return nil
+	}
+	d.rec.Mtime, d.rec.Synced = d.time(), true
+	return v.saveDraft(d)
 }
 
 // Sync returns when everything committed before is on disk. One sync of the

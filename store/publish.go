@@ -40,7 +40,7 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		if final {
 			return ch.forgetDraft(d, handle)
 		}
-		d.rec.Dirty = !done
+		d.rec.Dirty, d.rec.Synced = !done, false
 		return v.putDraft(ch.t, d)
 	})
 	if err != nil {
@@ -245,11 +245,20 @@ func (v *Volume) dropDraft(d *draft, handle []Handle) error {
 }
 
 // removeDraftFile leaves the draft as new, for those who opened it again
-// meanwhile.
+// meanwhile. Bytes that an fsync has promised go after what took their place
+// is on the disk.
 func (v *Volume) removeDraftFile(d *draft) error {
+	synced := d.rec.Synced
 	d.rec, d.mtime = draftRecord{Ino: d.rec.Ino}, crdt.Time{}
 	if d.file == nil {
 		return nil
+	}
+	if synced {
+		if err := v.db.syncs.wait(); err != nil {
+			err = errors.Join(err, d.file.Close())
+			d.file = nil
+			return err
+		}
 	}
 	err := d.file.Remove()
 	d.file = nil
@@ -257,15 +266,16 @@ func (v *Volume) removeDraftFile(d *draft) error {
 }
 
 // recoverDrafts publishes, after a restart, the drafts that were closed after
-// their last write (P8). Those that were not are kept aside as unfinished: the
-// last version stands.
-func (v *Volume) recoverDrafts() error {
+// their last write, or synced (P8). Those that were not are kept aside as
+// unfinished: the last version stands. After an unclean boot only what was
+// synced is known to be whole.
+func (v *Volume) recoverDrafts(unclean bool) error {
 	drafts, err := v.draftRecords()
 	if err != nil {
 		return err
 	}
 	for node, rec := range drafts {
-		if err := v.recoverDraft(node, rec); err != nil {
+		if err := v.recoverDraft(node, rec, unclean); err != nil {
 			return fmt.Errorf("recover draft of inode %d: %w", rec.Ino, err)
 		}
 	}
@@ -303,16 +313,23 @@ func (v *Volume) removeDrafts() error {
 	return err
 }
 
-func (v *Volume) recoverDraft(node NodeID, rec draftRecord) error {
+func (v *Volume) recoverDraft(node NodeID, rec draftRecord, unclean bool) error {
 	d := &draft{node: node, name: v.draftName(node), rec: rec}
 	d.mtime = rec.Mtime
+	switch {
+	case rec.Abandoned:
+		v.unfinished++
+		return nil
+	case unclean && !rec.Synced:
+		return v.abandon(d)
+	}
 	if err := v.openDraftFile(d); err != nil {
 		return err
 	}
 	if small, ok := d.file.(*content.SmallDraft); ok && small.Closed() != nil {
 		d.mtime, d.rec.Flushed = *small.Closed(), true
 	}
-	if !d.rec.Flushed {
+	if !d.rec.Flushed && !d.rec.Synced {
 		if d.file != nil {
 			if err := d.file.Close(); err != nil {
 				return err
@@ -334,8 +351,11 @@ func (v *Volume) abandon(d *draft) error {
 	v.unfinished++
 	return v.change(0, func(c *change) error {
 		if d.rec.Created {
-			return c.retract(d.rec.Ino)
+			if err := c.retract(d.rec.Ino); err != nil {
+				return err
+			}
 		}
-		return nil
+		d.rec.Abandoned = true
+		return v.putDraft(c.t, d)
 	})
 }

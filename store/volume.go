@@ -85,7 +85,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 			return nil, err
 		}
 	}
-	if err := v.recoverDrafts(); err != nil {
+	if err := v.recoverDrafts(unclean); err != nil {
 		return nil, err
 	}
 	v.done.Go(v.sealer)
