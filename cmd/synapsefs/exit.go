@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
 	"github.com/synapsefs/synapsefs/internal/admin"
 	"github.com/synapsefs/synapsefs/internal/node"
 )
@@ -64,7 +65,9 @@ func exitCode(err error) int {
 		return exitTimeout
 	case errors.Is(err, context.Canceled):
 		return exitInterrupt
-	case errors.Is(err, node.ErrRunning):
+	case errors.Is(err, kernel.ErrNotMounted):
+		return exitNotFound
+	case errors.Is(err, node.ErrRunning), errors.Is(err, kernel.ErrServed):
 		return exitRefused
 	case errors.As(err, &answer):
 		if code, ok := codeExits[answer.Code]; ok {

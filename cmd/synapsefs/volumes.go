@@ -57,7 +57,8 @@ func newVolumesDeleteCommand(env *environment) *cobra.Command {
 		Use:   "delete VOLUME",
 		Short: "Delete a volume on all hosts, for ever",
 		Long: "Delete a volume, its replicas and its mounts on all hosts, for ever.\n" +
-			"Refused while the volume is mounted on this host, unless --force is given.\n" + exitHelp,
+			"Refused while the volume is mounted on this host, unless --force is given.\n" +
+			"Where it was mounted the directory answers with an error until umount.\n" + exitHelp,
 		Args: exactly("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runVolumesDelete(cmd.Context(), env, args[0], force)

@@ -106,7 +106,11 @@ func (s *adminServer) Mount(ctx context.Context, r *wire.MountVolumeRequest) (*w
 }
 
 func (s *adminServer) Unmount(_ context.Context, r *wire.UnmountRequest) (*wire.UnmountReply, error) {
-	return &wire.UnmountReply{}, s.n.Unmount(string(r.Dir), r.Force)
+	left, err := s.n.Unmount(string(r.Dir), r.Force)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.UnmountReply{LeftMounts: uint32(left.Dead), LeftGuards: uint32(left.Guards)}, nil
 }
 
 func (s *adminServer) Mounts(context.Context, *wire.MountsRequest) (*wire.MountsReply, error) {

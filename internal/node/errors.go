@@ -18,7 +18,6 @@ var (
 	ErrBadName      = errors.New("bad argument")
 	ErrVolumeExists = errors.New("volume exists")
 	ErrVolumeBusy   = errors.New("volume is mounted on this node")
-	ErrNotMounted   = errors.New("nothing of this daemon is mounted there")
 	ErrNoCatalogue  = errors.New("this node does not know the cluster's volumes yet: it has met no member that does")
 	ErrRunning      = errors.New("a daemon is running already")
 	ErrStopping     = errors.New("the daemon is stopping")
@@ -34,7 +33,7 @@ var statusCodes = []struct {
 	{os.ErrDeadlineExceeded, codes.DeadlineExceeded},
 	{ErrBadName, codes.InvalidArgument},
 	{kernel.ErrNotDirectory, codes.InvalidArgument},
-	{ErrNotMounted, codes.NotFound},
+	{kernel.ErrNotMounted, codes.NotFound},
 	{store.ErrNoVolume, codes.NotFound},
 	{kernel.ErrMountpointMissing, codes.NotFound},
 	{ErrVolumeExists, codes.AlreadyExists},
@@ -44,6 +43,7 @@ var statusCodes = []struct {
 	{ErrStopping, codes.FailedPrecondition},
 	{store.ErrNotReady, codes.FailedPrecondition},
 	{fusefs.ErrNotServed, codes.FailedPrecondition},
+	{kernel.ErrServed, codes.FailedPrecondition},
 	{kernel.ErrBusy, codes.FailedPrecondition},
 	{kernel.ErrNotEmpty, codes.FailedPrecondition},
 	{store.ErrNoSpace, codes.ResourceExhausted},

@@ -150,21 +150,40 @@ func (n *Node) volumeFor(ctx context.Context, m *mount, r MountRequest) (*store.
 	return n.replica(l, false)
 }
 
-// Unmount takes a mount away. With force it is detached although files are
-// open in it.
-func (n *Node) Unmount(dir string, force bool) error {
-	return n.unmount(filepath.Clean(dir), force)
+// Unmount takes a mount and its guard away. With force it is detached although
+// files are open in it. Where this node has no mount it clears away what an
+// earlier run left, and says what that was.
+func (n *Node) Unmount(dir string, force bool) (kernel.Cleared, error) {
+	dir = filepath.Clean(dir)
+	err := n.unmount(dir, force, (*fusefs.Mounted).Unmount)
+	if !errors.Is(err, kernel.ErrNotMounted) {
+		return kernel.Cleared{}, err
+	}
+	m := &mount{info: MountInfo{Dir: dir}} // nobody may mount there meanwhile
+	if err := n.reserve(m); err != nil {
+		return kernel.Cleared{}, fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	defer n.forget(m)
+	left, err := kernel.Clear(dir)
+	if err == nil {
+		n.log.Info("cleared away what an earlier run left", "dir", dir, "mounts", left.Dead, "guards", left.Guards)
+	}
+	return left, err
 }
 
-func (n *Node) unmount(dir string, force bool) error {
+// unmount takes a mount away by one of the ways that a Mounted has.
+func (n *Node) unmount(dir string, force bool, way func(m *fusefs.Mounted, force bool) error) error {
 	n.mu.Lock()
 	m := n.mounts[dir]
 	ready := m != nil && m.fs != nil
 	n.mu.Unlock()
-	if !ready {
-		return fmt.Errorf("unmount %s: %w", dir, ErrNotMounted)
+	switch {
+	case m == nil:
+		return fmt.Errorf("unmount %s: %w", dir, kernel.ErrNotMounted)
+	case !ready:
+		return fmt.Errorf("unmount %s: %w: another call is at work there", dir, kernel.ErrBusy)
 	}
-	if err := m.fs.Unmount(force); err != nil {
+	if err := way(m.fs, force); err != nil {
 		return err
 	}
 	n.forget(m)
@@ -172,16 +191,17 @@ func (n *Node) unmount(dir string, force bool) error {
 	return nil
 }
 
-// unmountAll is the end: mounts in use are detached.
+// unmountAll is the end: mounts in use are detached. Guards stay, so that who
+// watches the directories sees an error and not that all was removed (P11).
 func (n *Node) unmountAll() error {
 	var errs []error
 	for _, m := range n.Mounts() {
-		err := n.unmount(m.Dir, false)
+		err := n.unmount(m.Dir, false, (*fusefs.Mounted).Leave)
 		if errors.Is(err, kernel.ErrBusy) {
 			n.log.Warn("mount is in use: detaching it", "dir", m.Dir, "err", err)
-			err = n.unmount(m.Dir, true)
+			err = n.unmount(m.Dir, true, (*fusefs.Mounted).Leave)
 		}
-		if err != nil && !errors.Is(err, ErrNotMounted) {
+		if err != nil && !errors.Is(err, kernel.ErrNotMounted) {
 			errs = append(errs, err)
 		}
 	}
@@ -234,7 +254,7 @@ func (n *Node) keep(m *mount, id store.VolumeID, fs *fusefs.Mounted) error {
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()
-		return errors.Join(ErrStopping, fs.Unmount(true))
+		return errors.Join(ErrStopping, fs.Leave(true))
 	}
 	m.fs, m.volume, m.info.Since = fs, id, time.Now()
 	n.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/synapsefs/synapsefs/fusefs"
 	"github.com/synapsefs/synapsefs/gossip"
 	"github.com/synapsefs/synapsefs/internal/config"
 	"github.com/synapsefs/synapsefs/store"
@@ -268,7 +269,9 @@ func (n *Node) replica(l Listing, ready bool) (*store.Volume, error) {
 	return v, nil
 }
 
-// drop takes a volume's mounts and its replica away from this node.
+// drop takes a volume's mounts and its replica away from this node. The guards
+// of the mounts stay: whoever deleted the volume, what works in a directory
+// here must not take it for one that was emptied (P11).
 func (n *Node) drop(v *store.Volume) error {
 	n.replicas.Lock()
 	defer n.replicas.Unlock()
@@ -277,7 +280,9 @@ func (n *Node) drop(v *store.Volume) error {
 	}
 	var errs []error
 	for _, dir := range n.mountsOf(v.ID()) {
-		errs = append(errs, n.unmount(dir, true))
+		n.log.Warn("the volume mounted here is gone: the directory answers with an error until synapsefs umount",
+			"volume", v.Name(), "dir", dir)
+		errs = append(errs, n.unmount(dir, true, (*fusefs.Mounted).Leave))
 	}
 	n.cluster.RemoveVolume(v.ID())
 	errs = append(errs, n.db.DeleteReplica(v.ID()))

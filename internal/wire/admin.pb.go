@@ -919,8 +919,12 @@ func (x *UnmountRequest) GetForce() bool {
 	return false
 }
 
+// UnmountReply counts what an earlier run had left there and the call removed;
+// both are 0 if it was a mount of this daemon.
 type UnmountReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	LeftMounts    uint32                 `protobuf:"varint,1,opt,name=left_mounts,json=leftMounts,proto3" json:"left_mounts,omitempty"` // that had lost their daemon
+	LeftGuards    uint32                 `protobuf:"varint,2,opt,name=left_guards,json=leftGuards,proto3" json:"left_guards,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -953,6 +957,20 @@ func (x *UnmountReply) ProtoReflect() protoreflect.Message {
 // Deprecated: Use UnmountReply.ProtoReflect.Descriptor instead.
 func (*UnmountReply) Descriptor() ([]byte, []int) {
 	return file_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UnmountReply) GetLeftMounts() uint32 {
+	if x != nil {
+		return x.LeftMounts
+	}
+	return 0
+}
+
+func (x *UnmountReply) GetLeftGuards() uint32 {
+	if x != nil {
+		return x.LeftGuards
+	}
+	return 0
 }
 
 type MountsRequest struct {
@@ -1217,8 +1235,12 @@ const file_admin_proto_rawDesc = "" +
 	"\acreated\x18\x06 \x01(\bR\acreated\"8\n" +
 	"\x0eUnmountRequest\x12\x10\n" +
 	"\x03dir\x18\x01 \x01(\fR\x03dir\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\x0e\n" +
-	"\fUnmountReply\"\x0f\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"P\n" +
+	"\fUnmountReply\x12\x1f\n" +
+	"\vleft_mounts\x18\x01 \x01(\rR\n" +
+	"leftMounts\x12\x1f\n" +
+	"\vleft_guards\x18\x02 \x01(\rR\n" +
+	"leftGuards\"\x0f\n" +
 	"\rMountsRequest\"F\n" +
 	"\vMountsReply\x127\n" +
 	"\x06mounts\x18\x01 \x03(\v2\x1f.synapsefs.admin.v1.MountStatusR\x06mounts\"%\n" +

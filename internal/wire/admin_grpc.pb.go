@@ -50,7 +50,7 @@ type AdminClient interface {
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*VolumeStatus, error)
 	// Mount returns when the mount serves: when the replica has caught up.
 	Mount(ctx context.Context, in *MountVolumeRequest, opts ...grpc.CallOption) (*MountStatus, error)
-	// Unmount returns when the mount is gone.
+	// Unmount returns when the mount and its guard are gone.
 	Unmount(ctx context.Context, in *UnmountRequest, opts ...grpc.CallOption) (*UnmountReply, error)
 	Mounts(ctx context.Context, in *MountsRequest, opts ...grpc.CallOption) (*MountsReply, error)
 	// Wait returns when all live peers that hold the volume have what this node
@@ -172,7 +172,7 @@ type AdminServer interface {
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*VolumeStatus, error)
 	// Mount returns when the mount serves: when the replica has caught up.
 	Mount(context.Context, *MountVolumeRequest) (*MountStatus, error)
-	// Unmount returns when the mount is gone.
+	// Unmount returns when the mount and its guard are gone.
 	Unmount(context.Context, *UnmountRequest) (*UnmountReply, error)
 	Mounts(context.Context, *MountsRequest) (*MountsReply, error)
 	// Wait returns when all live peers that hold the volume have what this node
