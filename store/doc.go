@@ -28,6 +28,7 @@
 //
 //	F                       format version (decimal)
 //	B                       boot id of the machine, and whether the last stop was clean
+//	O                       set by every transaction, see kv_badger_power.go
 //	V <volume>              replica record: name, replica id, ready
 //	b <block hash>          where a block of content lives in this replica's files
 //	M <manifest hash> <n>   chunk n of an encoded manifest
