@@ -2,9 +2,11 @@ package store
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -33,7 +35,13 @@ type Options struct {
 	Sign func(digest []byte) []byte
 	// Now is the wall clock; default time.Now.
 	Now func() time.Time
-	Log *slog.Logger
+	// Scheduler runs what is done in the background. Default: goroutines.
+	Scheduler Scheduler
+	// Random is where ids come from; default crypto/rand.
+	Random io.Reader
+	// Memory, if set, is the database, instead of one in Dir.
+	Memory *Memory
+	Log    *slog.Logger
 
 	// InlineLimit is the largest file, in bytes, that travels in its op.
 	// More means fewer round trips for readers, and longer batches.
@@ -57,6 +65,12 @@ type Options struct {
 func (o *Options) setDefaults() {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Scheduler == nil {
+		o.Scheduler = machine{}
+	}
+	if o.Random == nil {
+		o.Random = rand.Reader
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -91,8 +105,7 @@ type DB struct {
 	reserve   atomic.Uint64 // bytes of disk to keep
 	free      atomic.Uint64 // bytes of disk, when last looked at
 	written   atomic.Int64  // bytes since the disk was looked at
-	stop      chan struct{} // closed by Close
-	done      sync.WaitGroup
+	stopSpace func()        // ends watchSpace; nil if it has not begun
 	syncs     syncGroup
 
 	mu      sync.Mutex // guards what follows
@@ -117,7 +130,7 @@ type replicaRecord struct {
 // ErrLocked, ErrNewerFormat, ErrDamaged, or of the file system.
 func Open(o Options) (*DB, error) {
 	o.setDefaults()
-	db := &DB{opts: o, volumes: map[VolumeID]*Volume{}, stop: make(chan struct{})}
+	db := &DB{opts: o, volumes: map[VolumeID]*Volume{}}
 	db.reserve.Store(o.ReserveBytes)
 	if err := db.open(); err != nil {
 		for _, v := range db.volumes {
@@ -133,27 +146,10 @@ func (db *DB) open() error {
 	if err := os.MkdirAll(db.opts.Dir, 0o700); err != nil {
 		return err
 	}
-	if err := db.takeLock(); err != nil {
-		return err
-	}
-	if err := db.checkFormat(); err != nil {
-		return err
-	}
-	if err := db.checkSpace(); err != nil {
-		return err
-	}
-	if db.critical.Load() {
-		return fmt.Errorf("%w: only %d MiB are free", ErrNoSpace, db.free.Load()>>20)
-	}
-	bootID, err := readBootID()
+	bootID, err := db.openDatabase()
 	if err != nil {
 		return err
 	}
-	b, err := openBadger(db.databaseDir(), bootID, db.opts.Log)
-	if err != nil {
-		return err
-	}
-	db.kv = &guardedKV{kv: b, closed: &db.critical}
 	db.syncs.sync = db.kv.sync
 	if db.content, err = content.Open(filepath.Join(db.opts.Dir, "content"), blockIndex{db.kv}); err != nil {
 		return err
@@ -167,11 +163,40 @@ func (db *DB) open() error {
 	if err != nil {
 		return err
 	}
-	db.done.Go(db.watchSpace)
 	if err := db.openVolumes(unclean); err != nil {
 		return err
 	}
 	return db.noteBoot(bootID)
+}
+
+// openDatabase opens what db.kv is, and returns the machine's boot id.
+func (db *DB) openDatabase() (bootID string, err error) {
+	if m := db.opts.Memory; m != nil {
+		db.kv = m
+		return m.BootID, nil
+	}
+	if err := db.takeLock(); err != nil {
+		return "", err
+	}
+	if err := db.checkFormat(); err != nil {
+		return "", err
+	}
+	if err := db.checkSpace(); err != nil {
+		return "", err
+	}
+	if db.critical.Load() {
+		return "", fmt.Errorf("%w: only %d MiB are free", ErrNoSpace, db.free.Load()>>20)
+	}
+	if bootID, err = readBootID(); err != nil {
+		return "", err
+	}
+	b, err := openBadger(db.databaseDir(), bootID, db.opts.Log)
+	if err != nil {
+		return "", err
+	}
+	db.kv = &guardedKV{kv: b, closed: &db.critical}
+	_, db.stopSpace = db.opts.Scheduler.Loop(db.watchSpace)
+	return bootID, nil
 }
 
 func (db *DB) databaseDir() string { return filepath.Join(db.opts.Dir, "db") }
@@ -248,7 +273,10 @@ func (db *DB) uncleanBoot(now string) (unclean bool, err error) {
 		unclean = known && !was.Clean && was.BootID != now
 		return err
 	})
-	return unclean, err
+	if err != nil {
+		return false, fmt.Errorf("boot record: %w", err)
+	}
+	return unclean, nil
 }
 
 // noteBoot records that a daemon runs. It is on the disk before the first op
@@ -334,8 +362,9 @@ func (db *DB) Close() error {
 
 func (db *DB) release() error {
 	var errs []error
-	close(db.stop)
-	db.done.Wait()
+	if db.stopSpace != nil {
+		db.stopSpace()
+	}
 	if db.content != nil {
 		errs = append(errs, db.content.Close())
 	}

@@ -67,8 +67,8 @@ type draft struct {
 	dir     crdt.Ino    // of an inode that is not published: where it was made
 	flushed atomic.Bool // closed after its last write, not yet released
 
-	handles int         // guarded by Volume.draftsMu
-	timer   *time.Timer // of the next publication while open; guarded by mu
+	handles int   // guarded by Volume.draftsMu
+	timer   Timer // of the next publication while open; guarded by mu
 }
 
 // draftStat is what of a draft shows in attributes.
@@ -235,7 +235,7 @@ func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, trunc bool) (h Han
 			return 0, false, err
 		}
 	}
-	h = Handle(randomID())
+	h = Handle(v.db.randomID())
 	err = v.change(r.Mount, func(c *change) error {
 		i, err := c.Inode(ino)
 		switch {
@@ -286,8 +286,8 @@ func (v *Volume) after(d *draft, wait time.Duration, fn func()) {
 		return
 	}
 	v.timers.Add(1)
-	var timer *time.Timer
-	timer = time.AfterFunc(wait, func() {
+	var timer Timer
+	timer = v.db.opts.Scheduler.After(wait, func() {
 		defer v.timers.Done()
 		d.mu.Lock()
 		defer d.mu.Unlock()

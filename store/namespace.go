@@ -32,7 +32,7 @@ func (v *Volume) Create(r Request, dir NodeID, name string, n NewNode) (a Attr, 
 	}
 	n.Kind = crdt.KindFile
 	d := &draft{handles: 1}
-	h = Handle(randomID())
+	h = Handle(v.db.randomID())
 	a, err = v.create(r, dir, name, n, &h, func(c *change, i crdt.NewInode, p *crdt.Plan) error {
 		d.node, d.name, d.mtime = NodeID(i.Ino), v.draftName(NodeID(i.Ino)), i.Time
 		d.rec = draftRecord{Ino: i.Ino, Created: true, Dirty: true, Truncated: true}
@@ -95,7 +95,7 @@ func (v *Volume) create(r Request, dir NodeID, name string, n NewNode, h *Handle
 			return err
 		}
 		i := crdt.NewInode{
-			Ino: crdt.Ino(randomID()), Link: crdt.LinkID(randomID()), Kind: n.Kind, Target: n.Target,
+			Ino: crdt.Ino(v.db.randomID()), Link: crdt.LinkID(v.db.randomID()), Kind: n.Kind, Target: n.Target,
 			Rdev: n.Rdev, Mode: n.Mode & 0o7777, UID: n.UID, GID: n.GID, Time: crdt.TimeOf(c.now.UnixNano()),
 		}
 		p := c.plan()
@@ -135,7 +135,7 @@ func (v *Volume) Link(r Request, node, dir NodeID, name string) (Attr, error) {
 			return ErrStale
 		}
 		p := c.plan()
-		if err := p.Link(i, inos[1], name, crdt.LinkID(randomID())); err != nil {
+		if err := p.Link(i, inos[1], name, crdt.LinkID(v.db.randomID())); err != nil {
 			return err
 		}
 		if err := c.commitSplit(p.Writes, hold{}); err != nil {

@@ -34,7 +34,7 @@ func (c *change) switchNode(ino crdt.Ino, told *Changes) error {
 		return nil
 	}
 	old, was := &nodeRecord{Ino: ino, Frozen: before}, c.v.Node(ino)
-	next := NodeID(randomID()) | switchedNode
+	next := NodeID(c.v.db.randomID()) | switchedNode
 	if c.nodes.put == nil {
 		c.nodes.put, c.nodes.current = map[NodeID]*nodeRecord{}, map[crdt.Ino]NodeID{}
 	}

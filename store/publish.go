@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 
 	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -274,7 +276,8 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 	if err != nil {
 		return err
 	}
-	for node, rec := range drafts {
+	for _, node := range slices.Sorted(maps.Keys(drafts)) {
+		rec := drafts[node]
 		if err := v.recoverDraft(node, rec, unclean); err != nil {
 			return fmt.Errorf("recover draft of inode %d: %w", rec.Ino, err)
 		}

@@ -117,49 +117,33 @@ const (
 	sealBurst    = 5 * sealInterval
 )
 
-// sealer seals the queue whenever it is due.
-func (v *Volume) sealer() {
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
+// startSealer has the queue sealed whenever it is due.
+func (v *Volume) startSealer() {
 	var bucket time.Time // when the batches so far would have left, evenly spaced
-	for {
-		v.mu.Lock()
-		at, n := v.queue.next()
-		v.mu.Unlock()
-		if next := bucket.Add(-sealBurst); at.Before(next) {
-			at = next
-		}
-		wait := time.Hour
-		if n > 0 {
-			wait = at.Sub(v.db.opts.Now())
-		}
-		if wait <= 0 {
-			if err := v.seal(false); err == nil {
-				if now := v.db.opts.Now(); bucket.Before(now) {
-					bucket = now
-				}
-				bucket = bucket.Add(sealInterval)
-				continue
-			} else {
-				v.db.opts.Log.Error("seal batch", "volume", v.Name(), "err", err)
-				wait = time.Second
+	v.wakeSealer, v.stopSealer = v.db.opts.Scheduler.Loop(func() time.Duration {
+		for {
+			v.mu.Lock()
+			at, n := v.queue.next()
+			v.mu.Unlock()
+			if n == 0 {
+				return time.Hour
 			}
+			if next := bucket.Add(-sealBurst); at.Before(next) {
+				at = next
+			}
+			if wait := at.Sub(v.db.opts.Now()); wait > 0 || v.closed.Load() {
+				return wait
+			}
+			if err := v.seal(false); err != nil {
+				v.db.opts.Log.Error("seal batch", "volume", v.Name(), "err", err)
+				return time.Second
+			}
+			if now := v.db.opts.Now(); bucket.Before(now) {
+				bucket = now
+			}
+			bucket = bucket.Add(sealInterval)
 		}
-		timer.Reset(wait)
-		select {
-		case <-v.stop:
-			return
-		case <-timer.C:
-		case <-v.kick:
-		}
-	}
-}
-
-func (v *Volume) wakeSealer() {
-	select {
-	case v.kick <- struct{}{}:
-	default:
-	}
+	})
 }
 
 // sealNow puts all own ops into batches, held or not.

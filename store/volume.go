@@ -19,9 +19,6 @@ type Volume struct {
 	keys    keyspace
 	replica crdt.ReplicaID
 
-	stop   chan struct{}
-	kick   chan struct{} // wakes the sealer
-	done   sync.WaitGroup
 	timers sync.WaitGroup // of drafts
 	joinMu sync.Mutex     // one JoinSnapshot at a time; taken before mu
 	sets   atomic.Pointer[sets]
@@ -29,6 +26,8 @@ type Volume struct {
 	closed atomic.Bool
 	ops    atomic.Uint64 // local ops committed since open
 	merged atomic.Uint64 // remote ops merged since open
+
+	wakeSealer, stopSealer func()
 
 	mu         sync.Mutex // serialises Commit and Merge; guards what follows
 	name       string
@@ -65,12 +64,11 @@ type Volume struct {
 func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, error) {
 	v := &Volume{
 		db: db, id: id, keys: newKeyspace(id), replica: r.Replica, name: r.Name,
-		stop: make(chan struct{}), kick: make(chan struct{}, 1),
 		vector: crdt.Vector{}, deps: map[crdt.ReplicaID]crdt.Seq{},
 		viewers: map[MountID]Viewer{},
 		onSeal:  map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){},
 		nodes: map[NodeID]*nodeRecord{}, current: map[crdt.Ino]NodeID{},
-		drafts: map[NodeID]*draft{}, births: map[crdt.Ino]birth{}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
+		drafts: map[NodeID]*draft{}, births: map[crdt.Ino]birth{}, wakeSealer: func() {}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
 	}
 	v.ready.Store(r.Ready)
 	v.queue.opts = &db.opts
@@ -88,7 +86,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 	if err := v.recoverDrafts(unclean); err != nil {
 		return nil, err
 	}
-	v.done.Go(v.sealer)
+	v.startSealer()
 	return v, nil
 }
 
@@ -162,7 +160,7 @@ func (v *Volume) renew() error {
 // renewLocked needs all own ops in batches.
 func (v *Volume) renewLocked() error {
 	old := v.replica
-	v.replica = newReplicaID()
+	v.replica = crdt.ReplicaID(v.db.randomID())
 	if err := v.putRecordLocked(); err != nil {
 		v.replica = old
 		return err
@@ -184,8 +182,7 @@ func (v *Volume) close() error {
 	if v.closed.Swap(true) {
 		return nil
 	}
-	close(v.stop)
-	v.done.Wait()
+	v.stopSealer()
 	return errors.Join(v.sealNow(), v.closeDrafts())
 }
 

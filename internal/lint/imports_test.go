@@ -45,6 +45,7 @@ var onlyHere = map[string][]string{
 	"github.com/hanwen/go-fuse":    {"fusefs/..."},
 	"github.com/hashicorp":         {"gossip/..."},
 	"github.com/dgraph-io":         {"store"},
+	"github.com/google/btree":      {"store"},
 	"github.com/klauspost":         {"store/content"},
 	"github.com/spf13/cobra":       {"cmd/synapsefs"},
 	"github.com/spf13/pflag":       {"internal/config"},
