@@ -64,7 +64,7 @@ type draft struct {
 	stat atomic.Pointer[draftStat] // what attr shows, so that it waits for no publication
 	by   atomic.Uint64             // the MountID that opened it last
 
-	dir     crdt.Ino    // of an inode that is not published: where it was made
+	dir     crdt.Ino    // of an inode that is not published: where it was made; guarded by mu
 	flushed atomic.Bool // closed after its last write, not yet released
 
 	handles int   // guarded by Volume.draftsMu
@@ -101,36 +101,46 @@ func (v *Volume) bornLocked(dir crdt.Ino, at crdt.Time) {
 	v.births[dir] = birth{at: at, n: v.births[dir].n + 1}
 }
 
-// unbornLocked notes that such a draft is finished: if it was published, the
-// time is the directory's own now. The caller holds draftsMu.
-func (v *Volume) unbornLocked(dir crdt.Ino) {
-	b, ok := v.births[dir]
-	if !ok {
+// unborn notes that such a draft is finished: if it was published, the time is
+// the directory's own now.
+func (v *Volume) unborn(d *draft) {
+	v.draftsMu.Lock()
+	defer v.draftsMu.Unlock()
+	b, ok := v.births[d.dir]
+	if !ok || d.dir == 0 {
 		return
 	}
-	if b.n--; b.n == 0 {
-		delete(v.births, dir)
-		return
+	b.n--
+	v.births[d.dir] = b
+	if b.n == 0 {
+		delete(v.births, d.dir)
 	}
-	v.births[dir] = b
+	d.dir = 0
 }
 
-// dirAttr shows a directory's times, with what was made in it and is not
-// published yet.
-func (v *Volume) dirAttr(a *Attr, i *crdt.Inode) {
-	a.Mtime = i.DirMtime()
+func (v *Volume) birthIn(dir crdt.Ino) birth {
 	v.draftsMu.Lock()
-	b, ok := v.births[i.Ino]
-	v.draftsMu.Unlock()
-	if !ok || i.TimeSetAfter(b.at) {
-		return
+	defer v.draftsMu.Unlock()
+	return v.births[dir]
+}
+
+// dirTimes are those that a directory shows.
+type dirTimes struct{ mtime, ctime crdt.Time }
+
+// dirTimesOf are a directory's times, with what was made in it and is not
+// published yet.
+func dirTimesOf(i *crdt.Inode, b birth) dirTimes {
+	t := dirTimes{mtime: i.DirMtime(), ctime: i.Changed.Value}
+	if b.n == 0 || i.TimeSetAfter(b.at) {
+		return t
 	}
-	if a.Mtime.Before(b.at) {
-		a.Mtime = b.at
+	if t.mtime.Before(b.at) {
+		t.mtime = b.at
 	}
-	if a.Ctime.Before(b.at) {
-		a.Ctime = b.at
+	if t.ctime.Before(b.at) {
+		t.ctime = b.at
 	}
+	return t
 }
 
 // overshadows reports whether the node shows a draft and not what is published.
@@ -396,7 +406,6 @@ func (v *Volume) finish(d *draft, h Handle) error {
 	if d.handles == 0 {
 		d.dead = true
 		delete(v.drafts, d.node)
-		v.unbornLocked(d.dir)
 	}
 	close(v.published)
 	v.published = make(chan struct{})

@@ -266,3 +266,53 @@ func TestP3OpenFileDelaysNobody(t *testing.T) {
 	give(t, a, b)
 	same(t, a, b)
 }
+
+// TestDirectoryTimesThatChangeAreTold: a kernel that asks again only when it is
+// told, or has itself changed a name, has a directory's times right after each
+// call; and it is told nothing by files that are made one after another.
+func TestDirectoryTimesThatChangeAreTold(t *testing.T) {
+	for _, calls := range []string{ // a creation or, the second time, a close
+		"a a b b", "a b a b", "a b b a", "a b c b a c", "a mtime a", "a b mtime b a", "a b b mtime a",
+	} {
+		v := testVolume(t, NewVolumeID())
+		dir := mkdir(t, v, root, "d")
+		w := watch(t, v)
+		files := map[string]writing{}
+		var cached Attr
+		toldOf := 0
+		for call := range strings.FieldsSeq(calls) {
+			w.told = nil
+			f, open := files[call]
+			asks := true
+			switch {
+			case call == "mtime":
+				_, err := v.SetAttr(Request{Mount: 1}, dir, SetAttr{Mtime: &crdt.Time{Sec: 7}})
+				check(t, err, nil)
+			case !open:
+				files[call] = create(t, v, dir, call)
+			default:
+				f.write("x", 0).flush().close()
+				asks = false
+			}
+			for _, c := range w.told {
+				for _, i := range c.Inodes {
+					if i.Ino == crdt.Ino(dir) && !asks {
+						toldOf++
+						asks = true
+					}
+				}
+			}
+			now, err := v.Attr(dir)
+			check(t, err, nil)
+			if asks {
+				cached = now
+			}
+			if cached != now {
+				t.Errorf("%s: after %s the directory shows %+v, and the kernel has %+v", calls, call, now, cached)
+			}
+		}
+		if calls == "a a b b" && toldOf > 0 {
+			t.Errorf("%s: told of the directory %d times", calls, toldOf)
+		}
+	}
+}

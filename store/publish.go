@@ -40,6 +40,7 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 			return err
 		}
 		if final {
+			ch.after = append(ch.after, func() { v.unborn(d) })
 			return ch.forgetDraft(d, handle)
 		}
 		d.rec.Dirty, d.rec.Synced = !done, false
@@ -124,7 +125,7 @@ func (c *change) publish(d *draft, content *crdt.Content) (done bool, err error)
 		if len(links) == 0 {
 			return false, c.retract(i.Ino) // created and unlinked: nobody else ever knew it
 		}
-		return true, c.publishNew(i, content)
+		return true, c.quietly(d.dir, func() error { return c.publishNew(i, content) })
 	}
 	if len(links) == 0 && i.RemovedBy(c.v.replica) {
 		return false, nil // unlinked here while open: a close does not bring it back
@@ -149,6 +150,40 @@ func (c *change) publishNew(i *crdt.Inode, content *crdt.Content) error {
 		return err
 	}
 	return c.commit(p.Writes, hold{})
+}
+
+// quietly publishes what was made in a directory, and drops the directory from
+// what the viewers hear if its times are those it has shown since: a kernel that
+// is told asks for them again.
+func (c *change) quietly(dir crdt.Ino, publish func() error) error {
+	b := c.v.birthIn(dir)
+	before, err := c.dirTimes(dir, b)
+	if err != nil {
+		return err
+	}
+	if err := publish(); err != nil {
+		return err
+	}
+	if b.n == 1 { // it ends with this draft
+		b = birth{}
+	}
+	after, err := c.dirTimes(dir, b)
+	if err != nil || after != before {
+		return err
+	}
+	for _, e := range c.effects {
+		e.Inodes = slices.DeleteFunc(e.Inodes, func(i crdt.InodeChange) bool { return i.Ino == dir })
+	}
+	return nil
+}
+
+// dirTimes are those of a directory, zero if it is not known.
+func (c *change) dirTimes(dir crdt.Ino, b birth) (dirTimes, error) {
+	i, err := c.Inode(dir)
+	if err != nil || i == nil {
+		return dirTimes{}, err
+	}
+	return dirTimesOf(i, b), nil
 }
 
 // keepTimes repeats the time that was set on a directory after the inode was

@@ -92,7 +92,8 @@ func (v *Volume) attr(t *tree, node NodeID) (Attr, error) {
 	}
 	switch i.Kind {
 	case crdt.KindDir:
-		v.dirAttr(&a, i)
+		t := dirTimesOf(i, v.birthIn(ino))
+		a.Mtime, a.Ctime = t.mtime, t.ctime
 	case crdt.KindFile:
 		v.fileAttr(&a, i, rec)
 	default:

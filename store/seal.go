@@ -60,6 +60,11 @@ func (q *sealQueue) release(h hold) {
 	}
 }
 
+// urgent reports whether waiting is of no use any more.
+func (q *sealQueue) urgent() bool {
+	return q.flush || len(q.ops) >= maxBatchOps || q.bytes >= maxBatchBytes
+}
+
 // next says when the first ops of the queue are to leave, and how many; 0 if it
 // is empty. Of more than fits in a batch the rest follows.
 func (q *sealQueue) next() (at time.Time, n int) {
@@ -67,7 +72,7 @@ func (q *sealQueue) next() (at time.Time, n int) {
 		return at, 0
 	}
 	at = q.ops[0].at
-	if q.flush || len(q.ops) >= maxBatchOps || q.bytes >= maxBatchBytes {
+	if q.urgent() {
 		return at, len(q.ops)
 	}
 	if n := slices.IndexFunc(q.ops, func(o queued) bool { return o.held }); n > 0 {
@@ -109,39 +114,60 @@ func (q *sealQueue) drop(n int) {
 	}
 }
 
-// Batches leave at most every sealInterval on average, but for a burst that
-// takes up to sealBurst of intervals ahead (a leaky bucket): on a quiet volume
-// nothing waits, under load ops gather into fewer signatures and messages.
+// A volume on which less than one op comes each opInterval sends each at once.
+// Of a faster stream opBurst of intervals may be taken ahead; what comes then is
+// gathered, the longer the more there is, up to gatherMost: a signature, a
+// message and a merge for each small file would cost all nodes more than the
+// file does.
 const (
-	sealInterval = 2 * time.Millisecond
-	sealBurst    = 5 * sealInterval
+	opInterval = 2 * time.Millisecond
+	opBurst    = 5 * opInterval
+	gatherMost = 20 * time.Millisecond
 )
+
+// A pace says when the next batch may leave (a leaky bucket of ops).
+type pace struct {
+	until time.Time // when the ops so far would have left, evenly spaced
+}
+
+// next is the earliest time for the next batch.
+func (p *pace) next() time.Time { return p.until.Add(-opBurst) }
+
+// left counts n ops that have left now.
+func (p *pace) left(n int, now time.Time) {
+	if p.until.Before(now) {
+		p.until = now
+	}
+	p.until = p.until.Add(time.Duration(n) * opInterval)
+	if most := now.Add(opBurst + gatherMost); p.until.After(most) {
+		p.until = most
+	}
+}
 
 // startSealer has the queue sealed whenever it is due.
 func (v *Volume) startSealer() {
-	var bucket time.Time // when the batches so far would have left, evenly spaced
+	var pace pace
 	v.wakeSealer, v.stopSealer = v.db.opts.Scheduler.Loop(func() time.Duration {
 		for {
 			v.mu.Lock()
 			at, n := v.queue.next()
+			urgent := v.queue.urgent()
 			v.mu.Unlock()
 			if n == 0 {
 				return time.Hour
 			}
-			if next := bucket.Add(-sealBurst); at.Before(next) {
+			if next := pace.next(); !urgent && at.Before(next) {
 				at = next
 			}
 			if wait := at.Sub(v.db.opts.Now()); wait > 0 || v.closed.Load() {
 				return wait
 			}
-			if err := v.seal(false); err != nil {
+			left, err := v.seal(false)
+			if err != nil {
 				v.db.opts.Log.Error("seal batch", "volume", v.Name(), "err", err)
 				return time.Second
 			}
-			if now := v.db.opts.Now(); bucket.Before(now) {
-				bucket = now
-			}
-			bucket = bucket.Add(sealInterval)
+			pace.left(left, v.db.opts.Now())
 		}
 	})
 }
@@ -155,22 +181,23 @@ func (v *Volume) sealNow() error {
 		if n == 0 {
 			return nil
 		}
-		if err := v.seal(true); err != nil {
+		if _, err := v.seal(true); err != nil {
 			return err
 		}
 	}
 }
 
-// seal makes one batch of the ops that are due, or of all, and hands it to the
-// subscribers. No op leaves the node before its batch is in the journal.
-func (v *Volume) seal(all bool) error {
+// seal makes one batch of the ops that are due, or of all, hands it to the
+// subscribers and returns how many ops it has. No op leaves the node before its
+// batch is in the journal.
+func (v *Volume) seal(all bool) (int, error) {
 	v.sealMu.Lock()
 	defer v.sealMu.Unlock()
 	v.mu.Lock()
 	b, n := v.nextBatchLocked(all)
 	v.mu.Unlock()
 	if n == 0 {
-		return nil
+		return 0, nil
 	}
 	digest := b.Digest()
 	if v.db.opts.Sign != nil {
@@ -180,12 +207,12 @@ func (v *Volume) seal(all bool) error {
 	err := v.journalLocked(b, digest, n)
 	v.mu.Unlock()
 	if err != nil {
-		return fmt.Errorf("seal batch %v:%d: %w", b.Origin, b.First, err)
+		return 0, fmt.Errorf("seal batch %v:%d: %w", b.Origin, b.First, err)
 	}
 	for _, fn := range subscribed(v, v.onSeal) {
 		fn(b)
 	}
-	return nil
+	return n, nil
 }
 
 func (v *Volume) nextBatchLocked(all bool) (*Batch, int) {

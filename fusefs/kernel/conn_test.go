@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -59,6 +60,47 @@ func moveData(t *testing.T, name string, fill byte) {
 	}
 	if !bytes.Equal(got, data) {
 		t.Errorf("%s came back different", name)
+	}
+}
+
+// A signal does not end a call that the filesystem is at, and is asked about
+// once in the life of a mount.
+func TestConnSignals(t *testing.T) {
+	fs, c := serve(t, Options{})
+	for n, name := range []string{"/a", "/b", "/c"} {
+		fs.mu.Lock() // stops the handler
+		release := sync.OnceFunc(fs.mu.Unlock)
+		defer release()
+		thread, done := make(chan int, 1), make(chan error, 1)
+		go func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			thread <- unix.Gettid()
+			done <- unix.Stat(c.Dir()+name, new(unix.Stat_t))
+		}()
+		caller := <-thread
+		await(t, "the interrupt", func() bool {
+			if err := unix.Tgkill(unix.Getpid(), caller, unix.SIGURG); err != nil { // which Go takes for nothing
+				t.Fatal(err)
+			}
+			return c.interrupts.Load() > 0 && (n == 0 || c.idle.Load() < idleReaders)
+		})
+		release()
+		if err := <-done; err != unix.ENOENT {
+			t.Errorf("stat of %s: %v", name, err)
+		}
+	}
+	if n := c.interrupts.Load(); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+func await(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !cond(); time.Sleep(time.Millisecond) { // polling
+		if time.Now().After(deadline) {
+			t.Fatalf("%s did not come", what)
+		}
 	}
 }
 
