@@ -182,17 +182,9 @@ func (fs *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 
 // Release publishes the file if this was its last write handle.
 func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
-	if in.Fh == 0 {
-		return
+	if in.Fh != 0 {
+		fs.release(fs.request(&in.InHeader), store.Handle(in.Fh))
 	}
-	node, h := store.NodeID(in.NodeId), store.Handle(in.Fh)
-	ino, _ := fs.vol.Inode(node)
-	defer fs.shown.lockFile(ino)()
-	a, err := fs.attrOf(node)
-	if err == nil && a.Nlink == 0 && fs.shown.orphan(node, h) {
-		return
-	}
-	fs.release(fs.request(&in.InHeader), h)
 }
 
 func (fs *FS) release(r store.Request, h store.Handle) {

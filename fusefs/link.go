@@ -128,7 +128,6 @@ func (fs *FS) remove(what string, h *fuse.InHeader, name string, do func(store.R
 	}
 	defer fs.shown.begin(key)()
 	entry := fs.entryAt(dir, name)
-	defer fs.shown.lockFile(entry.Ino)()
 	err := do(fs.request(h), dir, name)
 	switch {
 	case err == nil && entry.Kind == crdt.KindDir:

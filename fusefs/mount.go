@@ -209,7 +209,6 @@ type Stats struct {
 	Pending       int // names among them
 	Nodes         int // that the kernel knows
 	Frozen        int // of them, old versions that somebody still uses
-	Orphans       int // of them, unlinked files that are closed for writing
 }
 
 // Stats returns the counters.
@@ -228,7 +227,6 @@ func (s *shown) counts(out *Stats) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out.Nodes, out.Frozen = len(s.nodes), len(s.frozen)
-	out.Orphans = len(s.orphans)
 	for _, names := range s.pending {
 		out.Pending += len(names)
 	}

@@ -66,6 +66,7 @@ type draft struct {
 
 	dir     crdt.Ino    // of an inode that is not published: where it was made; guarded by mu
 	flushed atomic.Bool // closed after its last write, not yet released
+	kept    atomic.Bool // released, has no name, and some kernel knows the file
 
 	handles int   // guarded by Volume.draftsMu
 	timer   Timer // of the next publication while open; guarded by mu
@@ -275,6 +276,7 @@ func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, trunc bool) (h Han
 		}
 	}
 	d.by.Store(uint64(r.Mount))
+	d.kept.Store(false)
 	v.draftsMu.Lock()
 	v.handles[h] = d.node
 	v.draftsMu.Unlock()
@@ -338,8 +340,8 @@ func (v *Volume) publishLater(d *draft) {
 // before the kernel releases the handle, the restarted one publishes it.
 func (v *Volume) Flush(node NodeID, h Handle) error {
 	d := v.draftOf(node)
-	if d == nil {
-		return nil
+	if d == nil || v.handleOf(h) != node {
+		return nil // released already: what others write since is not closed
 	}
 	d.io.Lock()
 	defer d.io.Unlock()
@@ -388,7 +390,12 @@ const finishRetry = time.Second
 // finish publishes a draft that nobody has open, and drops it. A draft that
 // cannot be published now (no room) is kept and tried again. The caller holds mu.
 func (v *Volume) finish(d *draft, h Handle) error {
-	if err := v.publish(d, true, h); err != nil {
+	err := v.publish(d, true, h)
+	if errors.Is(err, errKept) {
+		d.flushed.Store(false) // Settle need not wait for it
+		return nil
+	}
+	if err != nil {
 		v.db.opts.Log.Warn("publish closed file", "volume", v.Name(), "inode", uint64(d.rec.Ino), "err", err)
 		v.after(d, finishRetry, func() {
 			v.draftsMu.Lock()

@@ -17,6 +17,7 @@ type viewer struct {
 	knows   map[crdt.Ino]bool
 	all     bool
 	told    []*Changes
+	nodes   map[NodeID]bool // that are open
 	pending *Changes
 	aborted int
 }
@@ -29,7 +30,7 @@ func (w *viewer) Prepare(c *Changes) (switched []crdt.Ino) {
 	}
 	w.pending = c
 	for _, i := range c.Inodes {
-		if i.Content && i.Before != nil && (c.By == 0 || c.By != w.mount) && (w.all || w.knows[i.Ino]) {
+		if i.Content && i.Before != nil && c.By == 0 && (w.all || w.knows[i.Ino]) {
 			switched = append(switched, i.Ino)
 		}
 	}
@@ -52,12 +53,30 @@ func (w *viewer) Aborted(*Changes) {
 	w.aborted++
 }
 
+func (w *viewer) Knows(node NodeID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.nodes[node]
+}
+
+// forget closes a node.
+func (w *viewer) forget(v *Volume, node NodeID) {
+	w.mu.Lock()
+	delete(w.nodes, node)
+	w.mu.Unlock()
+	v.LetGo(node)
+}
+
 func watch(t testing.TB, v *Volume, inos ...crdt.Ino) *viewer {
-	w := &viewer{t: t, mount: 1, knows: map[crdt.Ino]bool{}}
+	return watchBy(t, v, 1, inos...)
+}
+
+func watchBy(t testing.TB, v *Volume, mount MountID, inos ...crdt.Ino) *viewer {
+	w := &viewer{t: t, mount: mount, knows: map[crdt.Ino]bool{}, nodes: map[NodeID]bool{}}
 	for _, i := range inos {
-		w.knows[i] = true
+		w.knows[i], w.nodes[v.Node(i)] = true, true
 	}
-	v.AddViewer(1, w)
+	v.AddViewer(mount, w)
 	return w
 }
 
@@ -69,7 +88,7 @@ func TestP2SwitchedNodeKeepsTheOldVersion(t *testing.T) {
 		_, err := a.Link(Request{}, node, root, "hard")
 		check(t, err, nil)
 		give(t, a, b)
-		watch(t, b, crdt.Ino(node))
+		w := watch(t, b, crdt.Ino(node))
 		write(t, a, root, "f", text)
 		give(t, a, b)
 		if got := readNode(t, b, node); got != old {
@@ -88,7 +107,7 @@ func TestP2SwitchedNodeKeepsTheOldVersion(t *testing.T) {
 		if at, err := b.Attr(node); err != nil || at.Size != int64(size) || at.Ino != crdt.Ino(node) {
 			t.Errorf("%+v %v", at, err)
 		}
-		b.ForgetNode(node)
+		w.forget(b, node)
 		if got := readNode(t, b, node); got != text { // the inode number means what it says again
 			t.Errorf("after the forget: %d bytes", len(got))
 		}
@@ -124,7 +143,7 @@ func TestP2SwitchOverManyVersions(t *testing.T) {
 	if len(w.told) == 0 || w.aborted > 0 {
 		t.Errorf("told %d times, %d aborted", len(w.told), w.aborted)
 	}
-	b.ForgetNode(node)
+	w.forget(b, node)
 	write(t, a, root, "f", "version 60")
 	give(t, a, b)
 	n := 0

@@ -3,6 +3,8 @@ package store
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -109,18 +111,66 @@ func (v *Volume) Inode(id NodeID) (crdt.Ino, bool) {
 	return ino, err == nil
 }
 
-// ForgetNode drops a frozen version that the kernel no longer knows.
-func (v *Volume) ForgetNode(id NodeID) {
-	v.nodesMu.Lock()
+// Kept reports whether something is kept for those who have a node open: an old
+// version, or the draft of a file without a name.
+func (v *Volume) Kept(id NodeID) bool {
+	if d := v.draftOf(id); d != nil && d.kept.Load() {
+		return true
+	}
+	v.nodesMu.RLock()
+	defer v.nodesMu.RUnlock()
 	r := v.nodes[id]
-	if r == nil || r.Frozen == nil {
-		v.nodesMu.Unlock()
+	return r != nil && r.Frozen != nil
+}
+
+// knownLocked reports whether some mount's kernel knows a node.
+func (v *Volume) knownLocked(id NodeID) bool {
+	for _, w := range v.viewers {
+		if w.Knows(id) {
+			return true
+		}
+	}
+	return false
+}
+
+// LetGo ends what is kept for a node if no kernel knows it any more, or, of a
+// draft, if its file has got a name again.
+func (v *Volume) LetGo(id NodeID) {
+	if d := v.draftOf(id); d != nil && d.kept.Load() {
+		d.mu.Lock()
+		if d.kept.Load() && !d.dead && !v.closed.Load() {
+			v.finish(d, 0) // logs, and tries again
+		}
+		d.mu.Unlock()
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.nodesMu.RLock()
+	r := v.nodes[id]
+	v.nodesMu.RUnlock()
+	if r == nil || r.Frozen == nil || v.knownLocked(id) || v.closed.Load() {
 		return
 	}
+	v.nodesMu.Lock()
 	delete(v.nodes, id)
 	v.nodesMu.Unlock()
 	if err := v.db.kv.update(func(t txn) error { return v.dropNode(t, id, r) }); err != nil {
-		v.db.opts.Log.Error("forget node", "volume", v.Name(), "node", uint64(id), "err", err)
+		v.db.opts.Log.Error("forget node", "volume", v.name, "node", uint64(id), "err", err)
+	}
+}
+
+// letGoAll is LetGo of all nodes for which something is kept.
+func (v *Volume) letGoAll() {
+	v.draftsMu.Lock()
+	ids := slices.Collect(maps.Keys(v.drafts))
+	v.draftsMu.Unlock()
+	v.nodesMu.RLock()
+	ids = slices.AppendSeq(ids, maps.Keys(v.nodes))
+	v.nodesMu.RUnlock()
+	for _, id := range ids {
+		if v.Kept(id) {
+			v.LetGo(id)
+		}
 	}
 }
 

@@ -25,6 +25,14 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		}
 		return v.dropDraft(d, handle)
 	}
+	if final {
+		v.mu.Lock()
+		err := v.read(func(t *tree) error { return v.letGoLocked(t, d) })
+		v.mu.Unlock()
+		if err != nil {
+			return err // else it would be hashed for nothing
+		}
+	}
 	was := d.rec
 	c, err := v.draftContent(d, final)
 	if err != nil {
@@ -35,6 +43,11 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		by = 0 // the mount shows another version by now
 	}
 	err = v.change(by, func(ch *change) error {
+		if final {
+			if err := v.letGoLocked(ch.tree, d); err != nil {
+				return err
+			}
+		}
 		done, err := ch.publish(d, c)
 		if err != nil {
 			return err
@@ -54,6 +67,40 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		return v.removeDraftFile(d)
 	}
 	return nil
+}
+
+// errKept says that a draft is not to be finished yet.
+var errKept = errors.New("a kernel knows the file, which has no name")
+
+// letGoLocked returns errKept if a draft has no name any more and some mount's
+// kernel knows the file: others may have it open. Volume.LetGo will end it.
+func (v *Volume) letGoLocked(t *tree, d *draft) error {
+	i, err := t.Inode(d.rec.Ino)
+	if err != nil {
+		return err
+	}
+	if _, gone, err := v.draftLinks(t, d, i); err != nil || !gone {
+		return err
+	}
+	d.kept.Store(true) // first: a kernel that forgets it from now on says so
+	if v.knownLocked(d.node) {
+		return errKept
+	}
+	d.kept.Store(false)
+	return nil
+}
+
+// draftLinks returns the names of a draft's file. gone says that it has none
+// because of what was done here: a close does not bring it back.
+func (v *Volume) draftLinks(t *tree, d *draft, i *crdt.Inode) (links []crdt.LinkID, gone bool, err error) {
+	if i == nil {
+		return nil, true, nil
+	}
+	if links, err = t.links(i); err != nil || len(links) > 0 {
+		return links, false, err
+	}
+	live, err := crdt.LiveLinks(t, i) // a file that is not published has taken their names
+	return nil, d.rec.Created || len(live) > 0 || i.RemovedBy(v.replica), err
 }
 
 // reopenDraft opens a draft's file again after its final publication, which
@@ -114,21 +161,19 @@ func (v *Volume) draftContent(d *draft, final bool) (*crdt.Content, error) {
 // name any more: then there is none.
 func (c *change) publish(d *draft, content *crdt.Content) (done bool, err error) {
 	i, err := c.Inode(d.rec.Ino)
-	if err != nil || i == nil {
-		return false, err
-	}
-	links, err := crdt.LiveLinks(c.tree, i)
 	if err != nil {
 		return false, err
 	}
-	if d.rec.Created {
-		if len(links) == 0 {
-			return false, c.retract(i.Ino) // created and unlinked: nobody else ever knew it
-		}
+	links, gone, err := c.v.draftLinks(c.tree, d, i)
+	switch {
+	case err != nil:
+		return false, err
+	case gone && d.rec.Created:
+		return false, c.retract(d.rec.Ino) // nobody else ever knew it
+	case gone:
+		return false, nil
+	case d.rec.Created:
 		return true, c.quietly(d.dir, func() error { return c.publishNew(i, content) })
-	}
-	if len(links) == 0 && i.RemovedBy(c.v.replica) {
-		return false, nil // unlinked here while open: a close does not bring it back
 	}
 	return true, c.publishVersion(d, i, links, content)
 }
@@ -311,10 +356,28 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 	if err != nil {
 		return err
 	}
+	// What was not closed gives its names back first; then new files take
+	// theirs, with what stood there as they knew it.
+	var closed []*draft
 	for _, node := range slices.Sorted(maps.Keys(drafts)) {
 		rec := drafts[node]
-		if err := v.recoverDraft(node, rec, unclean); err != nil {
+		d, err := v.recoverDraft(node, rec, unclean)
+		if err != nil {
 			return fmt.Errorf("recover draft of inode %d: %w", rec.Ino, err)
+		}
+		switch {
+		case d != nil && rec.Created:
+			closed = slices.Insert(closed, 0, d)
+		case d != nil:
+			closed = append(closed, d)
+		}
+	}
+	for _, d := range closed {
+		d.mu.Lock()
+		err := v.publish(d, true)
+		d.mu.Unlock()
+		if err != nil {
+			return fmt.Errorf("publish recovered draft of inode %d: %w", d.rec.Ino, err)
 		}
 	}
 	if err := v.db.deletePrefix(v.keys.key('w')); err != nil {
@@ -351,33 +414,33 @@ func (v *Volume) removeDrafts() error {
 	return err
 }
 
-func (v *Volume) recoverDraft(node NodeID, rec draftRecord, unclean bool) error {
+// recoverDraft returns a draft that was closed or synced; another one is
+// abandoned.
+func (v *Volume) recoverDraft(node NodeID, rec draftRecord, unclean bool) (*draft, error) {
 	d := &draft{node: node, name: v.draftName(node), rec: rec}
 	d.mtime = rec.Mtime
 	switch {
 	case rec.Abandoned:
 		v.unfinished++
-		return nil
+		return nil, nil
 	case unclean && !rec.Synced:
-		return v.abandon(d)
+		return nil, v.abandon(d)
 	}
 	if err := v.openDraftFile(d); err != nil {
-		return err
+		return nil, err
 	}
 	if small, ok := d.file.(*content.SmallDraft); ok && small.Closed() != nil {
 		d.mtime, d.rec.Flushed = *small.Closed(), true
 	}
-	if !d.rec.Flushed && !d.rec.Synced {
-		if d.file != nil {
-			if err := d.file.Close(); err != nil {
-				return err
-			}
-		}
-		return v.abandon(d)
+	if d.rec.Flushed || d.rec.Synced {
+		return d, nil
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return v.publish(d, true)
+	if d.file != nil {
+		if err := d.file.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return nil, v.abandon(d)
 }
 
 // abandon keeps the bytes of a draft that was not closed, and takes it out of

@@ -113,6 +113,27 @@ func (t *tree) PutClaims(dir crdt.Ino, name string, claims []crdt.Claim) error {
 	return t.t.set(t.keys.entry(dir, name), crdt.AppendClaims(nil, claims))
 }
 
+// links returns the live links of an inode, but those whose name a file that is
+// not published has taken: their removal leaves with its publication.
+func (t *tree) links(i *crdt.Inode) ([]crdt.LinkID, error) {
+	live, err := crdt.LiveLinks(t, i)
+	if err != nil || i.Kind == crdt.KindDir {
+		return live, err
+	}
+	var out []crdt.LinkID
+	for _, l := range live {
+		p, _ := i.PlaceOf(l)
+		claims, err := crdt.ClaimsAt(t, p.Parent, p.Name)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(claims, func(c crdt.Claim) bool { return c.Ino != i.Ino && c.At.Stamp == crdt.LocalStamp }) {
+			out = append(out, l)
+		}
+	}
+	return out, nil
+}
+
 func (t *tree) EachName(dir crdt.Ino, fn func(string, []crdt.Claim) error) error {
 	return t.t.scan(t.keys.key('e', uint64(dir)), nil, func(key, value []byte) (bool, error) {
 		name := t.keys.nameIn(key)

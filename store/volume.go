@@ -232,15 +232,17 @@ func (v *Volume) Vector() crdt.Vector {
 	return v.vector.Clone()
 }
 
-// AddViewer shows every later change to a mount.
+// AddViewer shows every later change to a mount, until it is canceled: the
+// mount has ended, and what it alone knew is dropped.
 func (v *Volume) AddViewer(m MountID, w Viewer) (cancel func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.viewers[m] = w
 	return func() {
 		v.mu.Lock()
-		defer v.mu.Unlock()
 		delete(v.viewers, m)
+		v.mu.Unlock()
+		v.letGoAll()
 	}
 }
 
@@ -280,6 +282,8 @@ type Stats struct {
 	Merged     uint64 // remote ops merged since then
 	Unsealed   int    // own ops that have not left yet
 	OpenDrafts int
+	Kept       int // of them, closed ones without a name that a kernel knows
+	Frozen     int // old versions that a kernel knows
 	Unfinished int // drafts whose writer died before closing them
 	Full       bool
 }
@@ -291,7 +295,19 @@ func (v *Volume) Stats() Stats {
 	v.mu.Unlock()
 	v.draftsMu.Lock()
 	s.OpenDrafts = len(v.drafts)
+	for _, d := range v.drafts {
+		if d.kept.Load() {
+			s.Kept++
+		}
+	}
 	v.draftsMu.Unlock()
+	v.nodesMu.RLock()
+	for _, r := range v.nodes {
+		if r.Frozen != nil {
+			s.Frozen++
+		}
+	}
+	v.nodesMu.RUnlock()
 	s.Full = v.db.full.Load()
 	return s
 }
