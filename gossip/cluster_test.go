@@ -279,8 +279,8 @@ func TestP4ConvergeConcurrent(t *testing.T) {
 	writers.Wait()
 	same(t, x, y, z)
 	for _, n := range []*testNode{x, y, z} {
-		if err := n.cluster.WaitAll(timeout(t), testVolume); err != nil {
-			t.Error(err)
+		if have, err := n.cluster.WaitAll(timeout(t), testVolume); err != nil || len(have) != 2 {
+			t.Error(have, err)
 		}
 		if p := n.cluster.Problems(); len(p) > 0 {
 			t.Errorf("%s has problems: %+v", n.name, p)
@@ -500,7 +500,7 @@ func TestWaitAllWaitsForWhatIsNotSealed(t *testing.T) {
 	for i := range 20 {
 		data := fmt.Appendf(nil, "%d", i)
 		x.write(t, "f", data)
-		if err := x.cluster.WaitAll(timeout(t), testVolume); err != nil {
+		if _, err := x.cluster.WaitAll(timeout(t), testVolume); err != nil {
 			t.Fatal(err)
 		}
 		for _, n := range []*testNode{y, z} {

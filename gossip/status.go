@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/synapsefs/synapsefs/store"
-	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // States of a peer.
@@ -17,7 +16,7 @@ const (
 	StateUp      = "up"      // linked both ways
 	StateLinking = "linking" // a member, but not linked both ways
 	StateGone    = "gone"    // no member any more, or not yet again
-	StateRefused = "refused" // never a peer since the daemon started
+	StateRefused = "refused" // no peer: one of the two refuses the other
 )
 
 // A PeerStatus is what this node knows of another one.
@@ -86,6 +85,9 @@ func (c *Cluster) linkStatus(byNode map[string]*PeerStatus) {
 		if err != nil {
 			p.Error = err.Error()
 		}
+		if isRefusal(err) {
+			p.State = StateRefused
+		}
 		p.RTT = time.Duration(l.rtt.Load())
 		if n := l.pong.Load(); n > 0 {
 			p.LastSeen = time.Unix(0, n)
@@ -144,61 +146,6 @@ func (c *Cluster) awaitVolume(ctx context.Context, id store.VolumeID, what strin
 	}
 	if err != nil {
 		return fmt.Errorf("wait until volume %v is %s: %w", id, what, err)
-	}
-	return nil
-}
-
-// WaitAll returns when each peer that is linked and holds the volume has
-// applied what is committed here now, sealed or not. A peer that goes away
-// meanwhile is not waited for.
-func (c *Cluster) WaitAll(ctx context.Context, id store.VolumeID) error {
-	hv := c.held(id)
-	if hv == nil {
-		return fmt.Errorf("wait for peers of volume %v: %w", id, store.ErrNoVolume)
-	}
-	vector := committed(hv.v)
-	return c.waitPeers(ctx, id, func() bool {
-		for node, l := range c.links {
-			if acked, ok := c.proto.Acked(node, id); ok && l.queue.isOpen() && !acked.Contains(vector) {
-				return false
-			}
-		}
-		return true
-	})
-}
-
-// committed is the vector that the replica will have when its own ops that
-// wait are sealed.
-func committed(v *store.Volume) crdt.Vector {
-	for {
-		vector, self := v.Vector(), v.Replica()
-		waiting := v.Stats().Unsealed
-		if v.Vector()[self].Seq == vector[self].Seq { // nothing was sealed between
-			e := vector[self]
-			e.Seq += crdt.Seq(waiting)
-			if waiting > 0 {
-				vector[self] = e
-			}
-			return vector
-		}
-	}
-}
-
-// WaitPeers returns when each of the peers has applied what vector says.
-func (c *Cluster) WaitPeers(ctx context.Context, id store.VolumeID, vector crdt.Vector, peers []string) error {
-	return c.waitPeers(ctx, id, func() bool {
-		for _, node := range peers {
-			if acked, ok := c.proto.Acked(node, id); !ok || !acked.Contains(vector) {
-				return false
-			}
-		}
-		return true
-	})
-}
-
-func (c *Cluster) waitPeers(ctx context.Context, id store.VolumeID, cond func() bool) error {
-	if err := c.await(ctx, cond); err != nil {
-		return fmt.Errorf("wait for peers of volume %v: %w", id, err)
 	}
 	return nil
 }

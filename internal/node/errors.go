@@ -20,6 +20,7 @@ var (
 	ErrVolumeBusy   = errors.New("volume is mounted on this node")
 	ErrNotMounted   = errors.New("nothing of this daemon is mounted there")
 	ErrNoCatalogue  = errors.New("this node does not know the cluster's volumes yet: it has met no member that does")
+	ErrNoPeer       = errors.New("no live peer holds the volume: nobody but this host is known to have what it has; see synapsefs peers")
 	ErrRunning      = errors.New("a daemon is running already")
 	ErrStopping     = errors.New("the daemon is stopping")
 )
@@ -41,6 +42,7 @@ var statusCodes = []struct {
 	{kernel.ErrMounted, codes.AlreadyExists},
 	{ErrVolumeBusy, codes.FailedPrecondition},
 	{ErrNoCatalogue, codes.FailedPrecondition},
+	{ErrNoPeer, codes.FailedPrecondition},
 	{ErrStopping, codes.FailedPrecondition},
 	{store.ErrNotReady, codes.FailedPrecondition},
 	{fusefs.ErrNotServed, codes.FailedPrecondition},

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/gossip"
 	"github.com/synapsefs/synapsefs/internal/config"
 	"github.com/synapsefs/synapsefs/internal/keys"
 	"github.com/synapsefs/synapsefs/internal/playground"
@@ -179,8 +180,8 @@ func TestMountTwoNodes(t *testing.T) {
 		t.Errorf("after the mount: %q", got)
 	}
 	write(t, d2, "after", "2")
-	if err := n2.Wait(t.Context(), "v"); err != nil {
-		t.Fatal(err)
+	if nodes, err := n2.Wait(t.Context(), "v"); err != nil || len(nodes) != 1 {
+		t.Fatal(nodes, err)
 	}
 	eventually(t, "node1 shows the file", func() bool { return read(d1, "after") == "2" })
 	if _, err := n1.DeleteVolume(t.Context(), "v", false); !errors.Is(err, ErrVolumeBusy) {
@@ -206,6 +207,53 @@ func TestP11JoinerKnowsNothing(t *testing.T) {
 	if !errors.Is(err, ErrNoCatalogue) {
 		t.Errorf("mount: %v", err)
 	}
+}
+
+// Nobody is said to have a volume when nobody is there.
+func TestWaitWithoutPeers(t *testing.T) {
+	c := newCluster(t)
+	single := start(t, c.config())
+	if _, err := single.CreateVolume(t.Context(), "v", nil); err != nil {
+		t.Fatal(err)
+	}
+	if nodes, err := single.Wait(t.Context(), "v"); err != nil || len(nodes) != 0 {
+		t.Errorf("a cluster of one: %q, %v", nodes, err)
+	}
+	second := c.config(single.cfg.Bind)
+	n, err := Start(t.Context(), second, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "links", func() bool { return n.linkedBothWays() && single.linkedBothWays() })
+	if nodes, err := single.Wait(t.Context(), "v"); !errors.Is(err, ErrNoPeer) {
+		t.Errorf("a peer without the volume: %q, %v", nodes, err)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the peer is gone", func() bool { return !single.linked() })
+	if nodes, err := single.Wait(t.Context(), "v"); !errors.Is(err, ErrNoPeer) {
+		t.Errorf("the peer is gone: %q, %v", nodes, err)
+	}
+	founder := c.config(c.freePort())
+	founder.Bootstrap = true
+	n = start(t, founder)
+	eventually(t, "the founder is ready", n.catalogue.v.Ready)
+	if _, err := n.CreateVolume(t.Context(), "v", nil); err != nil {
+		t.Fatal(err)
+	}
+	if nodes, err := n.Wait(t.Context(), "v"); !errors.Is(err, ErrNoPeer) {
+		t.Errorf("nobody answered at join: %q, %v", nodes, err)
+	}
+}
+
+func (n *Node) linkedBothWays() bool {
+	for _, p := range n.cluster.Peers() {
+		if p.State == gossip.StateUp {
+			return true
+		}
+	}
+	return false
 }
 
 func TestFounderWithJoin(t *testing.T) {

@@ -54,7 +54,8 @@ func (n *Node) knowCatalogue(ctx context.Context) error {
 	return nil
 }
 
-// alone reports whether this node has no peer and looks for none.
+// alone reports whether this node is all there is of its cluster: it looks for
+// no peer and never had one.
 func (n *Node) alone() bool {
 	return len(n.cfg.Join) == 0 && !slices.ContainsFunc(n.cluster.Peers(), func(p gossip.PeerStatus) bool {
 		return p.State != gossip.StateRefused
@@ -66,7 +67,7 @@ func (n *Node) alone() bool {
 func (n *Node) spread(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, catalogueWait)
 	defer cancel()
-	if err := n.cluster.WaitAll(ctx, store.CatalogueID); err != nil {
+	if _, err := n.cluster.WaitAll(ctx, store.CatalogueID); err != nil {
 		n.log.Warn("not all members know of the change yet", "err", err)
 	}
 }
@@ -285,23 +286,32 @@ func (n *Node) drop(v *store.Volume) error {
 }
 
 // Wait returns when all live peers that hold the volume have what was there
-// when it was called.
-func (n *Node) Wait(ctx context.Context, name string) error {
+// when it was called, and names them. With none it is ErrNoPeer, unless this
+// node has no peer and looks for none.
+func (n *Node) Wait(ctx context.Context, name string) (nodes []string, err error) {
 	ctx, release := n.scope(ctx)
 	defer release()
+	if nodes, err = n.wait(ctx, name); err != nil {
+		return nil, fmt.Errorf("wait for volume %q: %w", name, err)
+	}
+	return nodes, nil
+}
+
+func (n *Node) wait(ctx context.Context, name string) ([]string, error) {
 	l, err := n.findVolume(ctx, name)
 	if err != nil {
-		return fmt.Errorf("wait for volume %q: %w", name, err)
+		return nil, err
 	}
 	v := n.db.Volume(l.ID)
 	if v == nil {
-		return fmt.Errorf("wait for volume %q: %w: this node holds no replica of it", name, store.ErrNoVolume)
+		return nil, fmt.Errorf("%w: this node holds no replica of it", store.ErrNoVolume)
 	}
 	if err := v.Settle(); err != nil {
-		return fmt.Errorf("wait for volume %q: %w", name, err)
+		return nil, err
 	}
-	if err := n.cluster.WaitAll(ctx, l.ID); err != nil {
-		return fmt.Errorf("wait for volume %q: %w", name, err)
+	nodes, err := n.cluster.WaitAll(ctx, l.ID)
+	if err == nil && len(nodes) == 0 && !n.alone() {
+		err = ErrNoPeer
 	}
-	return nil
+	return nodes, err
 }

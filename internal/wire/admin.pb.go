@@ -1082,7 +1082,7 @@ func (x *WaitRequest) GetVolume() string {
 type WaitReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TookNs        int64                  `protobuf:"varint,1,opt,name=took_ns,json=tookNs,proto3" json:"took_ns,omitempty"`
-	Nodes         []string               `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"` // who has it
+	Nodes         []string               `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"` // peers that have it; none if this node is alone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
