@@ -195,6 +195,48 @@ func TestMountTwoNodes(t *testing.T) {
 	})
 }
 
+// P11: a replica that serves without having caught up is stale, until it has.
+func TestP11StaleUntilCaughtUp(t *testing.T) {
+	mountable(t)
+	d1, d2 := t.TempDir(), t.TempDir()
+	c := newCluster(t)
+	one := c.config()
+	two := c.config(one.Bind)
+	quiet := slog.New(slog.DiscardHandler)
+	n1, err := Start(t.Context(), one, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n1.Mount(t.Context(), MountRequest{Volume: "v", Dir: d1, Create: true}); err != nil {
+		t.Fatal(err)
+	}
+	n2, err := Start(t.Context(), two, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n2.Mount(t.Context(), MountRequest{Volume: "v", Dir: d2}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n2.Close(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, d1, "while away", "1")
+	released(t, n1)
+	if err := n1.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n2 = start(t, two)
+	info, err := n2.Mount(t.Context(), MountRequest{Volume: "v", Dir: d2})
+	if err != nil || !info.Stale {
+		t.Fatalf("no peer is there: %+v, %v", info, err)
+	}
+	n1 = start(t, one)
+	eventually(t, "stale no longer", func() bool { return !n2.Mounts()[0].Stale })
+	if got := read(d2, "while away"); got != "1" {
+		t.Errorf("not stale, but the file is %q", got)
+	}
+}
+
 // P11: who has met nobody knows no volumes, and makes none.
 func TestP11JoinerKnowsNothing(t *testing.T) {
 	c := newCluster(t)
