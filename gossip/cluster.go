@@ -69,6 +69,9 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if c.transfer == nil {
 		c.transfer = &blockTransfer{db: o.DB, client: c.client}
 	}
+	if err := c.identities.ownAll(o.DB); err != nil {
+		return nil, fmt.Errorf("state directory %s of node %q: %w", o.StateDir, o.Node, err)
+	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	listener, err := c.listenReplica()
 	if err == nil {

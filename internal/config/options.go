@@ -31,7 +31,7 @@ func (c *Config) options() []Option {
 	return []Option{
 		{"node", "name of this node, a DNS label, unique in the cluster (default: the host's name)", &c.Node},
 		{"cluster", "name of the cluster; nodes of another one are refused", &c.Cluster},
-		{"state-dir", "directory of the journal, the state and the contents; of one daemon only", &c.StateDir},
+		{"state-dir", "directory of the journal, the state and the contents; of one daemon only, and bound to its key: a daemon with another node's keys does not start on it", &c.StateDir},
 		{"keys", "directory with the cluster's CA certificate, this node's certificate and key, and the gossip keyring", &c.Keys},
 		{"admin-socket", "unix socket of the admin API, used by the other commands", &c.AdminSocket},
 		{"bind", "address of the membership gossip, TCP and UDP", &c.Bind},

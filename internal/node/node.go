@@ -89,6 +89,10 @@ func (n *Node) open(ctx context.Context) error {
 	if pair.Node != n.cfg.Node {
 		return fmt.Errorf("the keys in %s are those of node %q, and this is %q: issue it its own", n.cfg.Keys, pair.Node, n.cfg.Node)
 	}
+	known, err := checkOwner(n.cfg, pair)
+	if err != nil {
+		return err
+	}
 	n.db, err = store.Open(store.Options{
 		Dir:             n.cfg.StateDir,
 		Sign:            pair.Sign,
@@ -118,6 +122,11 @@ func (n *Node) open(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("join cluster %q: %w", n.cfg.Cluster, err)
+	}
+	if !known { // now, as gossip has seen whose replicas there are
+		if err := writeOwner(n.cfg.StateDir, pair); err != nil {
+			return err
+		}
 	}
 	return n.joinReplicas(founder)
 }

@@ -309,18 +309,58 @@ func TestFounderWithJoin(t *testing.T) {
 	}
 }
 
-func TestStateDirectoryOfAnother(t *testing.T) {
+func TestStateDirectoryInUse(t *testing.T) {
 	c := newCluster(t)
 	one := c.config()
 	start(t, one)
 	two := c.config()
-	two.StateDir = one.StateDir
+	two.StateDir, two.Node, two.Keys = one.StateDir, one.Node, one.Keys
 	_, err := Start(t.Context(), two, slog.New(slog.DiscardHandler))
 	if !errors.Is(err, store.ErrLocked) || !strings.Contains(err.Error(), one.StateDir) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Lstat(two.AdminSocket); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+// P12: what is written with one node's key is not written on with another's.
+func TestP12StateOfAnotherKey(t *testing.T) {
+	quiet := slog.New(slog.DiscardHandler)
+	c := newCluster(t)
+	one := c.config()
+	n, err := Start(t.Context(), one, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	renewed := *one // the same name and another key
+	renewed.Keys = filepath.Join(c.dir, "renewed")
+	if err := keys.Issue(filepath.Join(c.dir, "ca"), renewed.Keys, "node1"); err != nil {
+		t.Fatal(err)
+	}
+	foreign := newCluster(t).config()
+	for name, cfg := range map[string]*config.Config{"another node": c.config(), "another key": &renewed, "another cluster": foreign} {
+		cfg.StateDir = one.StateDir
+		for _, known := range []bool{true, false} { // by the owner file, and by the replicas alone
+			_, err := Start(t.Context(), cfg, quiet)
+			if !errors.Is(err, gossip.ErrForeignState) || !strings.Contains(err.Error(), one.StateDir) ||
+				name != "another cluster" && !strings.Contains(err.Error(), `of node "node1"`) {
+				t.Errorf("%s (owner known: %v): %v", name, known, err)
+			}
+			if err := os.Remove(filepath.Join(one.StateDir, ownerFile)); known && err != nil {
+				t.Fatal(err)
+			}
+		}
+		again, err := Start(t.Context(), one, quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
