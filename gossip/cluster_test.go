@@ -35,6 +35,7 @@ type testNode struct {
 	db      *store.DB
 	cluster *Cluster
 	v       *store.Volume
+	keyring *memberlist.Keyring // of the membership gossip
 }
 
 // A testCluster makes nodes with keys of one CA.
@@ -110,7 +111,7 @@ func (n *testNode) startAt(t testing.TB, bind string, join []string) {
 	t.Helper()
 	cluster, err := Start(context.Background(), Options{
 		Node: n.name, Bind: bind, ReplicaBind: "127.0.0.1:0", Join: join, Keys: n.keys,
-		StateDir: n.dir, DB: n.db, Log: testLog(n.name), tuneMembership: quick,
+		StateDir: n.dir, DB: n.db, Log: testLog(n.name), tuneMembership: func(conf *memberlist.Config) { quick(conf); n.keyring = conf.Keyring },
 	})
 	if err != nil {
 		t.Fatal(err)

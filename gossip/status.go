@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -21,7 +22,7 @@ const (
 
 // A PeerStatus is what this node knows of another one.
 type PeerStatus struct {
-	Node     string
+	Node     string // "" if it is known by its address alone
 	Address  string // of the replica service, or of the membership gossip if it is gone
 	State    string
 	Error    string // why it is not up, or why it was refused last; "" if all is well
@@ -48,9 +49,12 @@ func (c *Cluster) Peers() []PeerStatus {
 			continue
 		}
 		p := byNode[r.Node]
+		if r.Node == "" {
+			p = goneFrom(byNode, r.Address)
+		}
 		if p == nil {
-			p = &PeerStatus{Node: r.Node, State: StateRefused, LastSeen: r.Last}
-			byNode[r.Node] = p
+			p = &PeerStatus{Node: r.Node, Address: r.Address, State: StateRefused, LastSeen: r.Last}
+			byNode[cmp.Or(r.Node, r.Address)] = p
 		}
 		p.Refusals = r.Count
 		if p.Error == "" || p.State == StateRefused {
@@ -62,6 +66,16 @@ func (c *Cluster) Peers() []PeerStatus {
 		out = append(out, *byNode[node])
 	}
 	return out
+}
+
+// goneFrom returns the peer that was at an address of the membership gossip.
+func goneFrom(byNode map[string]*PeerStatus, address string) *PeerStatus {
+	for _, p := range byNode {
+		if p.Address == address && p.State == StateGone {
+			return p
+		}
+	}
+	return nil
 }
 
 func (p *PeerStatus) seen() time.Time {
@@ -106,9 +120,9 @@ func (c *Cluster) linkStatus(byNode map[string]*PeerStatus) {
 }
 
 // Problems lists what is wrong with this node itself: batches that cannot be
-// merged, content that cannot be fetched, a replica without identity.
+// merged, content that cannot be fetched, a gossip key that others do not have.
 func (c *Cluster) Problems() []Refusal {
-	return slices.DeleteFunc(c.refusals.all(), func(r Refusal) bool { return r.Node != c.opts.Node })
+	return slices.DeleteFunc(c.refusals.all(), func(r Refusal) bool { return r.Node != "" && r.Node != c.opts.Node })
 }
 
 // BadBatches counts the batches and identities refused since the start for a

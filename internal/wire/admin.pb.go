@@ -267,7 +267,7 @@ func (x *PeersReply) GetPeers() []*PeerStatus {
 
 type PeerStatus struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
-	Node           string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Node           string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // empty: known by its address alone
 	Address        string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	State          string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // up, linking, gone or refused
 	Error          string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"` // why it is not up, or was refused last
