@@ -17,6 +17,7 @@ import (
 var (
 	ErrBadName      = errors.New("bad argument")
 	ErrVolumeExists = errors.New("volume exists")
+	ErrTwoVolumes   = errors.New("two volumes have that name")
 	ErrVolumeBusy   = errors.New("volume is mounted on this node")
 	ErrNotMounted   = errors.New("nothing of this daemon is mounted there")
 	ErrNoCatalogue  = errors.New("this node does not know the cluster's volumes yet: it has met no member that does")
@@ -40,6 +41,7 @@ var statusCodes = []struct {
 	{kernel.ErrMountpointMissing, codes.NotFound},
 	{ErrVolumeExists, codes.AlreadyExists},
 	{kernel.ErrMounted, codes.AlreadyExists},
+	{ErrTwoVolumes, codes.FailedPrecondition},
 	{ErrVolumeBusy, codes.FailedPrecondition},
 	{ErrNoCatalogue, codes.FailedPrecondition},
 	{ErrNoPeer, codes.FailedPrecondition},

@@ -364,6 +364,129 @@ func TestP12StateOfAnotherKey(t *testing.T) {
 	}
 }
 
+// A state directory with volumes gets no new catalogue, which would hide them.
+func TestP11NoNewCatalogueOverOldVolumes(t *testing.T) {
+	for _, bootstrap := range []bool{false, true} {
+		c := newCluster(t)
+		cfg := c.config()
+		if bootstrap {
+			cfg.Bootstrap, cfg.Join = true, []string{c.freePort()}
+		}
+		db, err := store.Open(store.Options{Dir: cfg.StateDir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := db.CreateReplica(store.NewVolumeID(), "old", true); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		_, err = Start(t.Context(), cfg, slog.New(slog.DiscardHandler))
+		if !errors.Is(err, ErrNoCatalogue) || !strings.Contains(err.Error(), `"old"`) || !strings.Contains(err.Error(), cfg.StateDir) {
+			t.Errorf("bootstrap %v: %v", bootstrap, err)
+		}
+	}
+}
+
+// P11: who held a volume before its cluster was founded anew does not mount the
+// new, empty one of its name by accident, and gets the old one back.
+func TestP11FoundedAnew(t *testing.T) {
+	mountable(t)
+	d1, d2 := t.TempDir(), t.TempDir()
+	ctx := t.Context()
+	c := newCluster(t)
+	one := c.config()
+	two := c.config(one.Bind)
+	quiet := slog.New(slog.DiscardHandler)
+	run := func(cfg *config.Config) *Node {
+		n, err := Start(ctx, cfg, quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	n1, n2 := run(one), run(two)
+	old, err := n1.CreateVolume(ctx, "v", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n2.Mount(ctx, MountRequest{Volume: "v", Dir: d2}); err != nil {
+		t.Fatal(err)
+	}
+	write(t, d2, "precious", "1")
+	released(t, n2)
+	if err := errors.Join(n2.Close(), n1.Close()); err != nil {
+		t.Fatal(err)
+	}
+	one.StateDir += "2" // lost
+	one.Bootstrap = true
+	n1 = start(t, one)
+	fresh, err := n1.CreateVolume(ctx, "v", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n2 = start(t, two)
+	eventually(t, "node2 knows the new volume", func() bool {
+		l, err := n2.catalogue.find("v")
+		return err == nil && l.ID == fresh.ID
+	})
+	_, err = n2.Mount(ctx, MountRequest{Volume: "v", Dir: d2})
+	if !errors.Is(err, ErrTwoVolumes) || !strings.Contains(err.Error(), "volumes delete "+old.ID.String()) {
+		t.Fatalf("mount by name: %v", err)
+	}
+	all, err := n2.ListVolumes(ctx)
+	if err != nil || len(all) != 2 || !strings.Contains(all[1].Problem, fresh.ID.String()) {
+		t.Errorf("listed: %+v, %v", all, err)
+	}
+	if _, err := n2.Mount(ctx, MountRequest{Volume: old.ID.String(), Dir: d2}); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(d2, "precious"); got != "1" {
+		t.Errorf("mounted by id: %q", got)
+	}
+	if _, err := n2.DeleteVolume(ctx, fresh.ID.String(), false); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := n2.CreateVolume(ctx, "v", nil); err != nil || info.ID != old.ID {
+		t.Fatalf("listed again: %+v, %v", info, err)
+	}
+	if _, err := n1.Mount(ctx, MountRequest{Volume: "v", Dir: d1}); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(d1, "precious"); got != "1" {
+		t.Errorf("on the other node: %q", got)
+	}
+}
+
+// To drop an old volume by its id leaves the new one of its name alone.
+func TestDeleteUnlistedByID(t *testing.T) {
+	n := start(t, newCluster(t).config())
+	listed, err := n.CreateVolume(t.Context(), "v", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := n.replica(Listing{Name: "v", ID: store.NewVolumeID()}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.findVolume(t.Context(), "v"); !errors.Is(err, ErrTwoVolumes) {
+		t.Errorf("by name: %v", err)
+	}
+	if _, err := n.DeleteVolume(t.Context(), old.ID().String(), false); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := n.findVolume(t.Context(), "v"); err != nil || l.ID != listed.ID {
+		t.Errorf("by name, after the old one was dropped: %+v, %v", l, err)
+	}
+	if _, err := n.findVolume(t.Context(), old.ID().String()); !errors.Is(err, store.ErrNoVolume) {
+		t.Errorf("by the id that was dropped: %v", err)
+	}
+	if _, err := n.DeleteVolume(t.Context(), store.CatalogueID.String(), true); !errors.Is(err, store.ErrNoVolume) {
+		t.Errorf("delete of the catalogue: %v", err)
+	}
+}
+
 func TestToStatus(t *testing.T) {
 	for _, row := range statusCodes {
 		err := toStatus(fmt.Errorf("do something: %w", row.err))

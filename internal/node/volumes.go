@@ -101,10 +101,26 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 	if err := n.knowCatalogue(ctx); err != nil {
 		return VolumeInfo{}, err
 	}
+	info, err := n.makeVolume(name, options)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	n.spread(ctx)
+	n.log.Info("volume created", "volume", name, "id", info.ID)
+	return info, nil
+}
+
+// makeVolume makes and lists a volume, or lists one again that is held here.
+func (n *Node) makeVolume(name string, options map[string]string) (VolumeInfo, error) {
+	n.creations.Lock()
+	defer n.creations.Unlock()
 	if _, err := n.catalogue.find(name); err == nil {
 		return VolumeInfo{}, ErrVolumeExists
 	} else if !errors.Is(err, store.ErrNoVolume) {
 		return VolumeInfo{}, err
+	}
+	if info, found, err := n.relist(name); found || err != nil {
+		return info, err
 	}
 	l := Listing{Name: name, ID: store.NewVolumeID(), Options: options, Created: time.Now().UTC(), By: n.cfg.Node}
 	v, err := n.replica(l, true)
@@ -118,8 +134,6 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 		}
 		return VolumeInfo{}, errors.Join(err, n.drop(v))
 	}
-	n.spread(ctx)
-	n.log.Info("volume created", "volume", name, "id", l.ID)
 	return VolumeInfo{Listing: l, Replica: v}, nil
 }
 
@@ -155,7 +169,7 @@ func (n *Node) deleteVolume(ctx context.Context, name string, force bool) (Volum
 	return info, nil
 }
 
-// findVolume returns the listing of a volume; the error for one that is not
+// findVolume returns the listing of a volume, by its name or its id; the error for one that is not
 // there names those that are.
 func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
 	if err := checkVolumeName(name); err != nil {
@@ -164,7 +178,13 @@ func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
 	if err := n.knowCatalogue(ctx); err != nil {
 		return Listing{}, err
 	}
+	if l, err := n.byID(name); !errors.Is(err, store.ErrNoVolume) {
+		return l, err
+	}
 	l, err := n.awaitVolume(ctx, name)
+	if err == nil {
+		err = n.checkOneOfName(l)
+	}
 	if !errors.Is(err, store.ErrNoVolume) {
 		return l, err
 	}
@@ -246,7 +266,7 @@ func (n *Node) volumes() ([]VolumeInfo, error) {
 		if !seen[v.ID()] {
 			all = append(all, VolumeInfo{
 				Listing: Listing{Name: v.Name(), ID: v.ID()}, Replica: v, Mounts: len(n.mountsOf(v.ID())),
-				Problem: "not in the catalogue: deleted, or another volume was created with its name at the same time",
+				Problem: n.problemOf(v),
 			})
 		}
 	}
