@@ -35,6 +35,7 @@ type testNode struct {
 	db      *store.DB
 	cluster *Cluster
 	v       *store.Volume
+	keyring *memberlist.Keyring // of the membership gossip
 }
 
 // A testCluster makes nodes with keys of one CA.
@@ -110,7 +111,7 @@ func (n *testNode) startAt(t testing.TB, bind string, join []string) {
 	t.Helper()
 	cluster, err := Start(context.Background(), Options{
 		Node: n.name, Bind: bind, ReplicaBind: "127.0.0.1:0", Join: join, Keys: n.keys,
-		StateDir: n.dir, DB: n.db, Log: testLog(n.name), tuneMembership: quick,
+		StateDir: n.dir, DB: n.db, Log: testLog(n.name), tuneMembership: func(conf *memberlist.Config) { quick(conf); n.keyring = conf.Keyring },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -279,8 +280,8 @@ func TestP4ConvergeConcurrent(t *testing.T) {
 	writers.Wait()
 	same(t, x, y, z)
 	for _, n := range []*testNode{x, y, z} {
-		if err := n.cluster.WaitAll(timeout(t), testVolume); err != nil {
-			t.Error(err)
+		if have, err := n.cluster.WaitAll(timeout(t), testVolume); err != nil || len(have) != 2 {
+			t.Error(have, err)
 		}
 		if p := n.cluster.Problems(); len(p) > 0 {
 			t.Errorf("%s has problems: %+v", n.name, p)
@@ -500,7 +501,7 @@ func TestWaitAllWaitsForWhatIsNotSealed(t *testing.T) {
 	for i := range 20 {
 		data := fmt.Appendf(nil, "%d", i)
 		x.write(t, "f", data)
-		if err := x.cluster.WaitAll(timeout(t), testVolume); err != nil {
+		if _, err := x.cluster.WaitAll(timeout(t), testVolume); err != nil {
 			t.Fatal(err)
 		}
 		for _, n := range []*testNode{y, z} {

@@ -45,8 +45,9 @@
 // # Locks
 //
 // Lock order: Cluster.mu (around each step of the protocol and its effects),
-// then queue.mu and worker.mu, which are leaves. Nothing blocks under
-// Cluster.mu: no store call, no I/O, no memberlist call. Callbacks of
+// then link.mu, then queue.mu, worker.mu, membership.mu and refusals.mu, which
+// are leaves. Nothing blocks under Cluster.mu: no store call, no I/O, no
+// memberlist call. Callbacks of
 // memberlist come with its locks held and take membership.mu only. The store's
 // OnSeal callback takes Cluster.mu.
 package gossip

@@ -107,6 +107,16 @@ func (l *link) update(m member, live bool) {
 	}
 }
 
+// why is what keeps the link from being up, nil if nothing is known.
+func (l *link) why() error {
+	if l == nil {
+		return nil // the member came this moment
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
 // isMember reports whether the peer is one and where to dial it.
 func (l *link) isMember() (address string, ok bool) {
 	l.mu.Lock()
@@ -128,6 +138,7 @@ func (l *link) run(ctx context.Context) {
 		l.mu.Lock()
 		l.err = err
 		l.mu.Unlock()
+		l.cluster.wakeUp() // who waits for the peer may give it up
 		switch {
 		case status.Code(err) == codes.FailedPrecondition:
 			delay = refusedDelay

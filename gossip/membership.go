@@ -194,13 +194,38 @@ func (m *membership) joinRound(ctx context.Context) {
 			break
 		}
 		g.Go(func() error {
-			if _, err := m.list.Join([]string{address}); err != nil && m.alone() {
-				m.log.Debug("join", "address", address, "err", err)
-			}
+			m.tried(address, m.joinOne(address))
 			return nil
 		})
 	}
 	_ = g.Wait() // it carries no error
+}
+
+func (m *membership) joinOne(address string) error {
+	_, err := m.list.Join([]string{address})
+	return err
+}
+
+// tried notes what came of joining an address.
+func (m *membership) tried(address string, err error) {
+	if !isForeignKey(err) {
+		m.refusals.drop(address)
+		if err != nil && m.alone() {
+			m.log.Debug("join", "address", address, "err", err)
+		}
+		return
+	}
+	reason := fmt.Sprintf("the node at %s answers under another gossip key: one of the two has a wrong gossip.key; "+
+		"copy the cluster's into this node's directory of keys and start it again", address)
+	if m.refusals.put(Refusal{Address: address, Reason: reason}, 2*rejoinSteady) {
+		m.log.Error("join", "address", address, "err", reason)
+	}
+}
+
+// isForeignKey reports whether a node's answer to a join could not be read with
+// any of this node's gossip keys. memberlist tells that by the text alone.
+func isForeignKey(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "no installed keys could decrypt the message")
 }
 
 func (m *membership) targets() []string {

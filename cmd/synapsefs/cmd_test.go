@@ -161,7 +161,7 @@ func TestCommandsOfVolumes(t *testing.T) {
 		{"volumes create Configs", exitUsage, "", "no DNS label"},
 		{"volumes list", exitOK, "configs  ready", ""},
 		{"volumes delete konfigs", exitNotFound, "", "no such volume: there are configs"},
-		{"wait configs", exitOK, "all live peers have volume configs", ""},
+		{"wait configs", exitOK, "this host is the only one of its cluster, and alone has volume configs", ""},
 		{"wait nope", exitNotFound, "", "no such volume"},
 		{"mounts --output json", exitOK, "[]", ""},
 		{"umount DIR", exitNotFound, "", "nothing of synapsefs is mounted there"},

@@ -16,7 +16,7 @@ func newVolumesCommand(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "volumes",
 		Short: "List, create and delete volumes",
-		Long:  "List, create and delete the cluster's volumes.\n" + exitHelp,
+		Long:  "List, create and delete the cluster's volumes. Where a volume is named, by any\ncommand, its id does as well.\n" + exitHelp,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usageError{fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())}
@@ -43,7 +43,7 @@ func newVolumesCreateCommand(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use:   "create VOLUME",
 		Short: "Make a volume",
-		Long:  "Make an empty volume, with its first replica on this host. Its name is a DNS label.\n" + exitHelp,
+		Long:  "Make an empty volume, with its first replica on this host. Its name is a DNS label.\nA volume of a free name that this host holds and the catalogue does not list is\nlisted again instead, with what is in it.\n" + exitHelp,
 		Args:  exactly("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runVolumesCreate(cmd.Context(), env, args[0])

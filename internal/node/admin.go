@@ -16,6 +16,9 @@ import (
 // those that wait for peers end at once.
 const stopGrace = 2 * time.Second
 
+// answerTime is how long an answer may take to reach the caller.
+const answerTime = 100 * time.Millisecond
+
 // adminServer turns calls of the admin API into calls of the node.
 type adminServer struct {
 	wire.UnimplementedAdminServer
@@ -119,10 +122,17 @@ func (s *adminServer) Mounts(context.Context, *wire.MountsRequest) (*wire.Mounts
 
 func (s *adminServer) Wait(ctx context.Context, r *wire.WaitRequest) (*wire.WaitReply, error) {
 	begin := time.Now()
-	if err := s.n.Wait(ctx, r.Volume); err != nil {
+	if deadline, ok := ctx.Deadline(); ok {
+		// Before the caller's: it shall still hear for whom it waited.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-min(time.Until(deadline)/10, answerTime)))
+		defer cancel()
+	}
+	nodes, err := s.n.Wait(ctx, r.Volume)
+	if err != nil {
 		return nil, err
 	}
-	return &wire.WaitReply{TookNs: int64(time.Since(begin))}, nil
+	return &wire.WaitReply{TookNs: int64(time.Since(begin)), Nodes: nodes}, nil
 }
 
 func (i MountInfo) toWire() *wire.MountStatus {

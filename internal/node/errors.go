@@ -17,8 +17,10 @@ import (
 var (
 	ErrBadName      = errors.New("bad argument")
 	ErrVolumeExists = errors.New("volume exists")
+	ErrTwoVolumes   = errors.New("two volumes have that name")
 	ErrVolumeBusy   = errors.New("volume is mounted on this node")
 	ErrNoCatalogue  = errors.New("this node does not know the cluster's volumes yet: it has met no member that does")
+	ErrNoPeer       = errors.New("no live peer holds the volume: nobody but this host is known to have what it has; see synapsefs peers")
 	ErrRunning      = errors.New("a daemon is running already")
 	ErrStopping     = errors.New("the daemon is stopping")
 )
@@ -38,8 +40,10 @@ var statusCodes = []struct {
 	{kernel.ErrMountpointMissing, codes.NotFound},
 	{ErrVolumeExists, codes.AlreadyExists},
 	{kernel.ErrMounted, codes.AlreadyExists},
+	{ErrTwoVolumes, codes.FailedPrecondition},
 	{ErrVolumeBusy, codes.FailedPrecondition},
 	{ErrNoCatalogue, codes.FailedPrecondition},
+	{ErrNoPeer, codes.FailedPrecondition},
 	{ErrStopping, codes.FailedPrecondition},
 	{store.ErrNotReady, codes.FailedPrecondition},
 	{fusefs.ErrNotServed, codes.FailedPrecondition},

@@ -32,7 +32,7 @@ type MountInfo struct {
 	Dir      string
 	ReadOnly bool
 	// Stale: no ready peer was reachable within catch-up-timeout, and the
-	// replica, ready once, serves its own data.
+	// replica, ready once, serves its own data until it has caught up.
 	Stale   bool
 	Since   time.Time
 	Created bool // the volume was made by the call that mounted it
@@ -59,9 +59,10 @@ func (n *Node) Mount(ctx context.Context, r MountRequest) (MountInfo, error) {
 		n.forget(m)
 		return MountInfo{}, err
 	}
-	n.log.Info("mounted", "volume", r.Volume, "dir", m.info.Dir, "stale", m.info.Stale)
+	info := n.infoOf(m)
+	n.log.Info("mounted", "volume", r.Volume, "dir", info.Dir, "stale", info.Stale)
 	n.kick() // should the volume have been deleted meanwhile
-	return m.info, nil
+	return info, nil
 }
 
 // fill does the work of mount for a reserved directory.
@@ -257,14 +258,37 @@ func (n *Node) keep(m *mount, id store.VolumeID, fs *fusefs.Mounted) error {
 		return errors.Join(ErrStopping, fs.Leave(true))
 	}
 	m.fs, m.volume, m.info.Since = fs, id, time.Now()
+	stale := m.info.Stale
 	n.mu.Unlock()
+	mounted, ended := context.WithCancel(context.Background())
 	go func() {
 		if err := fs.Wait(); err != nil {
 			n.log.Error("mount ended", "dir", m.info.Dir, "err", err)
 		}
+		ended()
 		n.forget(m)
 	}()
+	if stale {
+		go n.freshen(mounted, m)
+	}
 	return nil
+}
+
+// freshen takes the mark from a stale mount when its replica has caught up.
+func (n *Node) freshen(mounted context.Context, m *mount) {
+	if n.cluster.CaughtUp(mounted, m.volume) != nil {
+		return // the mount, the volume or the node ended
+	}
+	n.mu.Lock()
+	m.info.Stale = false
+	n.mu.Unlock()
+	n.log.Info("caught up with a ready peer: stale no longer", "volume", m.info.Volume, "dir", m.info.Dir)
+}
+
+func (n *Node) infoOf(m *mount) MountInfo {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return m.info
 }
 
 func (n *Node) forget(m *mount) {

@@ -55,7 +55,8 @@ func (n *Node) knowCatalogue(ctx context.Context) error {
 	return nil
 }
 
-// alone reports whether this node has no peer and looks for none.
+// alone reports whether this node is all there is of its cluster: it looks for
+// no peer and never had one.
 func (n *Node) alone() bool {
 	return len(n.cfg.Join) == 0 && !slices.ContainsFunc(n.cluster.Peers(), func(p gossip.PeerStatus) bool {
 		return p.State != gossip.StateRefused
@@ -67,7 +68,7 @@ func (n *Node) alone() bool {
 func (n *Node) spread(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, catalogueWait)
 	defer cancel()
-	if err := n.cluster.WaitAll(ctx, store.CatalogueID); err != nil {
+	if _, err := n.cluster.WaitAll(ctx, store.CatalogueID); err != nil {
 		n.log.Warn("not all members know of the change yet", "err", err)
 	}
 }
@@ -101,10 +102,26 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 	if err := n.knowCatalogue(ctx); err != nil {
 		return VolumeInfo{}, err
 	}
+	info, err := n.makeVolume(name, options)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	n.spread(ctx)
+	n.log.Info("volume created", "volume", name, "id", info.ID)
+	return info, nil
+}
+
+// makeVolume makes and lists a volume, or lists one again that is held here.
+func (n *Node) makeVolume(name string, options map[string]string) (VolumeInfo, error) {
+	n.creations.Lock()
+	defer n.creations.Unlock()
 	if _, err := n.catalogue.find(name); err == nil {
 		return VolumeInfo{}, ErrVolumeExists
 	} else if !errors.Is(err, store.ErrNoVolume) {
 		return VolumeInfo{}, err
+	}
+	if info, found, err := n.relist(name); found || err != nil {
+		return info, err
 	}
 	l := Listing{Name: name, ID: store.NewVolumeID(), Options: options, Created: time.Now().UTC(), By: n.cfg.Node}
 	v, err := n.replica(l, true)
@@ -118,8 +135,6 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 		}
 		return VolumeInfo{}, errors.Join(err, n.drop(v))
 	}
-	n.spread(ctx)
-	n.log.Info("volume created", "volume", name, "id", l.ID)
 	return VolumeInfo{Listing: l, Replica: v}, nil
 }
 
@@ -155,7 +170,7 @@ func (n *Node) deleteVolume(ctx context.Context, name string, force bool) (Volum
 	return info, nil
 }
 
-// findVolume returns the listing of a volume; the error for one that is not
+// findVolume returns the listing of a volume, by its name or its id; the error for one that is not
 // there names those that are.
 func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
 	if err := checkVolumeName(name); err != nil {
@@ -164,7 +179,13 @@ func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
 	if err := n.knowCatalogue(ctx); err != nil {
 		return Listing{}, err
 	}
+	if l, err := n.byID(name); !errors.Is(err, store.ErrNoVolume) {
+		return l, err
+	}
 	l, err := n.awaitVolume(ctx, name)
+	if err == nil {
+		err = n.checkOneOfName(l)
+	}
 	if !errors.Is(err, store.ErrNoVolume) {
 		return l, err
 	}
@@ -246,7 +267,7 @@ func (n *Node) volumes() ([]VolumeInfo, error) {
 		if !seen[v.ID()] {
 			all = append(all, VolumeInfo{
 				Listing: Listing{Name: v.Name(), ID: v.ID()}, Replica: v, Mounts: len(n.mountsOf(v.ID())),
-				Problem: "not in the catalogue: deleted, or another volume was created with its name at the same time",
+				Problem: n.problemOf(v),
 			})
 		}
 	}
@@ -290,23 +311,32 @@ func (n *Node) drop(v *store.Volume) error {
 }
 
 // Wait returns when all live peers that hold the volume have what was there
-// when it was called.
-func (n *Node) Wait(ctx context.Context, name string) error {
+// when it was called, and names them. With none it is ErrNoPeer, unless this
+// node has no peer and looks for none.
+func (n *Node) Wait(ctx context.Context, name string) (nodes []string, err error) {
 	ctx, release := n.scope(ctx)
 	defer release()
+	if nodes, err = n.wait(ctx, name); err != nil {
+		return nil, fmt.Errorf("wait for volume %q: %w", name, err)
+	}
+	return nodes, nil
+}
+
+func (n *Node) wait(ctx context.Context, name string) ([]string, error) {
 	l, err := n.findVolume(ctx, name)
 	if err != nil {
-		return fmt.Errorf("wait for volume %q: %w", name, err)
+		return nil, err
 	}
 	v := n.db.Volume(l.ID)
 	if v == nil {
-		return fmt.Errorf("wait for volume %q: %w: this node holds no replica of it", name, store.ErrNoVolume)
+		return nil, fmt.Errorf("%w: this node holds no replica of it", store.ErrNoVolume)
 	}
 	if err := v.Settle(); err != nil {
-		return fmt.Errorf("wait for volume %q: %w", name, err)
+		return nil, err
 	}
-	if err := n.cluster.WaitAll(ctx, l.ID); err != nil {
-		return fmt.Errorf("wait for volume %q: %w", name, err)
+	nodes, err := n.cluster.WaitAll(ctx, l.ID)
+	if err == nil && len(nodes) == 0 && !n.alone() {
+		err = ErrNoPeer
 	}
-	return nil
+	return nodes, err
 }

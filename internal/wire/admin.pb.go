@@ -267,7 +267,7 @@ func (x *PeersReply) GetPeers() []*PeerStatus {
 
 type PeerStatus struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
-	Node           string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Node           string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // empty: known by its address alone
 	Address        string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	State          string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // up, linking, gone or refused
 	Error          string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"` // why it is not up, or was refused last
@@ -788,7 +788,7 @@ type MountStatus struct {
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	Dir           []byte                 `protobuf:"bytes,2,opt,name=dir,proto3" json:"dir,omitempty"`
 	ReadOnly      bool                   `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
-	Stale         bool                   `protobuf:"varint,4,opt,name=stale,proto3" json:"stale,omitempty"` // serves its own data: no ready peer was reachable in time
+	Stale         bool                   `protobuf:"varint,4,opt,name=stale,proto3" json:"stale,omitempty"` // serves its own data: no ready peer was reached yet
 	SinceUnixNs   int64                  `protobuf:"varint,5,opt,name=since_unix_ns,json=sinceUnixNs,proto3" json:"since_unix_ns,omitempty"`
 	Created       bool                   `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"` // Mount: the volume was made by this call
 	unknownFields protoimpl.UnknownFields
@@ -1100,7 +1100,7 @@ func (x *WaitRequest) GetVolume() string {
 type WaitReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TookNs        int64                  `protobuf:"varint,1,opt,name=took_ns,json=tookNs,proto3" json:"took_ns,omitempty"`
-	Nodes         []string               `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"` // who has it
+	Nodes         []string               `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"` // peers that have it; none if this node is alone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -54,7 +54,8 @@ type AdminClient interface {
 	Unmount(ctx context.Context, in *UnmountRequest, opts ...grpc.CallOption) (*UnmountReply, error)
 	Mounts(ctx context.Context, in *MountsRequest, opts ...grpc.CallOption) (*MountsReply, error)
 	// Wait returns when all live peers that hold the volume have what this node
-	// had when it was called.
+	// had when it was called. It is FAILED_PRECONDITION if there is none, unless
+	// the node has no peer and looks for none.
 	Wait(ctx context.Context, in *WaitRequest, opts ...grpc.CallOption) (*WaitReply, error)
 }
 
@@ -176,7 +177,8 @@ type AdminServer interface {
 	Unmount(context.Context, *UnmountRequest) (*UnmountReply, error)
 	Mounts(context.Context, *MountsRequest) (*MountsReply, error)
 	// Wait returns when all live peers that hold the volume have what this node
-	// had when it was called.
+	// had when it was called. It is FAILED_PRECONDITION if there is none, unless
+	// the node has no peer and looks for none.
 	Wait(context.Context, *WaitRequest) (*WaitReply, error)
 	mustEmbedUnimplementedAdminServer()
 }
