@@ -38,7 +38,9 @@ type Volume struct {
 	deps       map[crdt.ReplicaID]crdt.Seq // merged since the last own op
 	queue      sealQueue
 	viewers    map[MountID]Viewer
-	unfinished int  // drafts whose writer died before closing them
+	unfinished int // drafts whose writer died before closing them
+	roster     roster
+	journal    journal
 	halfJoined bool // a snapshot is part of the state and part is not
 
 	setsMu sync.RWMutex // held while a transaction and sets must agree; taken after mu
@@ -74,6 +76,10 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 	}
 	v.ready.Store(r.Ready)
 	v.queue.opts = &db.opts
+	// Those of earlier versions had no LostIno.
+	if err := db.kv.update(func(t txn) error { return putFixed(t, &v.keys) }); err != nil {
+		return nil, err
+	}
 	if err := v.load(); err != nil {
 		return nil, err
 	}
@@ -89,6 +95,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 		return nil, err
 	}
 	v.done.Go(v.sealer)
+	v.done.Go(v.keeper)
 	return v, nil
 }
 
@@ -121,7 +128,13 @@ func (v *Volume) load() error {
 		}); err != nil {
 			return err
 		}
-		return v.loadQueue(t)
+		if err := v.loadQueue(t); err != nil {
+			return err
+		}
+		if err := v.loadJournal(t); err != nil {
+			return err
+		}
+		return v.loadRoster(t)
 	})
 	v.sets.Store(s)
 	return err
@@ -171,7 +184,8 @@ func (v *Volume) renewLocked() error {
 	if seq := v.vector[old].Seq; seq > 0 {
 		v.deps[old] = seq
 	}
-	return nil
+	v.roster.out[old] = true // nothing comes from it any more
+	return v.saveRosterLocked()
 }
 
 func (v *Volume) putRecordLocked() error {
@@ -186,7 +200,10 @@ func (v *Volume) close() error {
 	}
 	close(v.stop)
 	v.done.Wait()
-	return errors.Join(v.sealNow(), v.closeDrafts())
+	err := errors.Join(v.sealNow(), v.closeDrafts())
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return errors.Join(err, v.saveRosterLocked())
 }
 
 // ID is the volume's id.

@@ -38,7 +38,7 @@ type scratch struct {
 func (s *scratch) standings(log []*Op) error {
 	at := map[Ino]Place{}
 	under := func(dir, top Ino) bool {
-		for ; dir != RootIno && dir != 0; dir = at[dir].Parent {
+		for ; !dir.fixed() && dir != 0; dir = at[dir].Parent {
 			if dir == top {
 				return true
 			}
@@ -82,7 +82,7 @@ func (s *scratch) claimAll() {
 		p, _ := i.PlaceOf(l.ID)
 		k := nameKey{p.Parent, p.Name}
 		s.claims[k] = append(s.claims[k], Claim{i.Ino, l.ID, i.Kind, p.ID})
-		if up := s.st.inodes[p.Parent]; up.Ino != RootIno {
+		if up := s.st.inodes[p.Parent]; !up.Ino.fixed() {
 			claim(up, &up.Links[0])
 		}
 	}
@@ -146,6 +146,7 @@ func (s *scratch) walkSets() error {
 		}
 	}
 	walk([]Ino{RootIno})
+	walk([]Ino{LostIno})
 	all := 0
 	for _, cs := range s.claims {
 		all += len(cs)
