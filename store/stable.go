@@ -24,9 +24,15 @@ const (
 	leastTurn      = 20 * time.Millisecond
 )
 
+// TurnEvery is how often replicas tell each other what they have, and drop what
+// all of them have.
+func (db *DB) TurnEvery() time.Duration {
+	return max(min(db.opts.ReplicaRetention/16, mostTurn), leastTurn)
+}
+
 // keeper keeps journal and tombstones within their bounds.
 func (v *Volume) keeper() {
-	ticker := time.NewTicker(max(min(v.db.opts.ReplicaRetention/16, mostTurn), leastTurn))
+	ticker := time.NewTicker(v.db.TurnEvery())
 	defer ticker.Stop()
 	for {
 		select {
@@ -200,6 +206,8 @@ type Keeping struct {
 	Unstable     uint64 // ops that some replica that counts has not
 	Counting     int    // other replicas that count
 	Out          int    // that must take a snapshot
+	Tombstones   uint64 // inodes with something removed that is not yet collected
+	Lost         uint64 // names in LostIno
 }
 
 // Keeping returns how the replica's bounds are kept.

@@ -41,6 +41,7 @@ type Volume struct {
 	unfinished int // drafts whose writer died before closing them
 	roster     roster
 	journal    journal
+	collected  Collected
 	halfJoined bool // a snapshot is part of the state and part is not
 
 	setsMu sync.RWMutex // held while a transaction and sets must agree; taken after mu

@@ -21,6 +21,8 @@ var (
 	ErrNotMounted   = errors.New("nothing of this daemon is mounted there")
 	ErrNoCatalogue  = errors.New("this node does not know the cluster's volumes yet: it has met no member that does")
 	ErrRunning      = errors.New("a daemon is running already")
+	ErrNoPeer       = errors.New("no replica of such a node is known")
+	ErrPeerHere     = errors.New("the node is a member: stop it first")
 	ErrStopping     = errors.New("the daemon is stopping")
 )
 
@@ -36,11 +38,13 @@ var statusCodes = []struct {
 	{kernel.ErrNotDirectory, codes.InvalidArgument},
 	{ErrNotMounted, codes.NotFound},
 	{store.ErrNoVolume, codes.NotFound},
+	{ErrNoPeer, codes.NotFound},
 	{kernel.ErrMountpointMissing, codes.NotFound},
 	{ErrVolumeExists, codes.AlreadyExists},
 	{kernel.ErrMounted, codes.AlreadyExists},
 	{ErrVolumeBusy, codes.FailedPrecondition},
 	{ErrNoCatalogue, codes.FailedPrecondition},
+	{ErrPeerHere, codes.FailedPrecondition},
 	{ErrStopping, codes.FailedPrecondition},
 	{store.ErrNotReady, codes.FailedPrecondition},
 	{fusefs.ErrNotServed, codes.FailedPrecondition},
