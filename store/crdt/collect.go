@@ -122,3 +122,62 @@ func (i *Inode) dropLink(id LinkID) bool {
 	i.Links = slices.DeleteFunc(i.Links, func(l Link) bool { return l.ID == id })
 	return true
 }
+
+// CollectAll collects, of the inodes given, what it may, all but those that are
+// kept, and takes care that no directory goes before what was in it: all inodes
+// with tombstones must be among them. remove forgets an inode.
+func CollectAll(s State, inodes []Ino, h *Horizon, keep func(Ino) bool, remove func(Ino) error) error {
+	held := map[Ino]bool{} // directories that something is, or may come back, in
+	dirs := map[Ino]*Inode{}
+	for _, ino := range inodes {
+		i, err := s.Inode(ino)
+		if err != nil {
+			return err
+		}
+		if i == nil {
+			continue
+		}
+		now, err := Collect(s, i, h)
+		switch {
+		case err != nil:
+			return err
+		case now == nil && i.Kind == KindDir && !keep(ino):
+			dirs[ino] = i
+			continue
+		case now == nil && !keep(ino):
+			if err := remove(ino); err != nil {
+				return err
+			}
+			continue
+		case now == nil:
+			now = i
+		case now != i:
+			if err := s.PutInode(now); err != nil {
+				return err
+			}
+		}
+		hold(held, now)
+	}
+	for more := true; more; {
+		more = false
+		for ino, d := range dirs {
+			if held[ino] {
+				delete(dirs, ino)
+				hold(held, d)
+				more = true
+			}
+		}
+	}
+	for ino := range dirs {
+		if err := remove(ino); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func hold(held map[Ino]bool, i *Inode) {
+	for _, dir := range i.Above() {
+		held[dir] = true
+	}
+}

@@ -36,7 +36,14 @@ type scratch struct {
 
 // standings folds all moves of all ops afresh.
 func (s *scratch) standings(log []*Op) error {
-	at := map[Ino]Place{}
+	at, kinds := map[Ino]Place{}, map[Ino]Kind{}
+	for _, op := range log {
+		for _, w := range op.Writes {
+			if w.Kind == WriteInode {
+				kinds[w.Ino] = w.InodeKind
+			}
+		}
+	}
 	under := func(dir, top Ino) bool {
 		for ; !dir.fixed() && dir != 0; dir = at[dir].Parent {
 			if dir == top {
@@ -49,7 +56,7 @@ func (s *scratch) standings(log []*Op) error {
 	for _, op := range ops {
 		undo := maps.Clone(at)
 		for n, w := range op.Writes {
-			if w.Kind != WritePlace || s.st.inodes[w.Ino].Kind != KindDir {
+			if w.Kind != WritePlace || kinds[w.Ino] != KindDir {
 				continue
 			}
 			if under(w.Parent, w.Ino) {
@@ -60,7 +67,11 @@ func (s *scratch) standings(log []*Op) error {
 		}
 	}
 	for ino, p := range at {
-		if got := s.st.inodes[ino].Standing; !got.same(p) {
+		i := s.st.inodes[ino]
+		if i == nil {
+			continue // collected: it is in nobody's way
+		}
+		if got := i.Standing; !got.same(p) {
 			return fmt.Errorf("directory %d stands at %v, folded at %v", ino, got, p)
 		}
 	}
