@@ -96,6 +96,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	c.running.Go(func() { c.members.run(c.ctx) })
 	c.running.Go(c.followMembers)
 	c.running.Go(c.tick)
+	c.running.Go(c.speakLoop)
 	c.running.Go(c.watchReady)
 	return c, nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/synapsefs/synapsefs/internal/wire"
@@ -26,6 +27,7 @@ func toWire(m Message) *wire.Frame {
 		for _, h := range m.Changed {
 			w.Changed = append(w.Changed, &wire.Holding{
 				Volume: h.Volume[:], Replica: uint64(h.Replica), Ready: h.Ready, Vector: vectorToWire(h.Vector),
+				Collected: vectorToWire(h.Collected.Vector), Out: outToWire(h.Collected.Out),
 			})
 		}
 		for _, id := range m.Dropped {
@@ -42,6 +44,12 @@ func toWire(m Message) *wire.Frame {
 		return &wire.Frame{Body: &wire.Frame_PullDone{PullDone: &wire.PullDone{Volume: m.Volume[:], More: m.More}}}
 	case SnapshotNeeded:
 		return &wire.Frame{Body: &wire.Frame_SnapshotNeeded{SnapshotNeeded: &wire.SnapshotNeeded{Volume: m.Volume[:]}}}
+	case Roster:
+		w := &wire.Roster{Volume: m.Volume[:]}
+		for _, x := range m.Members {
+			w.Members = append(w.Members, memberToWire(x))
+		}
+		return &wire.Frame{Body: &wire.Frame_Roster{Roster: w}}
 	case IdentityRequest:
 		w := &wire.IdentityRequest{Volume: m.Volume[:]}
 		for _, r := range m.Replicas {
@@ -68,6 +76,8 @@ func fromWire(f *wire.Frame) (Message, error) {
 		m = PullDone{d.volume(b.PullDone.GetVolume()), b.PullDone.GetMore()}
 	case *wire.Frame_SnapshotNeeded:
 		m = SnapshotNeeded{d.volume(b.SnapshotNeeded.GetVolume())}
+	case *wire.Frame_Roster:
+		m = d.roster(b.Roster)
 	case *wire.Frame_IdentityRequest:
 		w := b.IdentityRequest
 		r := IdentityRequest{Volume: d.volume(w.GetVolume())}
@@ -121,12 +131,56 @@ func (d *decoder) holdings(w *wire.Holdings) Holdings {
 		m.Changed = append(m.Changed, Holding{
 			Volume: d.volume(h.GetVolume()), Replica: crdt.ReplicaID(h.GetReplica()),
 			Ready: h.GetReady(), Vector: d.vector(h.GetVector()),
+			Collected: store.Collected{Vector: d.vector(h.GetCollected()), Out: d.out(h.GetOut())},
 		})
 	}
 	for _, id := range w.GetDropped() {
 		m.Dropped = append(m.Dropped, d.volume(id))
 	}
 	return m
+}
+
+func (d *decoder) out(entries []*wire.VectorEntry) map[crdt.ReplicaID]crdt.Seq {
+	out := make(map[crdt.ReplicaID]crdt.Seq, len(entries))
+	for _, w := range entries {
+		out[crdt.ReplicaID(w.GetReplica())] = crdt.Seq(w.GetSeq())
+	}
+	return out
+}
+
+func outToWire(out map[crdt.ReplicaID]crdt.Seq) (w []*wire.VectorEntry) {
+	for _, id := range slices.Sorted(maps.Keys(out)) {
+		w = append(w, &wire.VectorEntry{Replica: uint64(id), Seq: uint64(out[id])})
+	}
+	return w
+}
+
+func (d *decoder) roster(w *wire.Roster) Roster {
+	m := Roster{Volume: d.volume(w.GetVolume())}
+	d.check(len(w.GetMembers()) <= maxRecords, "too many members")
+	for _, x := range w.GetMembers() {
+		acked, err := crdt.DecodeVector(x.GetAcked())
+		d.check(err == nil, "vector")
+		in := store.Member{
+			Replica: crdt.ReplicaID(x.GetReplica()), Node: x.GetNode(), At: x.GetAt(),
+			Acked: acked, Committed: crdt.Seq(x.GetCommitted()),
+		}
+		for _, id := range x.GetOut() {
+			in.Out = append(in.Out, crdt.ReplicaID(id))
+		}
+		m.Members = append(m.Members, in)
+	}
+	return m
+}
+
+func memberToWire(m store.Member) *wire.Member {
+	w := &wire.Member{
+		Replica: uint64(m.Replica), Node: m.Node, At: m.At, Acked: crdt.AppendVector(nil, m.Acked), Committed: uint64(m.Committed),
+	}
+	for _, id := range m.Out {
+		w.Out = append(w.Out, uint64(id))
+	}
+	return w
 }
 
 func vectorToWire(v crdt.Vector) []*wire.VectorEntry {

@@ -74,6 +74,11 @@ type (
 		Peer   string
 		Vector crdt.Vector
 		Err    error
+		// Anew says that the replica has a new id, and Vector is not a later
+		// one than before.
+		Anew      bool
+		Self      crdt.ReplicaID
+		Collected store.Collected
 	}
 	// ReadySaved is the result of BecomeReady, or says that the replica was
 	// declared ready by somebody else.
@@ -115,10 +120,12 @@ type (
 		Hash   crdt.Hash
 		Peers  []string
 	}
-	// TakeSnapshot takes a peer's state. No merge is under way meanwhile.
+	// TakeSnapshot takes a peer's state: into the present one or, anew, in its
+	// place. No merge is under way meanwhile.
 	TakeSnapshot struct {
 		Volume store.VolumeID
 		Peer   string
+		Anew   bool
 	}
 	// BecomeReady records that the replica has caught up with a ready one.
 	BecomeReady struct{ Volume store.VolumeID }

@@ -114,18 +114,31 @@ func (m Holdings) receive(p *Protocol, from *peerState) {
 			h = &holding{vector: crdt.Vector{}, acked: crdt.Vector{}}
 			from.holds[n.Volume] = h
 		}
-		h.self = n.Replica
+		if h.self != n.Replica {
+			// It began anew: what it had before says nothing.
+			*h = holding{self: n.Replica, vector: crdt.Vector{}, acked: crdt.Vector{}, serving: h.serving}
+		}
 		h.saw(n.Vector)
 		if n.Ready && !h.ready {
 			h.target = n.Vector.Clone()
 		}
 		h.ready = n.Ready
+		h.collected = n.Collected
 		v := p.replicas[n.Volume]
 		if v == nil {
 			continue
 		}
 		p.compare(v, from, h, n.Vector)
+		if e := n.Vector[v.self]; e.Seq > 0 && e.Seq < v.applied[v.self].Seq {
+			p.do(Verify{v.id, from.name, e})
+		}
+		if v.excludes(h) && len(n.Vector) > 0 {
+			p.report(from.name, v.id, fmt.Errorf("its replica %v: %w", h.self, store.ErrBehind))
+		}
 		if from.up {
+			if len(v.members) > 0 && !v.apart(h) {
+				p.send(from, Roster{v.id, v.members})
+			}
 			// It may not have been told what came since this link came up.
 			p.send(from, Digest{v.id, v.applied.Clone()})
 		}
@@ -150,12 +163,14 @@ func (p *Protocol) compare(v *replica, from *peerState, h *holding, theirs crdt.
 	case h.doubt.IsZero():
 		h.doubt = p.now
 	case p.now.Sub(h.doubt) >= repeatAfter:
-		p.report(from.name, v.id, fmt.Errorf(
-			"%w: peer has %d ops of this replica %v, which made %d; restored from a backup or a cloned disk?",
-			ErrTwoReplicas, e.Seq, v.self, v.applied[v.self].Seq))
+		p.forked(v, from, h, fmt.Sprintf("%d ops, and here are %d,", e.Seq, v.applied[v.self].Seq))
 	}
 	for r, e := range theirs {
 		if ours := v.applied[r]; ours.Seq == e.Seq && e.Seq > 0 && !sameHash(ours.Hash, e.Hash) {
+			if r == v.self {
+				p.forked(v, from, h, "other ops")
+				continue
+			}
 			p.report(from.name, v.id, fmt.Errorf("%w: %v at %d", ErrTwoReplicas, r, e.Seq))
 		}
 	}
@@ -187,6 +202,9 @@ func (m Push) receive(p *Protocol, from *peerState) {
 	}
 	defer p.touch(v)
 	if h := from.holds[m.Volume]; h != nil {
+		if v.apart(h) || h.forked {
+			return
+		}
 		// It has applied what it sends, and so all that depends on.
 		h.vector.Max(crdt.Vector{b.Origin: b.entry()})
 		for _, d := range b.Deps {
@@ -239,6 +257,8 @@ func (m Pull) receive(p *Protocol, from *peerState) {
 	case !from.up:
 	case v == nil || h == nil || v.staging:
 		p.send(from, PullDone{Volume: m.Volume})
+	case v.apart(h):
+		p.send(from, SnapshotNeeded{m.Volume})
 	case h.serving:
 		h.next = &m
 	default:

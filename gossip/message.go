@@ -31,6 +31,8 @@ type Holding struct {
 	Replica crdt.ReplicaID
 	Ready   bool
 	Vector  crdt.Vector
+	// Collected is what it may have forgotten.
+	Collected store.Collected
 }
 
 // Holdings says what the sender holds: all of it as the first message of a

@@ -104,6 +104,10 @@ type replica struct {
 	caughtUp bool // with a live ready peer since the replica was opened
 	staging  bool // a snapshot is being taken
 
+	collected store.Collected
+	members   []store.Member // as last spoken
+	estranged bool           // its id is another node's
+
 	pull       *pull
 	gap        crdt.Vector // what was missing at gapSince
 	gapSince   time.Time
@@ -147,6 +151,8 @@ type holding struct {
 	next      *Pull     // asked meanwhile
 	askedAt   time.Time // for identities
 	doubt     time.Time // since when it has ops of our replica that we have not
+	forked    bool      // its ops of our replica are not ours
+	collected store.Collected
 }
 
 // A pull is an answer that is awaited.
@@ -312,7 +318,7 @@ func (p *Protocol) checkReady(v *replica) {
 }
 
 func (v *replica) holding() Holding {
-	return Holding{Volume: v.id, Replica: v.self, Ready: v.ready, Vector: v.applied.Clone()}
+	return Holding{Volume: v.id, Replica: v.self, Ready: v.ready, Vector: v.applied.Clone(), Collected: v.collected}
 }
 
 // tell tells all linked peers of a change in what this node holds.
@@ -331,6 +337,7 @@ func (e VolumeOpened) step(p *Protocol) {
 	v := &replica{
 		id: e.Volume, self: e.Replica, ready: e.Ready, applied: e.Vector.Clone(), reached: e.Vector.Clone(),
 		pending: newPending(&p.limits, &p.waiting), merging: map[*Batch]string{}, fetches: map[crdt.Hash]*fetch{}, urgent: true,
+		collected: e.Collected,
 	}
 	p.replicas[v.id] = v
 	// What a peer said before this replica was there does not count: it may
@@ -377,7 +384,7 @@ func (e LocalBatch) step(p *Protocol) {
 	own := crdt.Vector{v.self: e.Batch.entry()}
 	v.applied.Max(own)
 	v.reached.Max(own)
-	p.holders(v.id, func(ps *peerState, _ *holding) { p.push(ps, v.id, e.Batch) })
+	p.partners(v, func(ps *peerState, _ *holding) { p.push(ps, v.id, e.Batch) })
 	p.changed(v)
 	p.touch(v)
 }

@@ -256,11 +256,69 @@ func TestTwoReplicasOneID(t *testing.T) {
 			}
 		}
 	}
+	beginsAnew(t, got, "b")
+	s = newScript(t, true, at(3), "b")
+	s.get("b", holds(true, at(3)))
 	other := at(3)
 	e := other[1]
 	e.Hash[0] = 9
 	other[1] = e
-	if got := s.get("b", Digest{testVolume, other}); !slices.Contains(effectNames(got), "Report") {
+	got = s.get("b", Digest{testVolume, other})
+	if !slices.Contains(effectNames(got), "Report") {
 		t.Errorf("unequal hashes are not reported: %q", effectNames(got))
+	}
+	beginsAnew(t, got, "b")
+}
+
+func beginsAnew(t *testing.T, got []Effect, peer string) {
+	t.Helper()
+	if !slices.Contains(got, Effect(TakeSnapshot{Volume: testVolume, Peer: peer, Anew: true})) {
+		t.Errorf("does not begin anew: %q", effectNames(got))
+	}
+}
+
+// exclude returns a peer's holdings that say what it has collected.
+func exclude(h Holdings, c store.Collected) Holdings {
+	h.Changed[0].Collected = c
+	return h
+}
+
+func TestP6WhoIsBehindBeginsAnew(t *testing.T) {
+	// It lacks what the peer has collected: no op goes either way.
+	s := newScript(t, true, at(3), "b")
+	got := s.get("b", exclude(holds(true, at(3, 9)), store.Collected{Vector: at(0, 5)}))
+	beginsAnew(t, got, "b")
+	for _, e := range got {
+		if send, ok := e.(Send); ok {
+			if _, ok := send.Message.(Pull); ok {
+				t.Error("pulls from a peer that has collected what it lacks")
+			}
+		}
+	}
+	// A peer that is not ready is no source, and is not merged with either.
+	s = newScript(t, true, at(3), "b")
+	got = s.get("b", exclude(holds(false, at(3, 9)), store.Collected{Vector: at(0, 5)}))
+	if names := effectNames(got); slices.Contains(names, "TakeSnapshot") {
+		t.Errorf("effects are %q", names)
+	}
+	// An empty joiner takes an ordinary snapshot, however small the volume.
+	s = newScript(t, false, at(), "b")
+	got = s.get("b", exclude(holds(true, at(3, 9)), store.Collected{Vector: at(0, 5)}))
+	if !slices.Contains(got, Effect(TakeSnapshot{Volume: testVolume, Peer: "b"})) {
+		t.Errorf("effects are %q", effectNames(got))
+	}
+	// It is out, or has ops of one that is.
+	for _, out := range []map[crdt.ReplicaID]crdt.Seq{{1: 9}, {2: 4}} {
+		s = newScript(t, true, at(3, 5), "b")
+		beginsAnew(t, s.get("b", exclude(holds(true, at(3, 5)), store.Collected{Out: out})), "b")
+	}
+	// Of two that exclude each other the one that collected less.
+	for _, mine := range []crdt.Seq{4, 6} {
+		s = newScript(t, true, at(3), "b")
+		s.do(Spoke{Volume: testVolume, Collected: store.Collected{Vector: at(mine, 0), Out: map[crdt.ReplicaID]crdt.Seq{2: 1}}})
+		got := s.get("b", exclude(holds(true, at(0, 5)), store.Collected{Vector: at(0, 5), Out: map[crdt.ReplicaID]crdt.Seq{1: 1}}))
+		if anew := slices.Contains(effectNames(got), "TakeSnapshot"); anew != (mine < 5) {
+			t.Errorf("collected %d of its own against 5: begins anew %v", mine, anew)
+		}
 	}
 }

@@ -23,6 +23,9 @@ func (p *Protocol) seek(v *replica) {
 	if v.staging {
 		return
 	}
+	if p.anew(v) {
+		return
+	}
 	held := v.held()
 	if !p.missed(v, held) {
 		return
@@ -38,7 +41,7 @@ func (p *Protocol) seek(v *replica) {
 	if p.needsSnapshot(v, h) {
 		if len(v.merging) == 0 { // else when they are done
 			v.staging = true
-			p.do(TakeSnapshot{v.id, ps.name})
+			p.do(TakeSnapshot{Volume: v.id, Peer: ps.name})
 		}
 		return
 	}
@@ -63,7 +66,7 @@ func (p *Protocol) missed(v *replica, held crdt.Vector) bool {
 	}
 	if v.gap == nil {
 		all := crdt.Vector{}
-		p.holders(v.id, func(_ *peerState, h *holding) { all.Max(h.vector) })
+		p.partners(v, func(_ *peerState, h *holding) { all.Max(h.vector) })
 		if held.Contains(all) {
 			v.urgent = false
 			return false
@@ -81,7 +84,7 @@ func (p *Protocol) missed(v *replica, held crdt.Vector) bool {
 // if there is any. It leaves out those that were no help lately.
 func (p *Protocol) source(v *replica, held crdt.Vector) (best *peerState, hold *holding) {
 	most, ready := uint64(0), false
-	p.holders(v.id, func(ps *peerState, h *holding) {
+	p.partners(v, func(ps *peerState, h *holding) {
 		n := missing(held, h.vector)
 		if n == 0 {
 			return
@@ -166,16 +169,28 @@ func (e SnapshotTaken) step(p *Protocol) {
 		p.report(e.Peer, v.id, fmt.Errorf("take snapshot: %w", e.Err))
 		return
 	}
+	if e.Anew {
+		v.begin(e)
+		p.tell(Holdings{Changed: []Holding{v.holding()}})
+	}
 	v.applied.Max(e.Vector)
 	v.reached.Max(v.applied)
 	v.pending.prune(v.reached)
 	for _, ps := range p.peers {
 		if h := ps.holds[v.id]; h != nil {
 			h.noJournal = false
+			h.forked, h.doubt = h.forked && !e.Anew, time.Time{}
 		}
 	}
 	v.gap, v.urgent, v.unacked = nil, true, true
 	p.changed(v)
+}
+
+// begin makes the replica one that has just the snapshot.
+func (v *replica) begin(e SnapshotTaken) {
+	v.self, v.collected, v.estranged, v.members = e.Self, e.Collected, false, nil
+	v.applied, v.reached = e.Vector.Clone(), e.Vector.Clone()
+	v.pending.clear()
 }
 
 // A fetch is content that batches wait for.

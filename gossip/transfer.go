@@ -182,16 +182,26 @@ func onePiece(stream interface {
 }
 
 // takeSnapshot makes a peer's state this replica's. No merge runs meanwhile.
-func (c *Cluster) takeSnapshot(hv *heldVolume, node string) {
-	hv.log.Info("taking a snapshot", "peer", node)
-	err := c.joinSnapshot(hv, node)
+func (c *Cluster) takeSnapshot(hv *heldVolume, node string, anew bool) {
+	hv.log.Info("taking a snapshot", "peer", node, "anew", anew)
+	take := hv.v.JoinSnapshot
+	if anew {
+		take = hv.v.BeginAnew
+	}
+	err := c.joinSnapshot(hv, node, take)
 	if err == nil {
 		hv.log.Info("took a snapshot", "peer", node)
 	}
-	c.step(SnapshotTaken{Volume: hv.v.ID(), Peer: node, Vector: hv.v.Vector(), Err: err})
+	c.step(SnapshotTaken{
+		Volume: hv.v.ID(), Peer: node, Vector: hv.v.Vector(), Err: err,
+		Anew: anew, Self: hv.v.Replica(), Collected: hv.v.Collected(),
+	})
+	if err == nil {
+		c.speak(hv)
+	}
 }
 
-func (c *Cluster) joinSnapshot(hv *heldVolume, node string) error {
+func (c *Cluster) joinSnapshot(hv *heldVolume, node string, take func(context.Context, func() ([]byte, error), func(context.Context, crdt.Hash) error) error) error {
 	client, err := c.client(node)
 	if err != nil {
 		return err
@@ -215,7 +225,7 @@ func (c *Cluster) joinSnapshot(hv *heldVolume, node string) error {
 		}
 		return chunk.GetData(), nil
 	}
-	return hv.v.JoinSnapshot(ctx, next, func(ctx context.Context, manifest crdt.Hash) error {
+	return take(ctx, next, func(ctx context.Context, manifest crdt.Hash) error {
 		return c.transfer.Fetch(ctx, id, []string{node}, manifest)
 	})
 }

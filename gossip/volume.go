@@ -74,12 +74,17 @@ func (c *Cluster) AddVolume(v *store.Volume) {
 	hv.unsubscribe = v.OnSeal(func(b *store.Batch) { c.sealed(hv, b) })
 	c.volumes[v.ID()] = hv
 	c.mu.Unlock()
-	if _, err := c.introduce(hv, v.Replica()); err != nil {
+	_, estranged := c.introduce(hv, v.Replica())
+	if err := estranged; err != nil {
 		hv.log.Error("identity of this replica: peers will refuse its changes", "err", err)
 		c.refusals.add(c.opts.Node, err.Error())
 	}
-	opened := VolumeOpened{Holding{Volume: v.ID(), Replica: v.Replica(), Ready: v.Ready(), Vector: v.Vector()}}
+	opened := VolumeOpened{Holding{Volume: v.ID(), Replica: v.Replica(), Ready: v.Ready(), Vector: v.Vector(), Collected: v.Collected()}}
 	c.stepFor(hv, opened)
+	if errors.Is(estranged, ErrIdentity) {
+		c.stepFor(hv, Estranged{v.ID()})
+	}
+	hv.serves.add(func() { c.speak(hv) })
 	// What was sealed between reading the vector and that step was ignored.
 	c.stepFor(hv, Advanced{v.ID(), v.Vector()})
 }
@@ -159,7 +164,13 @@ func (c *Cluster) performLocked(effect Effect) {
 		c.fetchLocked(c.volumes[e.Volume], e)
 	case TakeSnapshot:
 		hv := c.volumes[e.Volume]
-		hv.merges.add(func() { c.takeSnapshot(hv, e.Peer) })
+		hv.merges.add(func() { c.takeSnapshot(hv, e.Peer, e.Anew) })
+	case Hear:
+		hv := c.volumes[e.Volume]
+		hv.serves.add(func() { hv.v.Hear(e.Members) })
+	case Verify:
+		hv := c.volumes[e.Volume]
+		hv.serves.add(func() { c.verify(hv, e) })
 	case BecomeReady:
 		hv := c.volumes[e.Volume]
 		hv.merges.add(func() { c.step(ReadySaved{hv.v.ID(), hv.v.SetReady()}) })

@@ -56,6 +56,15 @@ type Options struct {
 	// HoldTruncate is how long an overwrite from O_TRUNC waits for its
 	// utimensat. Default 5 ms.
 	HoldTruncate time.Duration
+	// ReplicaRetention is how long a replica that was not heard of still
+	// counts: until then nothing that it lacks is collected. More means
+	// that a node may be away longer, and more removed files are
+	// remembered. Default 7 days.
+	ReplicaRetention time.Duration
+	// JournalLimit is the size of a volume's journal, in bytes, over which
+	// changes go that some replica still lacks: it will take a snapshot.
+	// Default 256 MiB.
+	JournalLimit int64
 	// ReserveBytes of free disk are kept: below it, calls that need room
 	// fail with ErrNoSpace instead of running the database out of disk.
 	// Default 64 MiB.
@@ -87,6 +96,12 @@ func (o *Options) setDefaults() {
 	}
 	if o.HoldTruncate == 0 {
 		o.HoldTruncate = 5 * time.Millisecond
+	}
+	if o.ReplicaRetention == 0 {
+		o.ReplicaRetention = 7 * 24 * time.Hour
+	}
+	if o.JournalLimit == 0 {
+		o.JournalLimit = 256 << 20
 	}
 	if o.ReserveBytes == 0 {
 		o.ReserveBytes = 64 << 20

@@ -42,6 +42,7 @@
 //	  j <replica> <first>   sealed batch
 //	  a <replica>           version vector entry
 //	  k <replica>           identity record, opaque here
+//	  y <replica>           roster: what a replica last said of itself
 //	  n <node>              switched node id
 //	  d <node>              draft
 //	  r <ino>               removals that wait for an inode's publication

@@ -87,6 +87,10 @@ func (v *Volume) merge(b *Batch, ops []*crdt.Op) (known bool, err error) {
 		return false, err
 	}
 	v.vector[b.Origin] = entry
+	v.journaledLocked(b, b.size())
+	if m := v.roster.members[b.Origin]; m != nil {
+		v.noteEffectiveLocked(m)
+	}
 	v.deps[b.Origin] = b.Last
 	v.clock.Observe(b.Stamp)
 	return false, nil

@@ -106,7 +106,7 @@ func TestP12MalformedOpsChangeNothing(t *testing.T) {
 		return crdt.Write{Kind: crdt.WritePlace, Ino: ino, Parent: parent, Link: link, Name: name}
 	}
 	bad := map[string][]crdt.Write{
-		"unknown inode":       {{Kind: crdt.WriteMode, Ino: 12345, Mode: 1}},
+		"unknown inode":       {{Kind: crdt.WriteContent, Ino: 12345}},
 		"inode again":         {{Kind: crdt.WriteInode, Ino: f, InodeKind: crdt.KindFile}},
 		"content of a dir":    {{Kind: crdt.WriteContent, Ino: d}},
 		"wrong inline size":   {{Kind: crdt.WriteContent, Ino: f, Content: crdt.Content{Size: 5}}},

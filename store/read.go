@@ -339,8 +339,8 @@ func (v *Volume) Parent(dir NodeID) (parent NodeID, err error) {
 		if i.Kind != crdt.KindDir {
 			return crdt.ErrNotDir
 		}
-		if i.Ino == crdt.RootIno {
-			parent = NodeID(crdt.RootIno)
+		if i.Ino == crdt.RootIno || i.Ino == crdt.LostIno {
+			parent = dir
 			return nil
 		}
 		head, err := t.Head(i.Standing.Parent)

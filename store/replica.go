@@ -31,7 +31,7 @@ func (db *DB) CreateReplica(id VolumeID, name string, ready bool) (*Volume, erro
 		if err := putJSON(t, replicaKey(id), r); err != nil {
 			return err
 		}
-		return t.set(keys.inode(crdt.RootIno), crdt.AppendInode(nil, rootInode()))
+		return putFixed(t, &keys)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create replica of volume %q: %w", name, err)
@@ -45,8 +45,19 @@ func (db *DB) CreateReplica(id VolumeID, name string, ready bool) (*Volume, erro
 	return v, nil
 }
 
-func rootInode() *crdt.Inode {
-	return &crdt.Inode{Ino: crdt.RootIno, Kind: crdt.KindDir, Mode: crdt.Register[uint32]{Value: 0o755}}
+// putFixed makes the inodes that every replica has, but those that are there.
+func putFixed(t txn, keys *keyspace) error {
+	for _, i := range crdt.FixedInodes() {
+		if b, err := t.get(keys.inode(i.Ino)); err != nil {
+			return err
+		} else if b != nil {
+			continue
+		}
+		if err := t.set(keys.inode(i.Ino), crdt.AppendInode(nil, i)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // DeleteReplica forgets a replica with all its data. Its mounts must be gone.

@@ -266,6 +266,7 @@ func (v *Volume) journalLocked(b *Batch, digest [32]byte, n int) error {
 		return err
 	}
 	v.vector[b.Origin] = entry
+	v.journaledLocked(b, b.size())
 	v.queue.drop(n)
 	return nil
 }

@@ -83,7 +83,7 @@ func (c *snapCheck) inode(ctx context.Context, i *crdt.Inode) error {
 		return badSnapshot("inode of two kinds")
 	}
 	c.kinds[i.Ino] = i.Kind
-	if i.Kind == crdt.KindDir && i.Ino != crdt.RootIno {
+	if i.Kind == crdt.KindDir && i.Ino != crdt.RootIno && i.Ino != crdt.LostIno {
 		c.parents[i.Ino] = i.Standing.Parent
 	}
 	for _, v := range i.Contents {

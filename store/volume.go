@@ -27,7 +27,7 @@ type Volume struct {
 	ops    atomic.Uint64 // local ops committed since open
 	merged atomic.Uint64 // remote ops merged since open
 
-	wakeSealer, stopSealer func()
+	wakeSealer, stopSealer, stopKeeper func()
 
 	mu         sync.Mutex // serialises Commit and Merge; guards what follows
 	name       string
@@ -37,7 +37,10 @@ type Volume struct {
 	deps       map[crdt.ReplicaID]crdt.Seq // merged since the last own op
 	queue      sealQueue
 	viewers    map[MountID]Viewer
-	unfinished int  // drafts whose writer died before closing them
+	unfinished int // drafts whose writer died before closing them
+	roster     roster
+	journal    journal
+	collected  Collected
 	halfJoined bool // a snapshot is part of the state and part is not
 
 	setsMu sync.RWMutex // held while a transaction and sets must agree; taken after mu
@@ -72,6 +75,10 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 	}
 	v.ready.Store(r.Ready)
 	v.queue.opts = &db.opts
+	// Those of earlier versions had no LostIno.
+	if err := db.kv.update(func(t txn) error { return putFixed(t, &v.keys) }); err != nil {
+		return nil, err
+	}
 	if err := v.load(); err != nil {
 		return nil, err
 	}
@@ -87,6 +94,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 		return nil, err
 	}
 	v.startSealer()
+	_, v.stopKeeper = db.opts.Scheduler.Loop(v.keep)
 	return v, nil
 }
 
@@ -119,7 +127,13 @@ func (v *Volume) load() error {
 		}); err != nil {
 			return err
 		}
-		return v.loadQueue(t)
+		if err := v.loadQueue(t); err != nil {
+			return err
+		}
+		if err := v.loadJournal(t); err != nil {
+			return err
+		}
+		return v.loadRoster(t)
 	})
 	v.sets.Store(s)
 	return err
@@ -169,7 +183,8 @@ func (v *Volume) renewLocked() error {
 	if seq := v.vector[old].Seq; seq > 0 {
 		v.deps[old] = seq
 	}
-	return nil
+	v.roster.out[old] = true // nothing comes from it any more
+	return v.saveRosterLocked()
 }
 
 func (v *Volume) putRecordLocked() error {
@@ -182,8 +197,12 @@ func (v *Volume) close() error {
 	if v.closed.Swap(true) {
 		return nil
 	}
+	v.stopKeeper()
 	v.stopSealer()
-	return errors.Join(v.sealNow(), v.closeDrafts())
+	err := errors.Join(v.sealNow(), v.closeDrafts())
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return errors.Join(err, v.saveRosterLocked())
 }
 
 // ID is the volume's id.

@@ -24,12 +24,41 @@ under another gossip key: see gossip.key in the directories of keys of both.
 ` + exitHelp
 
 func newPeersCommand(env *environment) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "peers",
 		Short: "List the other members of the cluster as this host sees them",
 		Long:  peersHelp,
 		Args:  exactly(),
 		RunE:  func(cmd *cobra.Command, _ []string) error { return runPeers(cmd.Context(), env) },
+	}
+	cmd.AddCommand(newPeersForgetCommand(env))
+	return cmd
+}
+
+func newPeersForgetCommand(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use:   "forget NODE",
+		Short: "Say that a host will not come back",
+		Long: "Say that a host will not come back: no host waits for it any more before it drops\n" +
+			"what it keeps for those that are away. It is refused while the host is a member.\n" +
+			"Should the host come back all the same, it takes a snapshot, and the changes that\n" +
+			"only it has are made anew.\n" + exitHelp,
+		Args: exactly("NODE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return env.call(cmd.Context(), func(ctx context.Context, c *admin.Client) error {
+				reply, err := c.ForgetPeer(ctx, &wire.ForgetPeerRequest{Node: args[0]})
+				if err != nil {
+					return err
+				}
+				v := struct {
+					Node     string `json:"node"`
+					Replicas uint32 `json:"replicas"`
+				}{args[0], reply.Replicas}
+				return env.print(v, func(w io.Writer) {
+					fmt.Fprintf(w, "forgot node %s with %d replicas\n", v.Node, v.Replicas)
+				})
+			})
+		},
 	}
 }
 

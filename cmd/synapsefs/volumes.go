@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -88,6 +89,15 @@ type replicaView struct {
 	Unsealed   uint64 `json:"unsealed"`    // local changes that have not left yet
 	OpenDrafts uint64 `json:"open_drafts"` // files being written
 	Unfinished uint64 `json:"unfinished"`  // files whose writer died before the close
+
+	// What is kept for replicas that are away.
+	JournalBytes uint64 `json:"journal_bytes"`
+	JournalLimit uint64 `json:"journal_limit"`
+	Unstable     uint64 `json:"unstable"`   // changes that some replica that counts lacks
+	Counting     uint32 `json:"counting"`   // other replicas that count
+	Out          uint32 `json:"out"`        // that must take a snapshot when they come back
+	Tombstones   uint64 `json:"tombstones"` // of files removed and not yet forgotten
+	Lost         uint64 `json:"lost"`       // files that have lost their place
 }
 
 func viewVolume(v *wire.VolumeStatus) volumeView {
@@ -99,6 +109,8 @@ func viewVolume(v *wire.VolumeStatus) volumeView {
 		view.Replica = &replicaView{
 			ID: v.Replica, Ready: v.Ready, Ops: v.Ops, Merged: v.Merged, Unsealed: v.Unsealed,
 			OpenDrafts: v.OpenDrafts, Unfinished: v.Unfinished,
+			JournalBytes: v.JournalBytes, JournalLimit: v.JournalLimit, Unstable: v.Unstable,
+			Counting: v.Counting, Out: v.Out, Tombstones: v.Tombstones, Lost: v.Lost,
 		}
 	}
 	return view
@@ -148,16 +160,20 @@ func runVolumesDelete(ctx context.Context, env *environment, name string, force 
 }
 
 func printVolumes(w io.Writer, volumes []volumeView) {
-	fmt.Fprintln(w, "VOLUME\tSTATE\tWRITTEN\tMERGED\tMOUNTS\tNOTE")
+	fmt.Fprintln(w, "VOLUME\tSTATE\tWRITTEN\tMERGED\tJOURNAL\tMOUNTS\tNOTE")
 	for _, v := range volumes {
-		state, written, merged := "not here", "-", "-"
+		state, written, merged, journal := "not here", "-", "-", "-"
 		if r := v.Replica; r != nil {
 			state = "catching up"
 			if r.Ready {
 				state = "ready"
 			}
 			written, merged = fmt.Sprint(r.Ops), fmt.Sprint(r.Merged)
+			journal = fmt.Sprintf("%.1f MiB", float64(r.JournalBytes)/(1<<20))
+			if r.Lost > 0 {
+				v.Problem = strings.TrimPrefix(fmt.Sprintf("%s; %d files have lost their place", v.Problem, r.Lost), "; ")
+			}
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", v.Name, state, written, merged, v.Mounts, dash(v.Problem))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", v.Name, state, written, merged, journal, v.Mounts, dash(v.Problem))
 	}
 }

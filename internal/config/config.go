@@ -41,6 +41,10 @@ type Config struct {
 	CatchUpTimeout  time.Duration
 	MaxClockSkew    time.Duration
 
+	// What it keeps for those that are away.
+	ReplicaRetention time.Duration
+	JournalLimit     Size
+
 	// What it tells.
 	LogLevel  slog.Level
 	LogFormat string
@@ -49,20 +53,22 @@ type Config struct {
 // Default returns the configuration of a node that was told nothing.
 func Default() *Config {
 	return &Config{
-		Node:            hostLabel(),
-		Cluster:         "synapsefs",
-		StateDir:        "/var/lib/synapsefs",
-		Keys:            "/etc/synapsefs/keys",
-		AdminSocket:     "/run/synapsefs/admin.sock",
-		Bind:            "0.0.0.0:7946",
-		ReplicaBind:     "0.0.0.0:7947",
-		InlineLimit:     64 << 10,
-		PublishInterval: time.Second,
-		Hold:            40 * time.Millisecond,
-		CatchUpTimeout:  30 * time.Second,
-		MaxClockSkew:    5 * time.Second,
-		LogLevel:        slog.LevelInfo,
-		LogFormat:       "text",
+		Node:             hostLabel(),
+		Cluster:          "synapsefs",
+		StateDir:         "/var/lib/synapsefs",
+		Keys:             "/etc/synapsefs/keys",
+		AdminSocket:      "/run/synapsefs/admin.sock",
+		Bind:             "0.0.0.0:7946",
+		ReplicaBind:      "0.0.0.0:7947",
+		InlineLimit:      64 << 10,
+		PublishInterval:  time.Second,
+		Hold:             40 * time.Millisecond,
+		CatchUpTimeout:   30 * time.Second,
+		MaxClockSkew:     5 * time.Second,
+		ReplicaRetention: 7 * 24 * time.Hour,
+		JournalLimit:     256 << 20,
+		LogLevel:         slog.LevelInfo,
+		LogFormat:        "text",
 	}
 }
 
@@ -115,6 +121,8 @@ func (c *Config) Validate() error {
 	reject("hold", within(c.Hold, 0, time.Second))
 	reject("catch-up-timeout", within(c.CatchUpTimeout, 0, 24*time.Hour))
 	reject("max-clock-skew", within(c.MaxClockSkew, time.Millisecond, 24*time.Hour))
+	reject("replica-retention", within(c.ReplicaRetention, time.Second, 10*365*24*time.Hour))
+	reject("journal-limit", within(c.JournalLimit, 1<<20, 1<<40))
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		reject("log-format", fmt.Errorf("%q is neither text nor json", c.LogFormat))
 	}

@@ -44,6 +44,8 @@ func (c *Config) options() []Option {
 		{"hold", "how long an unlink or rename away waits for the name to come back", &c.Hold},
 		{"catch-up-timeout", "how long a mount of a replica that was ready before waits for a live peer, before it serves its own data, marked stale until it has caught up", &c.CatchUpTimeout},
 		{"max-clock-skew", "a peer whose clock is further ahead is reported", &c.MaxClockSkew},
+		{"replica-retention", "how long a host may be away before it must take a snapshot to come back; removed files are remembered as long", &c.ReplicaRetention},
+		{"journal-limit", "size of a volume's journal over which changes are dropped that an absent host lacks; it then takes a snapshot", &c.JournalLimit},
 		{"log-level", "debug, info, warn or error", &c.LogLevel},
 		{"log-format", "text or json", &c.LogFormat},
 	}

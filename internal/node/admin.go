@@ -73,6 +73,14 @@ func (s *adminServer) Peers(context.Context, *wire.PeersRequest) (*wire.PeersRep
 	return &wire.PeersReply{Peers: s.n.peersToWire()}, nil
 }
 
+func (s *adminServer) ForgetPeer(_ context.Context, r *wire.ForgetPeerRequest) (*wire.ForgetPeerReply, error) {
+	n, err := s.n.ForgetPeer(r.Node)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.ForgetPeerReply{Replicas: uint32(n)}, nil
+}
+
 func (s *adminServer) ListVolumes(ctx context.Context, _ *wire.ListVolumesRequest) (*wire.ListVolumesReply, error) {
 	volumes, err := s.n.ListVolumes(ctx)
 	if err != nil {
@@ -164,6 +172,10 @@ func (i VolumeInfo) toWire() *wire.VolumeStatus {
 		s.Held, s.Ready, s.Replica = true, v.Ready(), v.Replica().String()
 		s.Ops, s.Merged, s.Unsealed = stats.Ops, stats.Merged, uint64(stats.Unsealed)
 		s.OpenDrafts, s.Unfinished = uint64(stats.OpenDrafts), uint64(stats.Unfinished)
+		k := v.Keeping()
+		s.JournalBytes, s.JournalLimit, s.Unstable = uint64(k.JournalBytes), uint64(k.JournalLimit), k.Unstable
+		s.Counting, s.Out = uint32(k.Counting), uint32(k.Out)
+		s.Tombstones, s.Lost = k.Tombstones, k.Lost
 		if stats.Full && s.Problem == "" {
 			s.Problem = "the disk is full: changes are refused"
 		}

@@ -22,6 +22,8 @@ var (
 	ErrNoCatalogue  = errors.New("this node does not know the cluster's volumes yet: it has met no member that does")
 	ErrNoPeer       = errors.New("no live peer holds the volume: nobody but this host is known to have what it has; see synapsefs peers")
 	ErrRunning      = errors.New("a daemon is running already")
+	ErrUnknownPeer  = errors.New("no replica of such a node is known")
+	ErrPeerHere     = errors.New("the node is a member: stop it first")
 	ErrStopping     = errors.New("the daemon is stopping")
 )
 
@@ -37,6 +39,7 @@ var statusCodes = []struct {
 	{kernel.ErrNotDirectory, codes.InvalidArgument},
 	{kernel.ErrNotMounted, codes.NotFound},
 	{store.ErrNoVolume, codes.NotFound},
+	{ErrUnknownPeer, codes.NotFound},
 	{kernel.ErrMountpointMissing, codes.NotFound},
 	{ErrVolumeExists, codes.AlreadyExists},
 	{kernel.ErrMounted, codes.AlreadyExists},
@@ -44,6 +47,7 @@ var statusCodes = []struct {
 	{ErrVolumeBusy, codes.FailedPrecondition},
 	{ErrNoCatalogue, codes.FailedPrecondition},
 	{ErrNoPeer, codes.FailedPrecondition},
+	{ErrPeerHere, codes.FailedPrecondition},
 	{ErrStopping, codes.FailedPrecondition},
 	{store.ErrNotReady, codes.FailedPrecondition},
 	{fusefs.ErrNotServed, codes.FailedPrecondition},

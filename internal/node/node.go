@@ -96,12 +96,14 @@ func (n *Node) open(ctx context.Context) error {
 		return err
 	}
 	n.db, err = store.Open(store.Options{
-		Dir:             n.cfg.StateDir,
-		Sign:            pair.Sign,
-		Log:             n.log,
-		InlineLimit:     max(int(n.cfg.InlineLimit), 1),
-		PublishInterval: n.cfg.PublishInterval,
-		Hold:            max(n.cfg.Hold, 1), // 0 would mean the store's default
+		Dir:              n.cfg.StateDir,
+		Sign:             pair.Sign,
+		Log:              n.log,
+		InlineLimit:      max(int(n.cfg.InlineLimit), 1),
+		PublishInterval:  n.cfg.PublishInterval,
+		Hold:             max(n.cfg.Hold, 1), // 0 would mean the store's default
+		ReplicaRetention: n.cfg.ReplicaRetention,
+		JournalLimit:     int64(n.cfg.JournalLimit),
 	})
 	if err != nil {
 		return err

@@ -241,6 +241,21 @@ func (n *Node) linked() bool {
 	})
 }
 
+// ForgetPeer says that a node will not come back. One that is here cannot be
+// forgotten.
+func (n *Node) ForgetPeer(node string) (int, error) {
+	for _, p := range n.cluster.Peers() {
+		if p.Node == node && p.State != gossip.StateGone && p.State != gossip.StateRefused {
+			return 0, fmt.Errorf("forget peer %q: %w", node, ErrPeerHere)
+		}
+	}
+	count, err := n.cluster.Forget(node)
+	if err == nil && count == 0 {
+		err = fmt.Errorf("forget peer %q: %w", node, ErrUnknownPeer)
+	}
+	return count, err
+}
+
 // ListVolumes returns the catalogue, and what is held here without being in
 // it: a volume whose name another one took.
 func (n *Node) ListVolumes(ctx context.Context) ([]VolumeInfo, error) {

@@ -365,6 +365,94 @@ func (x *PeerStatus) GetLag() uint64 {
 	return 0
 }
 
+type ForgetPeerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetPeerRequest) Reset() {
+	*x = ForgetPeerRequest{}
+	mi := &file_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetPeerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetPeerRequest) ProtoMessage() {}
+
+func (x *ForgetPeerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetPeerRequest.ProtoReflect.Descriptor instead.
+func (*ForgetPeerRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ForgetPeerRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type ForgetPeerReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Replicas      uint32                 `protobuf:"varint,1,opt,name=replicas,proto3" json:"replicas,omitempty"` // that it had
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetPeerReply) Reset() {
+	*x = ForgetPeerReply{}
+	mi := &file_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetPeerReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetPeerReply) ProtoMessage() {}
+
+func (x *ForgetPeerReply) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetPeerReply.ProtoReflect.Descriptor instead.
+func (*ForgetPeerReply) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ForgetPeerReply) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
 type ListVolumesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -373,7 +461,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_admin_proto_msgTypes[5]
+	mi := &file_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -385,7 +473,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[5]
+	mi := &file_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -398,7 +486,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{5}
+	return file_admin_proto_rawDescGZIP(), []int{7}
 }
 
 type ListVolumesReply struct {
@@ -410,7 +498,7 @@ type ListVolumesReply struct {
 
 func (x *ListVolumesReply) Reset() {
 	*x = ListVolumesReply{}
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -422,7 +510,7 @@ func (x *ListVolumesReply) String() string {
 func (*ListVolumesReply) ProtoMessage() {}
 
 func (x *ListVolumesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -435,7 +523,7 @@ func (x *ListVolumesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesReply.ProtoReflect.Descriptor instead.
 func (*ListVolumesReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{6}
+	return file_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListVolumesReply) GetVolumes() []*VolumeStatus {
@@ -455,7 +543,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +555,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,7 +568,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{7}
+	return file_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -507,7 +595,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +607,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +620,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{8}
+	return file_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -568,13 +656,21 @@ type VolumeStatus struct {
 	Unfinished    uint64                 `protobuf:"varint,13,opt,name=unfinished,proto3" json:"unfinished,omitempty"`                   // files whose writer died before the close
 	Mounts        uint32                 `protobuf:"varint,14,opt,name=mounts,proto3" json:"mounts,omitempty"`
 	Problem       string                 `protobuf:"bytes,15,opt,name=problem,proto3" json:"problem,omitempty"` // why a human should look at it
+	// What is kept for replicas that are away.
+	JournalBytes  uint64 `protobuf:"varint,30,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
+	JournalLimit  uint64 `protobuf:"varint,31,opt,name=journal_limit,json=journalLimit,proto3" json:"journal_limit,omitempty"`
+	Unstable      uint64 `protobuf:"varint,32,opt,name=unstable,proto3" json:"unstable,omitempty"`     // changes that some replica that counts lacks
+	Counting      uint32 `protobuf:"varint,33,opt,name=counting,proto3" json:"counting,omitempty"`     // other replicas that count
+	Out           uint32 `protobuf:"varint,34,opt,name=out,proto3" json:"out,omitempty"`               // that must take a snapshot when they come back
+	Tombstones    uint64 `protobuf:"varint,35,opt,name=tombstones,proto3" json:"tombstones,omitempty"` // of files removed and not yet forgotten
+	Lost          uint64 `protobuf:"varint,36,opt,name=lost,proto3" json:"lost,omitempty"`             // files that have lost their place, to be restored
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VolumeStatus) Reset() {
 	*x = VolumeStatus{}
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +682,7 @@ func (x *VolumeStatus) String() string {
 func (*VolumeStatus) ProtoMessage() {}
 
 func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -599,7 +695,7 @@ func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
 func (*VolumeStatus) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{9}
+	return file_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *VolumeStatus) GetName() string {
@@ -707,6 +803,55 @@ func (x *VolumeStatus) GetProblem() string {
 	return ""
 }
 
+func (x *VolumeStatus) GetJournalBytes() uint64 {
+	if x != nil {
+		return x.JournalBytes
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetJournalLimit() uint64 {
+	if x != nil {
+		return x.JournalLimit
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetUnstable() uint64 {
+	if x != nil {
+		return x.Unstable
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetCounting() uint32 {
+	if x != nil {
+		return x.Counting
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetOut() uint32 {
+	if x != nil {
+		return x.Out
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetTombstones() uint64 {
+	if x != nil {
+		return x.Tombstones
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
 type MountVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -720,7 +865,7 @@ type MountVolumeRequest struct {
 
 func (x *MountVolumeRequest) Reset() {
 	*x = MountVolumeRequest{}
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +877,7 @@ func (x *MountVolumeRequest) String() string {
 func (*MountVolumeRequest) ProtoMessage() {}
 
 func (x *MountVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +890,7 @@ func (x *MountVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MountVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{10}
+	return file_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MountVolumeRequest) GetVolume() string {
@@ -797,7 +942,7 @@ type MountStatus struct {
 
 func (x *MountStatus) Reset() {
 	*x = MountStatus{}
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +954,7 @@ func (x *MountStatus) String() string {
 func (*MountStatus) ProtoMessage() {}
 
 func (x *MountStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +967,7 @@ func (x *MountStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountStatus.ProtoReflect.Descriptor instead.
 func (*MountStatus) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{11}
+	return file_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MountStatus) GetVolume() string {
@@ -877,7 +1022,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -889,7 +1034,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -902,7 +1047,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{12}
+	return file_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UnmountRequest) GetDir() []byte {
@@ -931,7 +1076,7 @@ type UnmountReply struct {
 
 func (x *UnmountReply) Reset() {
 	*x = UnmountReply{}
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1088,7 @@ func (x *UnmountReply) String() string {
 func (*UnmountReply) ProtoMessage() {}
 
 func (x *UnmountReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1101,7 @@ func (x *UnmountReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountReply.ProtoReflect.Descriptor instead.
 func (*UnmountReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{13}
+	return file_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UnmountReply) GetLeftMounts() uint32 {
@@ -981,7 +1126,7 @@ type MountsRequest struct {
 
 func (x *MountsRequest) Reset() {
 	*x = MountsRequest{}
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1138,7 @@ func (x *MountsRequest) String() string {
 func (*MountsRequest) ProtoMessage() {}
 
 func (x *MountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1151,7 @@ func (x *MountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountsRequest.ProtoReflect.Descriptor instead.
 func (*MountsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{14}
+	return file_admin_proto_rawDescGZIP(), []int{16}
 }
 
 type MountsReply struct {
@@ -1018,7 +1163,7 @@ type MountsReply struct {
 
 func (x *MountsReply) Reset() {
 	*x = MountsReply{}
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1175,7 @@ func (x *MountsReply) String() string {
 func (*MountsReply) ProtoMessage() {}
 
 func (x *MountsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1188,7 @@ func (x *MountsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountsReply.ProtoReflect.Descriptor instead.
 func (*MountsReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{15}
+	return file_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MountsReply) GetMounts() []*MountStatus {
@@ -1062,7 +1207,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1219,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1232,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{16}
+	return file_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WaitRequest) GetVolume() string {
@@ -1107,7 +1252,7 @@ type WaitReply struct {
 
 func (x *WaitReply) Reset() {
 	*x = WaitReply{}
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1264,7 @@ func (x *WaitReply) String() string {
 func (*WaitReply) ProtoMessage() {}
 
 func (x *WaitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1277,7 @@ func (x *WaitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitReply.ProtoReflect.Descriptor instead.
 func (*WaitReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{17}
+	return file_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WaitReply) GetTookNs() int64 {
@@ -1182,7 +1327,11 @@ const file_admin_proto_rawDesc = "" +
 	"\x06rtt_ns\x18\x05 \x01(\x03R\x05rttNs\x12)\n" +
 	"\x11last_seen_unix_ns\x18\x06 \x01(\x03R\x0elastSeenUnixNs\x12\x1a\n" +
 	"\brefusals\x18\a \x01(\x04R\brefusals\x12\x10\n" +
-	"\x03lag\x18\b \x01(\x04R\x03lag\"\x14\n" +
+	"\x03lag\x18\b \x01(\x04R\x03lag\"'\n" +
+	"\x11ForgetPeerRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"-\n" +
+	"\x0fForgetPeerReply\x12\x1a\n" +
+	"\breplicas\x18\x01 \x01(\rR\breplicas\"\x14\n" +
 	"\x12ListVolumesRequest\"N\n" +
 	"\x10ListVolumesReply\x12:\n" +
 	"\avolumes\x18\x01 \x03(\v2 .synapsefs.admin.v1.VolumeStatusR\avolumes\"\xb5\x01\n" +
@@ -1194,7 +1343,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\xfb\x03\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\xc3\x05\n" +
 	"\fVolumeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12G\n" +
@@ -1215,7 +1364,16 @@ const file_admin_proto_rawDesc = "" +
 	"unfinished\x18\r \x01(\x04R\n" +
 	"unfinished\x12\x16\n" +
 	"\x06mounts\x18\x0e \x01(\rR\x06mounts\x12\x18\n" +
-	"\aproblem\x18\x0f \x01(\tR\aproblem\x1a:\n" +
+	"\aproblem\x18\x0f \x01(\tR\aproblem\x12#\n" +
+	"\rjournal_bytes\x18\x1e \x01(\x04R\fjournalBytes\x12#\n" +
+	"\rjournal_limit\x18\x1f \x01(\x04R\fjournalLimit\x12\x1a\n" +
+	"\bunstable\x18  \x01(\x04R\bunstable\x12\x1a\n" +
+	"\bcounting\x18! \x01(\rR\bcounting\x12\x10\n" +
+	"\x03out\x18\" \x01(\rR\x03out\x12\x1e\n" +
+	"\n" +
+	"tombstones\x18# \x01(\x04R\n" +
+	"tombstones\x12\x12\n" +
+	"\x04lost\x18$ \x01(\x04R\x04lost\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x01\n" +
@@ -1248,10 +1406,12 @@ const file_admin_proto_rawDesc = "" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\":\n" +
 	"\tWaitReply\x12\x17\n" +
 	"\atook_ns\x18\x01 \x01(\x03R\x06tookNs\x12\x14\n" +
-	"\x05nodes\x18\x02 \x03(\tR\x05nodes2\xef\x05\n" +
+	"\x05nodes\x18\x02 \x03(\tR\x05nodes2\xc9\x06\n" +
 	"\x05Admin\x12O\n" +
 	"\x06Status\x12%.synapsefs.admin.v1.NodeStatusRequest\x1a\x1e.synapsefs.admin.v1.NodeStatus\x12I\n" +
-	"\x05Peers\x12 .synapsefs.admin.v1.PeersRequest\x1a\x1e.synapsefs.admin.v1.PeersReply\x12[\n" +
+	"\x05Peers\x12 .synapsefs.admin.v1.PeersRequest\x1a\x1e.synapsefs.admin.v1.PeersReply\x12X\n" +
+	"\n" +
+	"ForgetPeer\x12%.synapsefs.admin.v1.ForgetPeerRequest\x1a#.synapsefs.admin.v1.ForgetPeerReply\x12[\n" +
 	"\vListVolumes\x12&.synapsefs.admin.v1.ListVolumesRequest\x1a$.synapsefs.admin.v1.ListVolumesReply\x12Y\n" +
 	"\fCreateVolume\x12'.synapsefs.admin.v1.CreateVolumeRequest\x1a .synapsefs.admin.v1.VolumeStatus\x12Y\n" +
 	"\fDeleteVolume\x12'.synapsefs.admin.v1.DeleteVolumeRequest\x1a .synapsefs.admin.v1.VolumeStatus\x12P\n" +
@@ -1272,58 +1432,62 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_admin_proto_goTypes = []any{
 	(*NodeStatusRequest)(nil),   // 0: synapsefs.admin.v1.NodeStatusRequest
 	(*NodeStatus)(nil),          // 1: synapsefs.admin.v1.NodeStatus
 	(*PeersRequest)(nil),        // 2: synapsefs.admin.v1.PeersRequest
 	(*PeersReply)(nil),          // 3: synapsefs.admin.v1.PeersReply
 	(*PeerStatus)(nil),          // 4: synapsefs.admin.v1.PeerStatus
-	(*ListVolumesRequest)(nil),  // 5: synapsefs.admin.v1.ListVolumesRequest
-	(*ListVolumesReply)(nil),    // 6: synapsefs.admin.v1.ListVolumesReply
-	(*CreateVolumeRequest)(nil), // 7: synapsefs.admin.v1.CreateVolumeRequest
-	(*DeleteVolumeRequest)(nil), // 8: synapsefs.admin.v1.DeleteVolumeRequest
-	(*VolumeStatus)(nil),        // 9: synapsefs.admin.v1.VolumeStatus
-	(*MountVolumeRequest)(nil),  // 10: synapsefs.admin.v1.MountVolumeRequest
-	(*MountStatus)(nil),         // 11: synapsefs.admin.v1.MountStatus
-	(*UnmountRequest)(nil),      // 12: synapsefs.admin.v1.UnmountRequest
-	(*UnmountReply)(nil),        // 13: synapsefs.admin.v1.UnmountReply
-	(*MountsRequest)(nil),       // 14: synapsefs.admin.v1.MountsRequest
-	(*MountsReply)(nil),         // 15: synapsefs.admin.v1.MountsReply
-	(*WaitRequest)(nil),         // 16: synapsefs.admin.v1.WaitRequest
-	(*WaitReply)(nil),           // 17: synapsefs.admin.v1.WaitReply
-	nil,                         // 18: synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
-	nil,                         // 19: synapsefs.admin.v1.VolumeStatus.OptionsEntry
+	(*ForgetPeerRequest)(nil),   // 5: synapsefs.admin.v1.ForgetPeerRequest
+	(*ForgetPeerReply)(nil),     // 6: synapsefs.admin.v1.ForgetPeerReply
+	(*ListVolumesRequest)(nil),  // 7: synapsefs.admin.v1.ListVolumesRequest
+	(*ListVolumesReply)(nil),    // 8: synapsefs.admin.v1.ListVolumesReply
+	(*CreateVolumeRequest)(nil), // 9: synapsefs.admin.v1.CreateVolumeRequest
+	(*DeleteVolumeRequest)(nil), // 10: synapsefs.admin.v1.DeleteVolumeRequest
+	(*VolumeStatus)(nil),        // 11: synapsefs.admin.v1.VolumeStatus
+	(*MountVolumeRequest)(nil),  // 12: synapsefs.admin.v1.MountVolumeRequest
+	(*MountStatus)(nil),         // 13: synapsefs.admin.v1.MountStatus
+	(*UnmountRequest)(nil),      // 14: synapsefs.admin.v1.UnmountRequest
+	(*UnmountReply)(nil),        // 15: synapsefs.admin.v1.UnmountReply
+	(*MountsRequest)(nil),       // 16: synapsefs.admin.v1.MountsRequest
+	(*MountsReply)(nil),         // 17: synapsefs.admin.v1.MountsReply
+	(*WaitRequest)(nil),         // 18: synapsefs.admin.v1.WaitRequest
+	(*WaitReply)(nil),           // 19: synapsefs.admin.v1.WaitReply
+	nil,                         // 20: synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
+	nil,                         // 21: synapsefs.admin.v1.VolumeStatus.OptionsEntry
 }
 var file_admin_proto_depIdxs = []int32{
 	4,  // 0: synapsefs.admin.v1.NodeStatus.peers:type_name -> synapsefs.admin.v1.PeerStatus
-	9,  // 1: synapsefs.admin.v1.NodeStatus.volumes:type_name -> synapsefs.admin.v1.VolumeStatus
-	11, // 2: synapsefs.admin.v1.NodeStatus.mounts:type_name -> synapsefs.admin.v1.MountStatus
+	11, // 1: synapsefs.admin.v1.NodeStatus.volumes:type_name -> synapsefs.admin.v1.VolumeStatus
+	13, // 2: synapsefs.admin.v1.NodeStatus.mounts:type_name -> synapsefs.admin.v1.MountStatus
 	4,  // 3: synapsefs.admin.v1.PeersReply.peers:type_name -> synapsefs.admin.v1.PeerStatus
-	9,  // 4: synapsefs.admin.v1.ListVolumesReply.volumes:type_name -> synapsefs.admin.v1.VolumeStatus
-	18, // 5: synapsefs.admin.v1.CreateVolumeRequest.options:type_name -> synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
-	19, // 6: synapsefs.admin.v1.VolumeStatus.options:type_name -> synapsefs.admin.v1.VolumeStatus.OptionsEntry
-	11, // 7: synapsefs.admin.v1.MountsReply.mounts:type_name -> synapsefs.admin.v1.MountStatus
+	11, // 4: synapsefs.admin.v1.ListVolumesReply.volumes:type_name -> synapsefs.admin.v1.VolumeStatus
+	20, // 5: synapsefs.admin.v1.CreateVolumeRequest.options:type_name -> synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
+	21, // 6: synapsefs.admin.v1.VolumeStatus.options:type_name -> synapsefs.admin.v1.VolumeStatus.OptionsEntry
+	13, // 7: synapsefs.admin.v1.MountsReply.mounts:type_name -> synapsefs.admin.v1.MountStatus
 	0,  // 8: synapsefs.admin.v1.Admin.Status:input_type -> synapsefs.admin.v1.NodeStatusRequest
 	2,  // 9: synapsefs.admin.v1.Admin.Peers:input_type -> synapsefs.admin.v1.PeersRequest
-	5,  // 10: synapsefs.admin.v1.Admin.ListVolumes:input_type -> synapsefs.admin.v1.ListVolumesRequest
-	7,  // 11: synapsefs.admin.v1.Admin.CreateVolume:input_type -> synapsefs.admin.v1.CreateVolumeRequest
-	8,  // 12: synapsefs.admin.v1.Admin.DeleteVolume:input_type -> synapsefs.admin.v1.DeleteVolumeRequest
-	10, // 13: synapsefs.admin.v1.Admin.Mount:input_type -> synapsefs.admin.v1.MountVolumeRequest
-	12, // 14: synapsefs.admin.v1.Admin.Unmount:input_type -> synapsefs.admin.v1.UnmountRequest
-	14, // 15: synapsefs.admin.v1.Admin.Mounts:input_type -> synapsefs.admin.v1.MountsRequest
-	16, // 16: synapsefs.admin.v1.Admin.Wait:input_type -> synapsefs.admin.v1.WaitRequest
-	1,  // 17: synapsefs.admin.v1.Admin.Status:output_type -> synapsefs.admin.v1.NodeStatus
-	3,  // 18: synapsefs.admin.v1.Admin.Peers:output_type -> synapsefs.admin.v1.PeersReply
-	6,  // 19: synapsefs.admin.v1.Admin.ListVolumes:output_type -> synapsefs.admin.v1.ListVolumesReply
-	9,  // 20: synapsefs.admin.v1.Admin.CreateVolume:output_type -> synapsefs.admin.v1.VolumeStatus
-	9,  // 21: synapsefs.admin.v1.Admin.DeleteVolume:output_type -> synapsefs.admin.v1.VolumeStatus
-	11, // 22: synapsefs.admin.v1.Admin.Mount:output_type -> synapsefs.admin.v1.MountStatus
-	13, // 23: synapsefs.admin.v1.Admin.Unmount:output_type -> synapsefs.admin.v1.UnmountReply
-	15, // 24: synapsefs.admin.v1.Admin.Mounts:output_type -> synapsefs.admin.v1.MountsReply
-	17, // 25: synapsefs.admin.v1.Admin.Wait:output_type -> synapsefs.admin.v1.WaitReply
-	17, // [17:26] is the sub-list for method output_type
-	8,  // [8:17] is the sub-list for method input_type
+	5,  // 10: synapsefs.admin.v1.Admin.ForgetPeer:input_type -> synapsefs.admin.v1.ForgetPeerRequest
+	7,  // 11: synapsefs.admin.v1.Admin.ListVolumes:input_type -> synapsefs.admin.v1.ListVolumesRequest
+	9,  // 12: synapsefs.admin.v1.Admin.CreateVolume:input_type -> synapsefs.admin.v1.CreateVolumeRequest
+	10, // 13: synapsefs.admin.v1.Admin.DeleteVolume:input_type -> synapsefs.admin.v1.DeleteVolumeRequest
+	12, // 14: synapsefs.admin.v1.Admin.Mount:input_type -> synapsefs.admin.v1.MountVolumeRequest
+	14, // 15: synapsefs.admin.v1.Admin.Unmount:input_type -> synapsefs.admin.v1.UnmountRequest
+	16, // 16: synapsefs.admin.v1.Admin.Mounts:input_type -> synapsefs.admin.v1.MountsRequest
+	18, // 17: synapsefs.admin.v1.Admin.Wait:input_type -> synapsefs.admin.v1.WaitRequest
+	1,  // 18: synapsefs.admin.v1.Admin.Status:output_type -> synapsefs.admin.v1.NodeStatus
+	3,  // 19: synapsefs.admin.v1.Admin.Peers:output_type -> synapsefs.admin.v1.PeersReply
+	6,  // 20: synapsefs.admin.v1.Admin.ForgetPeer:output_type -> synapsefs.admin.v1.ForgetPeerReply
+	8,  // 21: synapsefs.admin.v1.Admin.ListVolumes:output_type -> synapsefs.admin.v1.ListVolumesReply
+	11, // 22: synapsefs.admin.v1.Admin.CreateVolume:output_type -> synapsefs.admin.v1.VolumeStatus
+	11, // 23: synapsefs.admin.v1.Admin.DeleteVolume:output_type -> synapsefs.admin.v1.VolumeStatus
+	13, // 24: synapsefs.admin.v1.Admin.Mount:output_type -> synapsefs.admin.v1.MountStatus
+	15, // 25: synapsefs.admin.v1.Admin.Unmount:output_type -> synapsefs.admin.v1.UnmountReply
+	17, // 26: synapsefs.admin.v1.Admin.Mounts:output_type -> synapsefs.admin.v1.MountsReply
+	19, // 27: synapsefs.admin.v1.Admin.Wait:output_type -> synapsefs.admin.v1.WaitReply
+	18, // [18:28] is the sub-list for method output_type
+	8,  // [8:18] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -1340,7 +1504,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

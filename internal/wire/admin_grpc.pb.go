@@ -25,6 +25,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Admin_Status_FullMethodName       = "/synapsefs.admin.v1.Admin/Status"
 	Admin_Peers_FullMethodName        = "/synapsefs.admin.v1.Admin/Peers"
+	Admin_ForgetPeer_FullMethodName   = "/synapsefs.admin.v1.Admin/ForgetPeer"
 	Admin_ListVolumes_FullMethodName  = "/synapsefs.admin.v1.Admin/ListVolumes"
 	Admin_CreateVolume_FullMethodName = "/synapsefs.admin.v1.Admin/CreateVolume"
 	Admin_DeleteVolume_FullMethodName = "/synapsefs.admin.v1.Admin/DeleteVolume"
@@ -42,6 +43,9 @@ type AdminClient interface {
 	Status(ctx context.Context, in *NodeStatusRequest, opts ...grpc.CallOption) (*NodeStatus, error)
 	// Peers lists the members of the cluster as this node sees them.
 	Peers(ctx context.Context, in *PeersRequest, opts ...grpc.CallOption) (*PeersReply, error)
+	// ForgetPeer says that a node will not come back: nothing waits for it any
+	// more, on any node.
+	ForgetPeer(ctx context.Context, in *ForgetPeerRequest, opts ...grpc.CallOption) (*ForgetPeerReply, error)
 	// ListVolumes lists the catalogue.
 	ListVolumes(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (*ListVolumesReply, error)
 	// CreateVolume makes a volume and its first replica, here.
@@ -81,6 +85,16 @@ func (c *adminClient) Peers(ctx context.Context, in *PeersRequest, opts ...grpc.
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PeersReply)
 	err := c.cc.Invoke(ctx, Admin_Peers_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ForgetPeer(ctx context.Context, in *ForgetPeerRequest, opts ...grpc.CallOption) (*ForgetPeerReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForgetPeerReply)
+	err := c.cc.Invoke(ctx, Admin_ForgetPeer_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -165,6 +179,9 @@ type AdminServer interface {
 	Status(context.Context, *NodeStatusRequest) (*NodeStatus, error)
 	// Peers lists the members of the cluster as this node sees them.
 	Peers(context.Context, *PeersRequest) (*PeersReply, error)
+	// ForgetPeer says that a node will not come back: nothing waits for it any
+	// more, on any node.
+	ForgetPeer(context.Context, *ForgetPeerRequest) (*ForgetPeerReply, error)
 	// ListVolumes lists the catalogue.
 	ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesReply, error)
 	// CreateVolume makes a volume and its first replica, here.
@@ -195,6 +212,9 @@ func (UnimplementedAdminServer) Status(context.Context, *NodeStatusRequest) (*No
 }
 func (UnimplementedAdminServer) Peers(context.Context, *PeersRequest) (*PeersReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Peers not implemented")
+}
+func (UnimplementedAdminServer) ForgetPeer(context.Context, *ForgetPeerRequest) (*ForgetPeerReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method ForgetPeer not implemented")
 }
 func (UnimplementedAdminServer) ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListVolumes not implemented")
@@ -270,6 +290,24 @@ func _Admin_Peers_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServer).Peers(ctx, req.(*PeersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ForgetPeer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForgetPeerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ForgetPeer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ForgetPeer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ForgetPeer(ctx, req.(*ForgetPeerRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -414,6 +452,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Peers",
 			Handler:    _Admin_Peers_Handler,
+		},
+		{
+			MethodName: "ForgetPeer",
+			Handler:    _Admin_ForgetPeer_Handler,
 		},
 		{
 			MethodName: "ListVolumes",

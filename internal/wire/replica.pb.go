@@ -40,6 +40,7 @@ type Frame struct {
 	//	*Frame_Identities
 	//	*Frame_Ping
 	//	*Frame_Pong
+	//	*Frame_Roster
 	Body          isFrame_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -181,6 +182,15 @@ func (x *Frame) GetPong() *Pong {
 	return nil
 }
 
+func (x *Frame) GetRoster() *Roster {
+	if x != nil {
+		if x, ok := x.Body.(*Frame_Roster); ok {
+			return x.Roster
+		}
+	}
+	return nil
+}
+
 type isFrame_Body interface {
 	isFrame_Body()
 }
@@ -229,6 +239,10 @@ type Frame_Pong struct {
 	Pong *Pong `protobuf:"bytes,11,opt,name=pong,proto3,oneof"`
 }
 
+type Frame_Roster struct {
+	Roster *Roster `protobuf:"bytes,12,opt,name=roster,proto3,oneof"`
+}
+
 func (*Frame_Hello) isFrame_Body() {}
 
 func (*Frame_Holdings) isFrame_Body() {}
@@ -250,6 +264,8 @@ func (*Frame_Identities) isFrame_Body() {}
 func (*Frame_Ping) isFrame_Body() {}
 
 func (*Frame_Pong) isFrame_Body() {}
+
+func (*Frame_Roster) isFrame_Body() {}
 
 // Hello opens a link.
 type Hello struct {
@@ -332,11 +348,16 @@ func (x *Hello) GetVersion() uint32 {
 
 // Holding is one replica of the sender.
 type Holding struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	Replica       uint64                 `protobuf:"fixed64,2,opt,name=replica,proto3" json:"replica,omitempty"`
-	Ready         bool                   `protobuf:"varint,3,opt,name=ready,proto3" json:"ready,omitempty"`
-	Vector        []*VectorEntry         `protobuf:"bytes,4,rep,name=vector,proto3" json:"vector,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Volume  []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Replica uint64                 `protobuf:"fixed64,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	Ready   bool                   `protobuf:"varint,3,opt,name=ready,proto3" json:"ready,omitempty"`
+	Vector  []*VectorEntry         `protobuf:"bytes,4,rep,name=vector,proto3" json:"vector,omitempty"`
+	// A replica that lacks any of collected, or is one of out, or has ops of one
+	// of out beyond seq, may know what the sender has collected: the two exchange
+	// no ops until it has begun anew from the sender's snapshot.
+	Collected     []*VectorEntry `protobuf:"bytes,5,rep,name=collected,proto3" json:"collected,omitempty"`
+	Out           []*VectorEntry `protobuf:"bytes,6,rep,name=out,proto3" json:"out,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -399,6 +420,158 @@ func (x *Holding) GetVector() []*VectorEntry {
 	return nil
 }
 
+func (x *Holding) GetCollected() []*VectorEntry {
+	if x != nil {
+		return x.Collected
+	}
+	return nil
+}
+
+func (x *Holding) GetOut() []*VectorEntry {
+	if x != nil {
+		return x.Out
+	}
+	return nil
+}
+
+// Roster says which replicas of a volume there are, the sender last.
+type Roster struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Members       []*Member              `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Roster) Reset() {
+	*x = Roster{}
+	mi := &file_replica_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Roster) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Roster) ProtoMessage() {}
+
+func (x *Roster) ProtoReflect() protoreflect.Message {
+	mi := &file_replica_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Roster.ProtoReflect.Descriptor instead.
+func (*Roster) Descriptor() ([]byte, []int) {
+	return file_replica_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Roster) GetVolume() []byte {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *Roster) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+// Member is what a replica said of itself; relayed as it is.
+type Member struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Replica       uint64                 `protobuf:"fixed64,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	At            int64                  `protobuf:"varint,3,opt,name=at,proto3" json:"at,omitempty"`               // the replica's clock, growing
+	Acked         []byte                 `protobuf:"bytes,4,opt,name=acked,proto3" json:"acked,omitempty"`          // version vector with stamps, as in store/crdt
+	Committed     uint64                 `protobuf:"varint,5,opt,name=committed,proto3" json:"committed,omitempty"` // its last own op by then
+	Out           []uint64               `protobuf:"fixed64,6,rep,packed,name=out,proto3" json:"out,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Member) Reset() {
+	*x = Member{}
+	mi := &file_replica_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Member) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Member) ProtoMessage() {}
+
+func (x *Member) ProtoReflect() protoreflect.Message {
+	mi := &file_replica_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Member.ProtoReflect.Descriptor instead.
+func (*Member) Descriptor() ([]byte, []int) {
+	return file_replica_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Member) GetReplica() uint64 {
+	if x != nil {
+		return x.Replica
+	}
+	return 0
+}
+
+func (x *Member) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Member) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Member) GetAcked() []byte {
+	if x != nil {
+		return x.Acked
+	}
+	return nil
+}
+
+func (x *Member) GetCommitted() uint64 {
+	if x != nil {
+		return x.Committed
+	}
+	return 0
+}
+
+func (x *Member) GetOut() []uint64 {
+	if x != nil {
+		return x.Out
+	}
+	return nil
+}
+
 // Holdings says what changed in what the sender holds, or, first on a link,
 // all that it holds.
 type Holdings struct {
@@ -412,7 +585,7 @@ type Holdings struct {
 
 func (x *Holdings) Reset() {
 	*x = Holdings{}
-	mi := &file_replica_proto_msgTypes[3]
+	mi := &file_replica_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +597,7 @@ func (x *Holdings) String() string {
 func (*Holdings) ProtoMessage() {}
 
 func (x *Holdings) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[3]
+	mi := &file_replica_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +610,7 @@ func (x *Holdings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holdings.ProtoReflect.Descriptor instead.
 func (*Holdings) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{3}
+	return file_replica_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Holdings) GetAll() bool {
@@ -474,7 +647,7 @@ type VectorEntry struct {
 
 func (x *VectorEntry) Reset() {
 	*x = VectorEntry{}
-	mi := &file_replica_proto_msgTypes[4]
+	mi := &file_replica_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -486,7 +659,7 @@ func (x *VectorEntry) String() string {
 func (*VectorEntry) ProtoMessage() {}
 
 func (x *VectorEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[4]
+	mi := &file_replica_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -499,7 +672,7 @@ func (x *VectorEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VectorEntry.ProtoReflect.Descriptor instead.
 func (*VectorEntry) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{4}
+	return file_replica_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *VectorEntry) GetReplica() uint64 {
@@ -535,7 +708,7 @@ type Push struct {
 
 func (x *Push) Reset() {
 	*x = Push{}
-	mi := &file_replica_proto_msgTypes[5]
+	mi := &file_replica_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +720,7 @@ func (x *Push) String() string {
 func (*Push) ProtoMessage() {}
 
 func (x *Push) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[5]
+	mi := &file_replica_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +733,7 @@ func (x *Push) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Push.ProtoReflect.Descriptor instead.
 func (*Push) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{5}
+	return file_replica_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Push) GetVolume() []byte {
@@ -596,7 +769,7 @@ type Digest struct {
 
 func (x *Digest) Reset() {
 	*x = Digest{}
-	mi := &file_replica_proto_msgTypes[6]
+	mi := &file_replica_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +781,7 @@ func (x *Digest) String() string {
 func (*Digest) ProtoMessage() {}
 
 func (x *Digest) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[6]
+	mi := &file_replica_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +794,7 @@ func (x *Digest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Digest.ProtoReflect.Descriptor instead.
 func (*Digest) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{6}
+	return file_replica_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Digest) GetVolume() []byte {
@@ -651,7 +824,7 @@ type Pull struct {
 
 func (x *Pull) Reset() {
 	*x = Pull{}
-	mi := &file_replica_proto_msgTypes[7]
+	mi := &file_replica_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +836,7 @@ func (x *Pull) String() string {
 func (*Pull) ProtoMessage() {}
 
 func (x *Pull) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[7]
+	mi := &file_replica_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +849,7 @@ func (x *Pull) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pull.ProtoReflect.Descriptor instead.
 func (*Pull) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{7}
+	return file_replica_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Pull) GetVolume() []byte {
@@ -710,7 +883,7 @@ type PullDone struct {
 
 func (x *PullDone) Reset() {
 	*x = PullDone{}
-	mi := &file_replica_proto_msgTypes[8]
+	mi := &file_replica_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +895,7 @@ func (x *PullDone) String() string {
 func (*PullDone) ProtoMessage() {}
 
 func (x *PullDone) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[8]
+	mi := &file_replica_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +908,7 @@ func (x *PullDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullDone.ProtoReflect.Descriptor instead.
 func (*PullDone) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{8}
+	return file_replica_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PullDone) GetVolume() []byte {
@@ -763,7 +936,7 @@ type SnapshotNeeded struct {
 
 func (x *SnapshotNeeded) Reset() {
 	*x = SnapshotNeeded{}
-	mi := &file_replica_proto_msgTypes[9]
+	mi := &file_replica_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -775,7 +948,7 @@ func (x *SnapshotNeeded) String() string {
 func (*SnapshotNeeded) ProtoMessage() {}
 
 func (x *SnapshotNeeded) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[9]
+	mi := &file_replica_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -788,7 +961,7 @@ func (x *SnapshotNeeded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotNeeded.ProtoReflect.Descriptor instead.
 func (*SnapshotNeeded) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{9}
+	return file_replica_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SnapshotNeeded) GetVolume() []byte {
@@ -808,7 +981,7 @@ type IdentityRequest struct {
 
 func (x *IdentityRequest) Reset() {
 	*x = IdentityRequest{}
-	mi := &file_replica_proto_msgTypes[10]
+	mi := &file_replica_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +993,7 @@ func (x *IdentityRequest) String() string {
 func (*IdentityRequest) ProtoMessage() {}
 
 func (x *IdentityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[10]
+	mi := &file_replica_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +1006,7 @@ func (x *IdentityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityRequest.ProtoReflect.Descriptor instead.
 func (*IdentityRequest) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{10}
+	return file_replica_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *IdentityRequest) GetVolume() []byte {
@@ -860,7 +1033,7 @@ type Identities struct {
 
 func (x *Identities) Reset() {
 	*x = Identities{}
-	mi := &file_replica_proto_msgTypes[11]
+	mi := &file_replica_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +1045,7 @@ func (x *Identities) String() string {
 func (*Identities) ProtoMessage() {}
 
 func (x *Identities) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[11]
+	mi := &file_replica_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +1058,7 @@ func (x *Identities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identities.ProtoReflect.Descriptor instead.
 func (*Identities) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{11}
+	return file_replica_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Identities) GetVolume() []byte {
@@ -917,7 +1090,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_replica_proto_msgTypes[12]
+	mi := &file_replica_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1102,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[12]
+	mi := &file_replica_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1115,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{12}
+	return file_replica_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Identity) GetVolume() []byte {
@@ -982,7 +1155,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_replica_proto_msgTypes[13]
+	mi := &file_replica_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1167,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[13]
+	mi := &file_replica_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1180,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{13}
+	return file_replica_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Ping) GetId() uint64 {
@@ -1026,7 +1199,7 @@ type Pong struct {
 
 func (x *Pong) Reset() {
 	*x = Pong{}
-	mi := &file_replica_proto_msgTypes[14]
+	mi := &file_replica_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1211,7 @@ func (x *Pong) String() string {
 func (*Pong) ProtoMessage() {}
 
 func (x *Pong) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[14]
+	mi := &file_replica_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1224,7 @@ func (x *Pong) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pong.ProtoReflect.Descriptor instead.
 func (*Pong) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{14}
+	return file_replica_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Pong) GetId() uint64 {
@@ -1072,7 +1245,7 @@ type FetchRequest struct {
 
 func (x *FetchRequest) Reset() {
 	*x = FetchRequest{}
-	mi := &file_replica_proto_msgTypes[15]
+	mi := &file_replica_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1257,7 @@ func (x *FetchRequest) String() string {
 func (*FetchRequest) ProtoMessage() {}
 
 func (x *FetchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[15]
+	mi := &file_replica_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1270,7 @@ func (x *FetchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchRequest.ProtoReflect.Descriptor instead.
 func (*FetchRequest) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{15}
+	return file_replica_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *FetchRequest) GetVolume() []byte {
@@ -1135,7 +1308,7 @@ type FetchChunk struct {
 
 func (x *FetchChunk) Reset() {
 	*x = FetchChunk{}
-	mi := &file_replica_proto_msgTypes[16]
+	mi := &file_replica_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1320,7 @@ func (x *FetchChunk) String() string {
 func (*FetchChunk) ProtoMessage() {}
 
 func (x *FetchChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[16]
+	mi := &file_replica_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1333,7 @@ func (x *FetchChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchChunk.ProtoReflect.Descriptor instead.
 func (*FetchChunk) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{16}
+	return file_replica_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FetchChunk) GetHash() []byte {
@@ -1200,7 +1373,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_replica_proto_msgTypes[17]
+	mi := &file_replica_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1212,7 +1385,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[17]
+	mi := &file_replica_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1225,7 +1398,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{17}
+	return file_replica_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SnapshotRequest) GetVolume() []byte {
@@ -1246,7 +1419,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_replica_proto_msgTypes[18]
+	mi := &file_replica_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1431,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_proto_msgTypes[18]
+	mi := &file_replica_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1444,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_replica_proto_rawDescGZIP(), []int{18}
+	return file_replica_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SnapshotChunk) GetData() []byte {
@@ -1292,7 +1465,7 @@ var File_replica_proto protoreflect.FileDescriptor
 
 const file_replica_proto_rawDesc = "" +
 	"\n" +
-	"\rreplica.proto\x12\x14synapsefs.replica.v1\"\xaa\x05\n" +
+	"\rreplica.proto\x12\x14synapsefs.replica.v1\"\xe2\x05\n" +
 	"\x05Frame\x123\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1b.synapsefs.replica.v1.HelloH\x00R\x05hello\x12<\n" +
 	"\bholdings\x18\x02 \x01(\v2\x1e.synapsefs.replica.v1.HoldingsH\x00R\bholdings\x120\n" +
@@ -1307,7 +1480,8 @@ const file_replica_proto_rawDesc = "" +
 	"identities\x120\n" +
 	"\x04ping\x18\n" +
 	" \x01(\v2\x1a.synapsefs.replica.v1.PingH\x00R\x04ping\x120\n" +
-	"\x04pong\x18\v \x01(\v2\x1a.synapsefs.replica.v1.PongH\x00R\x04pongB\x06\n" +
+	"\x04pong\x18\v \x01(\v2\x1a.synapsefs.replica.v1.PongH\x00R\x04pong\x126\n" +
+	"\x06roster\x18\f \x01(\v2\x1c.synapsefs.replica.v1.RosterH\x00R\x06rosterB\x06\n" +
 	"\x04body\"\x91\x01\n" +
 	"\x05Hello\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
@@ -1316,12 +1490,24 @@ const file_replica_proto_rawDesc = "" +
 	"minVersion\x12\x1f\n" +
 	"\vmax_version\x18\x04 \x01(\rR\n" +
 	"maxVersion\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\rR\aversion\"\x8c\x01\n" +
+	"\aversion\x18\x05 \x01(\rR\aversion\"\x82\x02\n" +
 	"\aHolding\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\x06R\areplica\x12\x14\n" +
 	"\x05ready\x18\x03 \x01(\bR\x05ready\x129\n" +
-	"\x06vector\x18\x04 \x03(\v2!.synapsefs.replica.v1.VectorEntryR\x06vector\"o\n" +
+	"\x06vector\x18\x04 \x03(\v2!.synapsefs.replica.v1.VectorEntryR\x06vector\x12?\n" +
+	"\tcollected\x18\x05 \x03(\v2!.synapsefs.replica.v1.VectorEntryR\tcollected\x123\n" +
+	"\x03out\x18\x06 \x03(\v2!.synapsefs.replica.v1.VectorEntryR\x03out\"X\n" +
+	"\x06Roster\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\fR\x06volume\x126\n" +
+	"\amembers\x18\x02 \x03(\v2\x1c.synapsefs.replica.v1.MemberR\amembers\"\x8c\x01\n" +
+	"\x06Member\x12\x18\n" +
+	"\areplica\x18\x01 \x01(\x06R\areplica\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x0e\n" +
+	"\x02at\x18\x03 \x01(\x03R\x02at\x12\x14\n" +
+	"\x05acked\x18\x04 \x01(\fR\x05acked\x12\x1c\n" +
+	"\tcommitted\x18\x05 \x01(\x04R\tcommitted\x12\x10\n" +
+	"\x03out\x18\x06 \x03(\x06R\x03out\"o\n" +
 	"\bHoldings\x12\x10\n" +
 	"\x03all\x18\x03 \x01(\bR\x03all\x127\n" +
 	"\achanged\x18\x01 \x03(\v2\x1d.synapsefs.replica.v1.HoldingR\achanged\x12\x18\n" +
@@ -1394,55 +1580,61 @@ func file_replica_proto_rawDescGZIP() []byte {
 	return file_replica_proto_rawDescData
 }
 
-var file_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_replica_proto_goTypes = []any{
 	(*Frame)(nil),           // 0: synapsefs.replica.v1.Frame
 	(*Hello)(nil),           // 1: synapsefs.replica.v1.Hello
 	(*Holding)(nil),         // 2: synapsefs.replica.v1.Holding
-	(*Holdings)(nil),        // 3: synapsefs.replica.v1.Holdings
-	(*VectorEntry)(nil),     // 4: synapsefs.replica.v1.VectorEntry
-	(*Push)(nil),            // 5: synapsefs.replica.v1.Push
-	(*Digest)(nil),          // 6: synapsefs.replica.v1.Digest
-	(*Pull)(nil),            // 7: synapsefs.replica.v1.Pull
-	(*PullDone)(nil),        // 8: synapsefs.replica.v1.PullDone
-	(*SnapshotNeeded)(nil),  // 9: synapsefs.replica.v1.SnapshotNeeded
-	(*IdentityRequest)(nil), // 10: synapsefs.replica.v1.IdentityRequest
-	(*Identities)(nil),      // 11: synapsefs.replica.v1.Identities
-	(*Identity)(nil),        // 12: synapsefs.replica.v1.Identity
-	(*Ping)(nil),            // 13: synapsefs.replica.v1.Ping
-	(*Pong)(nil),            // 14: synapsefs.replica.v1.Pong
-	(*FetchRequest)(nil),    // 15: synapsefs.replica.v1.FetchRequest
-	(*FetchChunk)(nil),      // 16: synapsefs.replica.v1.FetchChunk
-	(*SnapshotRequest)(nil), // 17: synapsefs.replica.v1.SnapshotRequest
-	(*SnapshotChunk)(nil),   // 18: synapsefs.replica.v1.SnapshotChunk
+	(*Roster)(nil),          // 3: synapsefs.replica.v1.Roster
+	(*Member)(nil),          // 4: synapsefs.replica.v1.Member
+	(*Holdings)(nil),        // 5: synapsefs.replica.v1.Holdings
+	(*VectorEntry)(nil),     // 6: synapsefs.replica.v1.VectorEntry
+	(*Push)(nil),            // 7: synapsefs.replica.v1.Push
+	(*Digest)(nil),          // 8: synapsefs.replica.v1.Digest
+	(*Pull)(nil),            // 9: synapsefs.replica.v1.Pull
+	(*PullDone)(nil),        // 10: synapsefs.replica.v1.PullDone
+	(*SnapshotNeeded)(nil),  // 11: synapsefs.replica.v1.SnapshotNeeded
+	(*IdentityRequest)(nil), // 12: synapsefs.replica.v1.IdentityRequest
+	(*Identities)(nil),      // 13: synapsefs.replica.v1.Identities
+	(*Identity)(nil),        // 14: synapsefs.replica.v1.Identity
+	(*Ping)(nil),            // 15: synapsefs.replica.v1.Ping
+	(*Pong)(nil),            // 16: synapsefs.replica.v1.Pong
+	(*FetchRequest)(nil),    // 17: synapsefs.replica.v1.FetchRequest
+	(*FetchChunk)(nil),      // 18: synapsefs.replica.v1.FetchChunk
+	(*SnapshotRequest)(nil), // 19: synapsefs.replica.v1.SnapshotRequest
+	(*SnapshotChunk)(nil),   // 20: synapsefs.replica.v1.SnapshotChunk
 }
 var file_replica_proto_depIdxs = []int32{
 	1,  // 0: synapsefs.replica.v1.Frame.hello:type_name -> synapsefs.replica.v1.Hello
-	3,  // 1: synapsefs.replica.v1.Frame.holdings:type_name -> synapsefs.replica.v1.Holdings
-	5,  // 2: synapsefs.replica.v1.Frame.push:type_name -> synapsefs.replica.v1.Push
-	6,  // 3: synapsefs.replica.v1.Frame.digest:type_name -> synapsefs.replica.v1.Digest
-	7,  // 4: synapsefs.replica.v1.Frame.pull:type_name -> synapsefs.replica.v1.Pull
-	8,  // 5: synapsefs.replica.v1.Frame.pull_done:type_name -> synapsefs.replica.v1.PullDone
-	9,  // 6: synapsefs.replica.v1.Frame.snapshot_needed:type_name -> synapsefs.replica.v1.SnapshotNeeded
-	10, // 7: synapsefs.replica.v1.Frame.identity_request:type_name -> synapsefs.replica.v1.IdentityRequest
-	11, // 8: synapsefs.replica.v1.Frame.identities:type_name -> synapsefs.replica.v1.Identities
-	13, // 9: synapsefs.replica.v1.Frame.ping:type_name -> synapsefs.replica.v1.Ping
-	14, // 10: synapsefs.replica.v1.Frame.pong:type_name -> synapsefs.replica.v1.Pong
-	4,  // 11: synapsefs.replica.v1.Holding.vector:type_name -> synapsefs.replica.v1.VectorEntry
-	2,  // 12: synapsefs.replica.v1.Holdings.changed:type_name -> synapsefs.replica.v1.Holding
-	4,  // 13: synapsefs.replica.v1.Digest.vector:type_name -> synapsefs.replica.v1.VectorEntry
-	4,  // 14: synapsefs.replica.v1.Pull.vector:type_name -> synapsefs.replica.v1.VectorEntry
-	0,  // 15: synapsefs.replica.v1.Replica.Exchange:input_type -> synapsefs.replica.v1.Frame
-	15, // 16: synapsefs.replica.v1.Replica.Fetch:input_type -> synapsefs.replica.v1.FetchRequest
-	17, // 17: synapsefs.replica.v1.Replica.Snapshot:input_type -> synapsefs.replica.v1.SnapshotRequest
-	0,  // 18: synapsefs.replica.v1.Replica.Exchange:output_type -> synapsefs.replica.v1.Frame
-	16, // 19: synapsefs.replica.v1.Replica.Fetch:output_type -> synapsefs.replica.v1.FetchChunk
-	18, // 20: synapsefs.replica.v1.Replica.Snapshot:output_type -> synapsefs.replica.v1.SnapshotChunk
-	18, // [18:21] is the sub-list for method output_type
-	15, // [15:18] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	5,  // 1: synapsefs.replica.v1.Frame.holdings:type_name -> synapsefs.replica.v1.Holdings
+	7,  // 2: synapsefs.replica.v1.Frame.push:type_name -> synapsefs.replica.v1.Push
+	8,  // 3: synapsefs.replica.v1.Frame.digest:type_name -> synapsefs.replica.v1.Digest
+	9,  // 4: synapsefs.replica.v1.Frame.pull:type_name -> synapsefs.replica.v1.Pull
+	10, // 5: synapsefs.replica.v1.Frame.pull_done:type_name -> synapsefs.replica.v1.PullDone
+	11, // 6: synapsefs.replica.v1.Frame.snapshot_needed:type_name -> synapsefs.replica.v1.SnapshotNeeded
+	12, // 7: synapsefs.replica.v1.Frame.identity_request:type_name -> synapsefs.replica.v1.IdentityRequest
+	13, // 8: synapsefs.replica.v1.Frame.identities:type_name -> synapsefs.replica.v1.Identities
+	15, // 9: synapsefs.replica.v1.Frame.ping:type_name -> synapsefs.replica.v1.Ping
+	16, // 10: synapsefs.replica.v1.Frame.pong:type_name -> synapsefs.replica.v1.Pong
+	3,  // 11: synapsefs.replica.v1.Frame.roster:type_name -> synapsefs.replica.v1.Roster
+	6,  // 12: synapsefs.replica.v1.Holding.vector:type_name -> synapsefs.replica.v1.VectorEntry
+	6,  // 13: synapsefs.replica.v1.Holding.collected:type_name -> synapsefs.replica.v1.VectorEntry
+	6,  // 14: synapsefs.replica.v1.Holding.out:type_name -> synapsefs.replica.v1.VectorEntry
+	4,  // 15: synapsefs.replica.v1.Roster.members:type_name -> synapsefs.replica.v1.Member
+	2,  // 16: synapsefs.replica.v1.Holdings.changed:type_name -> synapsefs.replica.v1.Holding
+	6,  // 17: synapsefs.replica.v1.Digest.vector:type_name -> synapsefs.replica.v1.VectorEntry
+	6,  // 18: synapsefs.replica.v1.Pull.vector:type_name -> synapsefs.replica.v1.VectorEntry
+	0,  // 19: synapsefs.replica.v1.Replica.Exchange:input_type -> synapsefs.replica.v1.Frame
+	17, // 20: synapsefs.replica.v1.Replica.Fetch:input_type -> synapsefs.replica.v1.FetchRequest
+	19, // 21: synapsefs.replica.v1.Replica.Snapshot:input_type -> synapsefs.replica.v1.SnapshotRequest
+	0,  // 22: synapsefs.replica.v1.Replica.Exchange:output_type -> synapsefs.replica.v1.Frame
+	18, // 23: synapsefs.replica.v1.Replica.Fetch:output_type -> synapsefs.replica.v1.FetchChunk
+	20, // 24: synapsefs.replica.v1.Replica.Snapshot:output_type -> synapsefs.replica.v1.SnapshotChunk
+	22, // [22:25] is the sub-list for method output_type
+	19, // [19:22] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_replica_proto_init() }
@@ -1462,6 +1654,7 @@ func file_replica_proto_init() {
 		(*Frame_Identities)(nil),
 		(*Frame_Ping)(nil),
 		(*Frame_Pong)(nil),
+		(*Frame_Roster)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1469,7 +1662,7 @@ func file_replica_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_replica_proto_rawDesc), len(file_replica_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -50,7 +50,7 @@ func Apply(s State, op *Op) (*Effects, error) {
 		}
 	}
 	for _, i := range a.inodes {
-		if i.Kind == KindDir && i.Ino != RootIno && len(i.Links) == 0 {
+		if i.Kind == KindDir && !i.Ino.fixed() && len(i.Links) == 0 {
 			return nil, fmt.Errorf("apply op %v: %w: directory %d has no name", op.Dot, ErrMalformed, i.Ino)
 		}
 	}
@@ -171,8 +171,14 @@ func (a *applier) write(op *Op, n int, w *Write) error {
 	if w.Kind == WriteInode {
 		return a.newInode(op, id, w)
 	}
-	i, err := a.known(w.Ino)
+	i, err := a.touch(w.Ino)
 	if err != nil {
+		return err
+	}
+	if i == nil && w.Kind.attribute() {
+		return nil // of what was removed, and is collected here
+	}
+	if i, err = a.known(w.Ino); err != nil {
 		return err
 	}
 	local := op.Dot.Replica == 0
@@ -225,8 +231,8 @@ func (a *applier) newInode(op *Op, id VersionID, w *Write) error {
 }
 
 func (a *applier) place(op *Op, id VersionID, i *Inode, w *Write) error {
-	if i.Ino == RootIno {
-		return fmt.Errorf("%w: the root has no name", ErrMalformed)
+	if i.Ino.fixed() {
+		return fmt.Errorf("%w: inode %d has no name", ErrMalformed, i.Ino)
 	}
 	if err := CheckName(w.Name); err != nil {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)

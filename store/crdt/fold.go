@@ -87,7 +87,7 @@ func (a *applier) move(moves []Move) error {
 
 // under reports whether dir is top or below it.
 func (a *applier) under(dir, top Ino) (bool, error) {
-	for dir != RootIno {
+	for !dir.fixed() {
 		if dir == top {
 			return true, nil
 		}
@@ -97,5 +97,5 @@ func (a *applier) under(dir, top Ino) (bool, error) {
 		}
 		dir = i.Standing.Parent
 	}
-	return top == RootIno, nil
+	return top == dir, nil
 }

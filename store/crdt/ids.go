@@ -104,6 +104,18 @@ type Vector map[ReplicaID]VectorEntry
 // Covers reports whether the version is in the past that the vector describes.
 func (v Vector) Covers(id VersionID) bool { return id.Stamp <= v[id.Replica].Stamp }
 
+// Min lowers v to the pointwise minimum of v and w.
+func (v Vector) Min(w Vector) {
+	for r, e := range v {
+		switch o := w[r]; {
+		case o.Seq == 0:
+			delete(v, r)
+		case o.Seq < e.Seq:
+			v[r] = o
+		}
+	}
+}
+
 // Clone returns a copy.
 func (v Vector) Clone() Vector {
 	w := make(Vector, len(v))

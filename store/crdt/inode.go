@@ -99,7 +99,7 @@ func (i *Inode) Version(id VersionID) *Version {
 }
 
 // Unpublished reports whether peers do not know the inode yet.
-func (i *Inode) Unpublished() bool { return i.Mode.At.Local() && i.Ino != RootIno }
+func (i *Inode) Unpublished() bool { return i.Mode.At.Local() && !i.Ino.fixed() }
 
 // Xattr returns the value of an extended attribute and whether it exists.
 func (i *Inode) Xattr(name string) ([]byte, bool) {

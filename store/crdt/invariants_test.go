@@ -36,9 +36,16 @@ type scratch struct {
 
 // standings folds all moves of all ops afresh.
 func (s *scratch) standings(log []*Op) error {
-	at := map[Ino]Place{}
+	at, kinds := map[Ino]Place{}, map[Ino]Kind{}
+	for _, op := range log {
+		for _, w := range op.Writes {
+			if w.Kind == WriteInode {
+				kinds[w.Ino] = w.InodeKind
+			}
+		}
+	}
 	under := func(dir, top Ino) bool {
-		for ; dir != RootIno && dir != 0; dir = at[dir].Parent {
+		for ; !dir.fixed() && dir != 0; dir = at[dir].Parent {
 			if dir == top {
 				return true
 			}
@@ -49,7 +56,7 @@ func (s *scratch) standings(log []*Op) error {
 	for _, op := range ops {
 		undo := maps.Clone(at)
 		for n, w := range op.Writes {
-			if w.Kind != WritePlace || s.st.inodes[w.Ino].Kind != KindDir {
+			if w.Kind != WritePlace || kinds[w.Ino] != KindDir {
 				continue
 			}
 			if under(w.Parent, w.Ino) {
@@ -60,7 +67,11 @@ func (s *scratch) standings(log []*Op) error {
 		}
 	}
 	for ino, p := range at {
-		if got := s.st.inodes[ino].Standing; !got.same(p) {
+		i := s.st.inodes[ino]
+		if i == nil {
+			continue // collected: it is in nobody's way
+		}
+		if got := i.Standing; !got.same(p) {
 			return fmt.Errorf("directory %d stands at %v, folded at %v", ino, got, p)
 		}
 	}
@@ -82,7 +93,7 @@ func (s *scratch) claimAll() {
 		p, _ := i.PlaceOf(l.ID)
 		k := nameKey{p.Parent, p.Name}
 		s.claims[k] = append(s.claims[k], Claim{i.Ino, l.ID, i.Kind, p.ID})
-		if up := s.st.inodes[p.Parent]; up.Ino != RootIno {
+		if up := s.st.inodes[p.Parent]; !up.Ino.fixed() {
 			claim(up, &up.Links[0])
 		}
 	}
@@ -146,6 +157,7 @@ func (s *scratch) walkSets() error {
 		}
 	}
 	walk([]Ino{RootIno})
+	walk([]Ino{LostIno})
 	all := 0
 	for _, cs := range s.claims {
 		all += len(cs)

@@ -66,7 +66,7 @@ func (p *Plan) dir(dir Ino) (Ino, error) {
 	if i.Kind != KindDir {
 		return 0, ErrNotDir
 	}
-	if head == RootIno {
+	if head.fixed() {
 		return head, nil
 	}
 	live, err := Live(p.S, i, &i.Links[0])
@@ -79,7 +79,7 @@ func (p *Plan) dir(dir Ino) (Ino, error) {
 // confirm voids the removals of a directory that lives only by its children,
 // and of each such ancestor: who works in a directory wants it.
 func (p *Plan) confirm(dir Ino) error {
-	for dir != RootIno {
+	for !dir.fixed() {
 		i, err := p.S.Inode(dir)
 		if err != nil || i == nil {
 			return err
@@ -432,7 +432,7 @@ func (p *Plan) notUnder(dir Ino, moved Claim) error {
 	if !moved.Dir() {
 		return nil
 	}
-	for dir != RootIno {
+	for !dir.fixed() {
 		if dir == moved.Ino {
 			return ErrInvalid
 		}

@@ -23,17 +23,19 @@ type inlineKey struct {
 
 var _ State = (*MapState)(nil)
 
-// NewMapState returns the state of an empty volume: the root directory alone.
+// NewMapState returns the state of an empty volume.
 func NewMapState() *MapState {
-	root := &Inode{Ino: RootIno, Kind: KindDir}
-	root.Mode.Value = 0o755
-	return &MapState{
-		inodes: map[Ino]*Inode{RootIno: root},
+	s := &MapState{
+		inodes: map[Ino]*Inode{},
 		claims: map[Ino]map[string][]Claim{},
 		sets:   map[Ino][]Ino{},
 		heads:  map[Ino]Ino{},
 		inline: map[inlineKey][]byte{},
 	}
+	for _, i := range FixedInodes() {
+		s.inodes[i.Ino] = i
+	}
+	return s
 }
 
 // Clone returns a copy that shares nothing that can change.

@@ -85,6 +85,11 @@ const (
 	WriteXattr                        // Ino, Name, Value, or Gone
 )
 
+// attribute reports whether the write cannot bring back what was removed.
+func (k WriteKind) attribute() bool {
+	return k == WriteMode || k == WriteOwner || k == WriteTime || k == WriteXattr
+}
+
 // A Write is one element of an op; Kind says which fields count.
 type Write struct {
 	Kind   WriteKind

@@ -98,7 +98,7 @@ func (a *applier) claim(p Place, edit func([]Claim) []Claim) error {
 // revisit looks again at a directory that lives, or lived, only by its
 // children, after one of them came or went.
 func (a *applier) revisit(dir Ino) error {
-	if dir == RootIno {
+	if dir.fixed() {
 		return nil
 	}
 	i, ok := a.inodes[dir]

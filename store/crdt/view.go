@@ -89,7 +89,7 @@ func childless(s State, dir Ino) (bool, error) {
 
 // Live reports whether a link is live.
 func Live(s State, i *Inode, l *Link) (bool, error) {
-	if i.Ino == RootIno || i.liveBySelf(l) {
+	if i.Ino.fixed() || i.liveBySelf(l) {
 		return true, nil
 	}
 	if i.Kind != KindDir {

@@ -1,0 +1,219 @@
+package gossip
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+type (
+	// Spoke brings what a replica says of itself and knows of the others, the
+	// replica itself last, and what it has collected.
+	Spoke struct {
+		Volume    store.VolumeID
+		Members   []store.Member
+		Collected store.Collected
+	}
+	// Estranged says that this node cannot write under its replica's id: it is
+	// a copy of another node's.
+	Estranged struct{ Volume store.VolumeID }
+	// Verified is the result of Verify.
+	Verified struct {
+		Volume store.VolumeID
+		Peer   string
+		Forked bool // the peer has other ops of this replica than were made here
+	}
+
+	// Hear gives the store what a peer said of the replicas.
+	Hear struct {
+		Volume  store.VolumeID
+		Members []store.Member
+	}
+	// Verify compares what a peer has of this replica's ops with the journal.
+	Verify struct {
+		Volume store.VolumeID
+		Peer   string
+		Entry  crdt.VectorEntry
+	}
+
+	// Roster says which replicas of a volume there are.
+	Roster struct {
+		Volume  store.VolumeID
+		Members []store.Member
+	}
+)
+
+func (Hear) effect()   {}
+func (Verify) effect() {}
+
+// apart reports whether a peer's replica and ours exchange no ops, since one may
+// not know what the other has collected.
+func (v *replica) apart(h *holding) bool { return v.excludes(h) || v.excluded(h) }
+
+func (v *replica) excludes(h *holding) bool { return v.collected.Excludes(h.self, h.acked) }
+
+func (v *replica) excluded(h *holding) bool { return h.collected.Excludes(v.self, v.applied) }
+
+// beginsAnew reports whether this replica must take the peer's state for its
+// own. Of two that exclude each other the one that collected less does.
+func (v *replica) beginsAnew(h *holding) bool {
+	if v.estranged || h.forked {
+		return true
+	}
+	if !v.excluded(h) {
+		return false
+	}
+	mine, theirs := v.collected.Weight(), h.collected.Weight()
+	return !v.excludes(h) || mine < theirs || mine == theirs && v.self > h.self
+}
+
+// partners calls fn for each linked peer with whose replica ops are exchanged.
+func (p *Protocol) partners(v *replica, fn func(*peerState, *holding)) {
+	p.holders(v.id, func(ps *peerState, h *holding) {
+		if !v.apart(h) && !h.forked {
+			fn(ps, h)
+		}
+	})
+}
+
+// anew takes the state of a peer that this replica cannot merge with by ops; it
+// reports whether there is one.
+func (p *Protocol) anew(v *replica) (needed bool) {
+	p.holders(v.id, func(ps *peerState, h *holding) {
+		if needed || !h.ready || !v.beginsAnew(h) {
+			return
+		}
+		if h.notBefore.After(p.now) {
+			v.later(h.notBefore)
+			return
+		}
+		needed = true
+		if v.retryAfter.After(p.now) {
+			v.later(v.retryAfter)
+		} else if len(v.merging) == 0 { // else when they are done
+			v.staging = true
+			p.do(TakeSnapshot{Volume: v.id, Peer: ps.name, Anew: len(v.applied) > 0})
+		}
+	})
+	return needed
+}
+
+func (e Spoke) step(p *Protocol) {
+	v := p.replicas[e.Volume]
+	if v == nil {
+		return
+	}
+	v.members = e.Members
+	if news := !sameCollected(&v.collected, &e.Collected); news {
+		v.collected = e.Collected
+		p.tell(Holdings{Changed: []Holding{v.holding()}})
+		p.touch(v)
+	}
+	p.partners(v, func(ps *peerState, _ *holding) { p.send(ps, Roster{v.id, v.members}) })
+}
+
+func sameCollected(a, b *store.Collected) bool {
+	if !a.Vector.Contains(b.Vector) || !b.Vector.Contains(a.Vector) || len(a.Out) != len(b.Out) {
+		return false
+	}
+	for id, limit := range a.Out {
+		if l, ok := b.Out[id]; !ok || l != limit {
+			return false
+		}
+	}
+	return true
+}
+
+func (m Roster) receive(p *Protocol, from *peerState) {
+	v, h := p.replicas[m.Volume], from.holds[m.Volume]
+	if v != nil && h != nil && !v.apart(h) {
+		p.do(Hear{m.Volume, m.Members})
+	}
+}
+
+func (e Estranged) step(p *Protocol) {
+	if v := p.replicas[e.Volume]; v != nil {
+		v.estranged = true
+		p.touch(v)
+	}
+}
+
+func (e Verified) step(p *Protocol) {
+	v, ps := p.replicas[e.Volume], p.peers[e.Peer]
+	if v == nil || ps == nil || ps.holds[e.Volume] == nil || !e.Forked {
+		return
+	}
+	p.forked(v, ps, ps.holds[e.Volume], "other ops")
+}
+
+// forked notes that a peer has ops under this replica's id that were not made
+// here, or were and are forgotten: it was restored from a backup, or copied.
+func (p *Protocol) forked(v *replica, from *peerState, h *holding, what string) {
+	if h.forked {
+		return
+	}
+	h.forked = true
+	p.report(from.name, v.id, fmt.Errorf(
+		"%w: peer has %s of this replica %v: restored from a backup or a cloned disk; it takes a new id and a snapshot",
+		ErrTwoReplicas, what, v.self))
+	p.touch(v)
+}
+
+// speakLoop tells the peers, time and again, which replicas there are.
+func (c *Cluster) speakLoop() {
+	ticker := time.NewTicker(c.opts.DB.TurnEvery())
+	defer ticker.Stop()
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		c.mu.Lock()
+		for _, hv := range c.volumes {
+			hv.serves.add(func() { c.speak(hv) })
+		}
+		c.mu.Unlock()
+	}
+}
+
+// speak tells the peers of a volume which replicas it has.
+func (c *Cluster) speak(hv *heldVolume) {
+	members, err := hv.v.Speak(c.opts.Node)
+	if err != nil {
+		hv.log.Error("roster", "err", err)
+		return
+	}
+	c.stepFor(hv, Spoke{hv.v.ID(), members, hv.v.Collected()})
+}
+
+func (c *Cluster) verify(hv *heldVolume, e Verify) {
+	forked, err := hv.v.Forked(e.Entry.Seq, func(hash [32]byte) bool { return sameHash(hash, e.Entry.Hash) })
+	if err != nil {
+		hv.log.Error("compare journals", "err", err)
+		return
+	}
+	c.stepFor(hv, Verified{hv.v.ID(), e.Peer, forked})
+}
+
+// Forget says that a node will not come back: none of its replicas counts any
+// more. It returns how many it had.
+func (c *Cluster) Forget(node string) (n int, err error) {
+	c.mu.Lock()
+	volumes := make([]*heldVolume, 0, len(c.volumes))
+	for _, hv := range c.volumes {
+		volumes = append(volumes, hv)
+	}
+	c.mu.Unlock()
+	for _, hv := range volumes {
+		m, err := hv.v.Forget(node)
+		if err != nil {
+			return n, err
+		}
+		n += m
+		c.speak(hv)
+	}
+	return n, nil
+}

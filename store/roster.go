@@ -1,0 +1,311 @@
+package store
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// A Member is what one replica of a volume says of itself; peers pass it on, so
+// that a replica that only another peer can reach counts too.
+type Member struct {
+	Replica crdt.ReplicaID
+	Node    string
+	// At is its owner's clock when it said so; it only grows.
+	At int64
+	// Acked is what it has applied, but for what one of its open files would
+	// bring back when it is closed.
+	Acked crdt.Vector
+	// Committed is its last own op by then, sealed or not. Whoever has all
+	// ops up to it has all that were made without knowing Acked.
+	Committed crdt.Seq
+	// Out are the replicas whose changes it does not take any more, ever.
+	Out []crdt.ReplicaID
+}
+
+// member is a Member of another replica, and when it was new here.
+type member struct {
+	Member
+	heard     time.Time
+	effective *Member // the last one whose Committed ops are all here
+}
+
+// roster is who has replicas of the volume. Guarded by Volume.mu.
+type roster struct {
+	self    Member
+	members map[crdt.ReplicaID]*member // the others
+	out     map[crdt.ReplicaID]bool
+	saved   time.Time
+}
+
+// rosterRecord is a member as it is kept.
+type rosterRecord struct {
+	Node      string
+	At        int64
+	Heard     int64
+	Acked     []byte
+	Committed crdt.Seq
+	Out       []crdt.ReplicaID
+}
+
+// saveEvery is how often the roster is written; what is lost with less is a
+// little stability.
+const saveEvery = 30 * time.Second
+
+// forgetFactor times the retention after it fell out, a member's record goes.
+const forgetFactor = 4
+
+// loadRoster reads who was there. The time that this node was down is no
+// silence of the others.
+func (v *Volume) loadRoster(t txn) error {
+	r := &v.roster
+	r.members, r.out = map[crdt.ReplicaID]*member{}, map[crdt.ReplicaID]bool{}
+	now, last := v.db.opts.Now(), int64(0)
+	if err := t.scan(v.keys.key('y'), nil, func(key, value []byte) (bool, error) {
+		var rec rosterRecord
+		err := json.Unmarshal(value, &rec)
+		m := &member{heard: time.Unix(0, rec.Heard)}
+		if err == nil {
+			m.Acked, err = crdt.DecodeVector(rec.Acked)
+		}
+		if err != nil {
+			return false, fmt.Errorf("%w: roster: %w", ErrDamaged, err)
+		}
+		m.Replica = crdt.ReplicaID(v.keys.tail(key, 0))
+		m.Node, m.At, m.Committed, m.Out = rec.Node, rec.At, rec.Committed, rec.Out
+		last = max(last, rec.Heard)
+		if m.Replica == v.replica {
+			r.self = m.Member
+			for _, id := range m.Out {
+				r.out[id] = true
+			}
+			return true, nil
+		}
+		r.members[m.Replica] = m
+		v.noteEffectiveLocked(m)
+		return true, nil
+	}); err != nil {
+		return err
+	}
+	for _, m := range r.members {
+		m.heard = m.heard.Add(max(now.Sub(time.Unix(0, last)), 0))
+	}
+	return nil
+}
+
+// saveRosterLocked writes the roster.
+func (v *Volume) saveRosterLocked() error {
+	r, now := &v.roster, v.db.opts.Now()
+	put := func(t txn, m *Member, heard time.Time) error {
+		return putJSON(t, v.keys.key('y', uint64(m.Replica)), rosterRecord{
+			Node: m.Node, At: m.At, Heard: heard.UnixNano(), Acked: crdt.AppendVector(nil, m.Acked),
+			Committed: m.Committed, Out: m.Out,
+		})
+	}
+	err := v.db.kv.update(func(t txn) error {
+		self := r.self
+		self.Replica, self.Out = v.replica, slices.Sorted(maps.Keys(r.out))
+		if err := put(t, &self, now); err != nil {
+			return err
+		}
+		for _, m := range r.members {
+			if err := put(t, &m.Member, m.heard); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		r.saved = now
+	}
+	return err
+}
+
+// Speak renews what this replica says of itself and returns it after all that
+// is known of the others: each set of members makes sense in this order. node
+// is this node's name.
+func (v *Volume) Speak(node string) ([]Member, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.roster.self.Node = node
+	if err := v.speakLocked(); err != nil {
+		return nil, err
+	}
+	out := make([]Member, 0, len(v.roster.members)+1)
+	for _, id := range slices.Sorted(maps.Keys(v.roster.members)) {
+		if !v.roster.out[id] {
+			out = append(out, v.roster.members[id].Member)
+		}
+	}
+	return append(out, v.roster.self), nil
+}
+
+func (v *Volume) speakLocked() error {
+	r, now := &v.roster, v.db.opts.Now()
+	v.expireLocked(now)
+	r.self.Replica, r.self.At = v.replica, max(now.UnixNano(), r.self.At+1)
+	pinned, err := v.pinnedLocked()
+	if err != nil {
+		return err
+	}
+	if !pinned {
+		r.self.Acked, r.self.Committed = v.vector.Clone(), v.seq
+		r.self.Out = slices.Sorted(maps.Keys(r.out))
+	}
+	if now.Sub(r.saved) < saveEvery && !r.saved.IsZero() {
+		return nil
+	}
+	return v.saveRosterLocked()
+}
+
+// pinnedLocked reports whether closing a file that is open here would bring
+// something back that a peer removed: then that removal is not acknowledged.
+func (v *Volume) pinnedLocked() (pinned bool, err error) {
+	open := v.openInodes()
+	if len(open) == 0 {
+		return false, nil
+	}
+	err = v.read(func(t *tree) error {
+		for ino := range open {
+			i, err := t.Inode(ino)
+			if err != nil {
+				return err
+			}
+			if i == nil {
+				continue
+			}
+			if pinned, err = crdt.Revives(t, i, v.replica); err != nil || pinned {
+				return err
+			}
+		}
+		return nil
+	})
+	return pinned, err
+}
+
+// openInodes are the inodes that somebody here has open for writing.
+func (v *Volume) openInodes() map[crdt.Ino]bool {
+	v.draftsMu.Lock()
+	nodes := slices.Collect(maps.Keys(v.drafts))
+	v.draftsMu.Unlock()
+	out := make(map[crdt.Ino]bool, len(nodes))
+	for _, node := range nodes {
+		if ino, _, err := v.node(node); err == nil {
+			out[ino] = true
+		}
+	}
+	return out
+}
+
+// expireLocked puts out whoever was not heard of for the retention, for ever:
+// what others may collect on the strength of it cannot be taken back.
+func (v *Volume) expireLocked(now time.Time) {
+	for id, m := range v.roster.members {
+		if v.roster.out[id] {
+			continue
+		}
+		if silent := now.Sub(m.heard); silent > v.db.opts.ReplicaRetention {
+			v.db.opts.Log.Warn("replica is out: it must take a snapshot when it comes back",
+				"volume", v.name, "replica", id, "node", m.Node, "silent", silent)
+			v.roster.out[id] = true
+		}
+	}
+}
+
+// Hear takes what a peer passed on. Members that are out have no say.
+func (v *Volume) Hear(members []Member) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	r, now := &v.roster, v.db.opts.Now()
+	v.expireLocked(now)
+	for _, in := range members {
+		if in.Replica == v.replica || in.Replica == 0 || r.out[in.Replica] {
+			continue
+		}
+		m := r.members[in.Replica]
+		if m == nil {
+			m = &member{}
+			r.members[in.Replica] = m
+		}
+		if in.At <= m.At {
+			continue
+		}
+		m.Member, m.heard = in, now
+		v.noteEffectiveLocked(m)
+		for _, id := range in.Out {
+			if id != v.replica {
+				r.out[id] = true
+			}
+		}
+	}
+}
+
+// noteEffectiveLocked takes a member's word once all that it did before is
+// here.
+func (v *Volume) noteEffectiveLocked(m *member) {
+	if m.Acked != nil && v.vector[m.Replica].Seq >= m.Committed {
+		word := m.Member
+		m.effective = &word
+	}
+}
+
+// Forget puts the replicas of a node out for good: nothing waits for them any
+// more, and should the node come back, it takes a snapshot. It returns how many
+// there were.
+func (v *Volume) Forget(node string) (n int, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for id, m := range v.roster.members {
+		if m.Node == node && !v.roster.out[id] {
+			v.roster.out[id] = true
+			n++
+		}
+	}
+	if n == 0 {
+		return 0, nil
+	}
+	if err := v.saveRosterLocked(); err != nil {
+		return 0, fmt.Errorf("forget node %q: %w", node, err)
+	}
+	return n, nil
+}
+
+// countsLocked calls fn for each other replica that counts.
+func (v *Volume) countsLocked(fn func(*member)) {
+	for _, id := range slices.Sorted(maps.Keys(v.roster.members)) {
+		if !v.roster.out[id] {
+			fn(v.roster.members[id])
+		}
+	}
+}
+
+// RosterEntry is one known replica, for people.
+type RosterEntry struct {
+	Replica crdt.ReplicaID
+	Node    string
+	Heard   time.Time
+	Out     bool   // it does not count, and must take a snapshot
+	Lag     uint64 // ops that it has not said to have
+}
+
+// Roster lists the other replicas known.
+func (v *Volume) Roster() []RosterEntry {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	out := make([]RosterEntry, 0, len(v.roster.members))
+	for _, id := range slices.Sorted(maps.Keys(v.roster.members)) {
+		m := v.roster.members[id]
+		e := RosterEntry{Replica: id, Node: m.Node, Heard: m.heard, Out: v.roster.out[id]}
+		for r, own := range v.vector {
+			if a := m.Acked[r].Seq; a < own.Seq {
+				e.Lag += uint64(own.Seq - a)
+			}
+		}
+		out = append(out, e)
+	}
+	return out
+}
