@@ -30,6 +30,8 @@ type Volume struct {
 	ops    atomic.Uint64 // local ops committed since open
 	merged atomic.Uint64 // remote ops merged since open
 
+	forcedOut atomic.Uint64 // records dismissed for the conflict-limit since open
+
 	mu         sync.Mutex // serialises Commit and Merge; guards what follows
 	name       string
 	clock      crdt.Clock
@@ -59,6 +61,9 @@ type Volume struct {
 	published chan struct{}      // closed and renewed when a draft is finished
 	handles   map[Handle]NodeID
 
+	pruning pruneQueue // of history
+	limits  atomic.Pointer[Limits]
+
 	atimes sync.Map // crdt.Ino -> crdt.Time, explicit access times; node-local
 }
 
@@ -73,6 +78,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 		drafts: map[NodeID]*draft{}, births: map[crdt.Ino]birth{}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
 	}
 	v.ready.Store(r.Ready)
+	v.SetLimits(Limits{})
 	v.queue.opts = &db.opts
 	if err := v.load(); err != nil {
 		return nil, err
@@ -89,6 +95,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 		return nil, err
 	}
 	v.done.Go(v.sealer)
+	v.done.Go(v.pruner)
 	return v, nil
 }
 
@@ -285,6 +292,7 @@ type Stats struct {
 	OpenDrafts int
 	Unfinished int // drafts whose writer died before closing them
 	Full       bool
+	ForcedOut  uint64 // conflicts dismissed for the conflict-limit since the daemon started
 }
 
 // Stats returns the replica's counters.
@@ -296,6 +304,7 @@ func (v *Volume) Stats() Stats {
 	s.OpenDrafts = len(v.drafts)
 	v.draftsMu.Unlock()
 	s.Full = v.db.full.Load()
+	s.ForcedOut = v.forcedOut.Load()
 	return s
 }
 
