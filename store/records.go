@@ -181,3 +181,58 @@ func (v *Volume) forceOut() error {
 	}
 	return nil
 }
+
+// ReadRecord gives the bytes that a conflict is about, or of what it lost to.
+// ErrNoVersion if they are none: a place lost, or a directory won.
+func (v *Volume) ReadRecord(id crdt.VersionID, against bool) (Reading, error) {
+	var ino crdt.Ino
+	var version *crdt.Version
+	if err := v.read(func(t *tree) error {
+		r, err := t.record(id)
+		if err != nil {
+			return err
+		}
+		ino, version = r.Ino, r.Version
+		if !against {
+			return nil
+		}
+		if r.What == crdt.RecordHidden {
+			shown, _, err := crdt.Lookup(t, r.Dir, r.Name)
+			if err != nil {
+				return err
+			}
+			ino = shown.Ino
+		}
+		i, err := t.Inode(ino)
+		if err != nil {
+			return err
+		}
+		if version = i.Shown(); version == nil {
+			version = i.Latest()
+		}
+		return nil
+	}); err != nil {
+		return Reading{}, err
+	}
+	if version == nil {
+		return Reading{}, fmt.Errorf("%w: it is no content of a file", ErrNoVersion)
+	}
+	return v.ReadVersion(ino, version)
+}
+
+// PlaceOf is the path where an inode's link stands now.
+func (v *Volume) PlaceOf(ino crdt.Ino, link crdt.LinkID) (path string, err error) {
+	err = v.read(func(t *tree) error {
+		i, err := t.Inode(ino)
+		if err != nil || i == nil {
+			return err
+		}
+		p, ok := i.PlaceOf(link)
+		if !ok {
+			return nil
+		}
+		path, err = t.pathOf(p.Parent, p.Name)
+		return err
+	})
+	return path, err
+}

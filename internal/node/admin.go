@@ -150,6 +150,7 @@ func (i VolumeInfo) toWire() *wire.VolumeStatus {
 		s.Held, s.Ready, s.Replica = true, v.Ready(), v.Replica().String()
 		s.Ops, s.Merged, s.Unsealed = stats.Ops, stats.Merged, uint64(stats.Unsealed)
 		s.OpenDrafts, s.Unfinished = uint64(stats.OpenDrafts), uint64(stats.Unfinished)
+		s.Conflicts, s.ForcedOut = countRecords(v), stats.ForcedOut
 		if stats.Full && s.Problem == "" {
 			s.Problem = "the disk is full: changes are refused"
 		}
