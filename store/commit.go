@@ -49,7 +49,7 @@ func (v *Volume) changeLocked(by MountID, fn func(c *change) error) error {
 		if err := c.prepare(told); err != nil {
 			return err
 		}
-		if err := c.flush(c.frozen); err != nil {
+		if err := c.flush(); err != nil {
 			return err
 		}
 		if n := len(c.queued); n > 0 {
@@ -130,6 +130,7 @@ func (v *Volume) settleLocked(c *change) {
 	for _, fn := range c.after {
 		fn()
 	}
+	v.pruning.add(c.past)
 	if len(c.queued)+len(c.release) > 0 {
 		v.wakeSealer()
 	}

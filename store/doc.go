@@ -38,6 +38,9 @@
 //	  g <head>              directory set
 //	  m <stamp> <replica> <n>  directory move
 //	  c <ino> <version>     inline bytes of a version
+//	  h <ino> <version>     crdt.Version that others replaced: history
+//	  o <dir> <hash> <name> <ino> <link>  link that died at a name
+//	  l 0 <ino>, l 1 <dir> <hash> <name>  where conflict records may be
 //	  u <seq>               own op that is in no batch yet
 //	  j <replica> <first>   sealed batch
 //	  a <replica>           version vector entry

@@ -121,8 +121,8 @@ func TestP2SwitchedNodeKeepsTheOldVersion(t *testing.T) {
 	}
 }
 
-// TestP2SwitchOverManyVersions: versions between the one that the kernel shows
-// and the newest are forgotten, but not that one.
+// TestP2SwitchOverManyVersions: of the versions between the one that the kernel
+// shows and the newest only the history stays, but that one always.
 func TestP2SwitchOverManyVersions(t *testing.T) {
 	a, b := pair(t, Options{})
 	node := write(t, a, root, "f", "version 0")
@@ -143,15 +143,20 @@ func TestP2SwitchOverManyVersions(t *testing.T) {
 	if len(w.told) == 0 || w.aborted > 0 {
 		t.Errorf("told %d times, %d aborted", len(w.told), w.aborted)
 	}
+	check(t, b.pruneQueued(), nil)
+	if got := readNode(t, b, node); got != "version 0" {
+		t.Errorf("after pruning the first node reads %q", got)
+	}
 	w.forget(b, node)
 	write(t, a, root, "f", "version 60")
 	give(t, a, b)
+	check(t, b.pruneQueued(), nil)
 	n := 0
 	check(t, b.read(func(tr *tree) error {
 		return tr.t.scan(tr.keys.key('c', uint64(node)), nil, func(k, _ []byte) (bool, error) { n++; return true, nil })
 	}), nil)
-	if frozen := len(b.nodes) - 1; n > 1+frozen {
-		t.Errorf("%d versions kept for %d frozen nodes", n, frozen)
+	if frozen := len(b.nodes) - 1; n > 1+10+frozen {
+		t.Errorf("%d versions kept for %d frozen nodes and a history of 10", n, frozen)
 	}
 }
 

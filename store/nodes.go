@@ -1,7 +1,6 @@
 package store
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -48,19 +47,12 @@ func (c *change) switchNode(ino crdt.Ino, told *Changes) error {
 	return putJSON(c.t, c.keys.key('n', uint64(next)), c.nodes.put[next])
 }
 
-// frozen reports whether some node shows an old version, or will when the
-// transaction is committed.
-func (c *change) frozen(ino crdt.Ino, id crdt.VersionID) bool {
-	shows := func(r *nodeRecord) bool { return r.Ino == ino && r.Frozen != nil && r.Frozen.ID == id }
-	for _, r := range c.nodes.put {
-		if shows(r) {
-			return true
-		}
-	}
-	c.v.nodesMu.RLock()
-	defer c.v.nodesMu.RUnlock()
-	for _, r := range c.v.nodes {
-		if shows(r) {
+// frozen reports whether some node shows an old version.
+func (v *Volume) frozen(ino crdt.Ino, id crdt.VersionID) bool {
+	v.nodesMu.RLock()
+	defer v.nodesMu.RUnlock()
+	for _, r := range v.nodes {
+		if r.Ino == ino && r.Frozen != nil && r.Frozen.ID == id {
 			return true
 		}
 	}
@@ -154,7 +146,8 @@ func (v *Volume) LetGo(id NodeID) {
 	v.nodesMu.Lock()
 	delete(v.nodes, id)
 	v.nodesMu.Unlock()
-	if err := v.db.kv.update(func(t txn) error { return v.dropNode(t, id, r) }); err != nil {
+	v.pruning.add([]pastKey{{ino: r.Ino}}) // history kept the version for this node
+	if err := v.db.kv.update(func(t txn) error { return t.del(v.keys.key('n', uint64(id))) }); err != nil {
 		v.db.opts.Log.Error("forget node", "volume", v.name, "node", uint64(id), "err", err)
 	}
 }
@@ -174,37 +167,5 @@ func (v *Volume) letGoAll() {
 	}
 }
 
-// dropNode forgets a node record, and the bytes of the version that it kept.
-func (v *Volume) dropNode(t txn, id NodeID, r *nodeRecord) error {
-	if err := t.del(v.keys.key('n', uint64(id))); err != nil || r.Frozen == nil || r.Frozen.Manifest {
-		return err
-	}
-	i, err := newTree(t, &v.keys, v.sets.Load()).Inode(r.Ino)
-	if err != nil || i != nil && i.Version(r.Frozen.ID) != nil {
-		return err
-	}
-	return t.del(v.keys.version('c', r.Ino, r.Frozen.ID))
-}
-
 // clearNodes forgets all switched nodes, when no kernel knows any.
-func (v *Volume) clearNodes() error {
-	records := map[NodeID]*nodeRecord{}
-	if err := v.db.kv.view(func(t txn) error {
-		return t.scan(v.keys.key('n'), nil, func(key, value []byte) (bool, error) {
-			r := &nodeRecord{}
-			if err := json.Unmarshal(value, r); err != nil {
-				return false, fmt.Errorf("%w: node record %x: %w", ErrDamaged, key, err)
-			}
-			records[NodeID(v.keys.tail(key, 0))] = r
-			return true, nil
-		})
-	}); err != nil {
-		return err
-	}
-	for id, r := range records {
-		if err := v.db.kv.update(func(t txn) error { return v.dropNode(t, id, r) }); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (v *Volume) clearNodes() error { return v.db.deletePrefix(v.keys.key('n')) }

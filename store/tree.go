@@ -31,18 +31,16 @@ type tree struct {
 	t      txn
 	keys   *keyspace
 	sets   *sets
-	inodes map[crdt.Ino]*crdt.Inode      // read or written in this transaction
-	dirty  map[crdt.Ino]struct{}         // of inodes, written by flush
-	loaded map[crdt.Ino]*crdt.Inode      // as they were before
-	fresh  map[crdt.Ino][]crdt.VersionID // whose bytes this transaction put
-	reset  bool                          // sets is our own copy
+	inodes map[crdt.Ino]*crdt.Inode // read or written in this transaction
+	dirty  map[crdt.Ino]struct{}    // of inodes, written by flush
+	reset  bool                     // sets is our own copy
+	past   []pastKey                // what of history grew in this transaction
 }
 
 func newTree(t txn, keys *keyspace, s *sets) *tree {
 	return &tree{
 		t: t, keys: keys, sets: s, inodes: map[crdt.Ino]*crdt.Inode{},
-		dirty: map[crdt.Ino]struct{}{}, loaded: map[crdt.Ino]*crdt.Inode{},
-		fresh: map[crdt.Ino][]crdt.VersionID{},
+		dirty: map[crdt.Ino]struct{}{},
 	}
 }
 
@@ -58,7 +56,7 @@ func (t *tree) Inode(ino crdt.Ino) (*crdt.Inode, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: inode %d: %w", ErrDamaged, ino, err)
 	}
-	t.inodes[ino], t.loaded[ino] = i, i
+	t.inodes[ino] = i
 	return i, nil
 }
 
@@ -75,14 +73,10 @@ func (t *tree) DeleteInode(ino crdt.Ino) error {
 	return t.t.del(t.keys.inode(ino))
 }
 
-// flush writes the inodes changed, and forgets the bytes of what they replaced,
-// but those that keep says somebody still reads.
-func (t *tree) flush(keep func(crdt.Ino, crdt.VersionID) bool) error {
+// flush writes the inodes changed.
+func (t *tree) flush() error {
 	for ino := range t.dirty {
 		if err := t.t.set(t.keys.inode(ino), crdt.AppendInode(nil, t.inodes[ino])); err != nil {
-			return err
-		}
-		if err := t.dropReplaced(ino, keep); err != nil {
 			return err
 		}
 	}
@@ -201,29 +195,7 @@ func (t *tree) PutMove(m crdt.Move) error {
 }
 
 func (t *tree) PutInline(ino crdt.Ino, id crdt.VersionID, bytes []byte) error {
-	t.fresh[ino] = append(t.fresh[ino], id)
 	return t.t.set(t.keys.version('c', ino, id), bytes)
-}
-
-// dropReplaced forgets the bytes of an inode's versions that this transaction
-// replaced, but those that keep says somebody still reads.
-func (t *tree) dropReplaced(ino crdt.Ino, keep func(crdt.Ino, crdt.VersionID) bool) error {
-	gone := t.fresh[ino]
-	if was := t.loaded[ino]; was != nil {
-		for _, v := range was.Contents {
-			if !v.Manifest {
-				gone = append(gone, v.ID)
-			}
-		}
-	}
-	for _, id := range gone {
-		if t.inodes[ino].Version(id) == nil && !keep(ino, id) {
-			if err := t.t.del(t.keys.version('c', ino, id)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 func (t *tree) inline(ino crdt.Ino, id crdt.VersionID) ([]byte, error) {

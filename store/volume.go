@@ -27,7 +27,9 @@ type Volume struct {
 	ops    atomic.Uint64 // local ops committed since open
 	merged atomic.Uint64 // remote ops merged since open
 
-	wakeSealer, stopSealer, stopKeeper func()
+	forcedOut atomic.Uint64 // records dismissed for the conflict-limit since open
+
+	wakeSealer, stopSealer, stopKeeper, stopPruner func()
 
 	mu         sync.Mutex // serialises Commit and Merge; guards what follows
 	name       string
@@ -61,6 +63,9 @@ type Volume struct {
 	published chan struct{}      // closed and renewed when a draft is finished
 	handles   map[Handle]NodeID
 
+	pruning pruneQueue // of history
+	limits  atomic.Pointer[Limits]
+
 	atimes sync.Map // crdt.Ino -> crdt.Time, explicit access times; node-local
 }
 
@@ -74,6 +79,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 		drafts: map[NodeID]*draft{}, births: map[crdt.Ino]birth{}, wakeSealer: func() {}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
 	}
 	v.ready.Store(r.Ready)
+	v.SetLimits(Limits{})
 	v.queue.opts = &db.opts
 	// Those of earlier versions had no LostIno.
 	if err := db.kv.update(func(t txn) error { return putFixed(t, &v.keys) }); err != nil {
@@ -95,6 +101,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 	}
 	v.startSealer()
 	_, v.stopKeeper = db.opts.Scheduler.Loop(v.keep)
+	_, v.stopPruner = db.opts.Scheduler.Loop(v.pruner())
 	return v, nil
 }
 
@@ -197,6 +204,7 @@ func (v *Volume) close() error {
 	if v.closed.Swap(true) {
 		return nil
 	}
+	v.stopPruner()
 	v.stopKeeper()
 	v.stopSealer()
 	err := errors.Join(v.sealNow(), v.closeDrafts())
@@ -305,6 +313,7 @@ type Stats struct {
 	Frozen     int // old versions that a kernel knows
 	Unfinished int // drafts whose writer died before closing them
 	Full       bool
+	ForcedOut  uint64 // conflicts dismissed for the conflict-limit since the daemon started
 }
 
 // Stats returns the replica's counters.
@@ -328,6 +337,7 @@ func (v *Volume) Stats() Stats {
 	}
 	v.nodesMu.RUnlock()
 	s.Full = v.db.full.Load()
+	s.ForcedOut = v.forcedOut.Load()
 	return s
 }
 

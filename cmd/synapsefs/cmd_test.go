@@ -108,7 +108,9 @@ func TestCommandsAlone(t *testing.T) {
 // Every command documents the exit codes, and none panics for want of help.
 func TestHelp(t *testing.T) {
 	for _, c := range []string{"", "daemon", "mount", "umount", "mounts", "status", "peers", "volumes", "volumes list",
-		"volumes create", "volumes delete", "wait", "keys", "keys init", "keys issue", "demo"} {
+		"volumes create", "volumes delete", "wait",
+		"conflicts", "conflicts show", "conflicts diff", "conflicts restore", "conflicts dismiss",
+		"history", "history show", "history restore", "keys", "keys init", "keys issue", "demo"} {
 		code, stdout, stderr := synapsefs(t, "", c+" --help")
 		if code != exitOK || !strings.Contains(stdout, "Exit status:") || stderr != "" {
 			t.Errorf("%s --help: exit %d, %q, %q", c, code, stdout, stderr)

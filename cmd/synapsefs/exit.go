@@ -31,7 +31,7 @@ Exit status:
   1    an error that is none of the following
   2    wrong usage, or a name that cannot be one
   3    the daemon is not running, or its socket is not yours
-  4    no such volume, mount or directory
+  4    no such volume, mount, directory, conflict or version
   5    not done within --timeout
   6    refused in this state: exists already, in use, not empty, not ready
   130  interrupted`

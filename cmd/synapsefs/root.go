@@ -78,6 +78,7 @@ func newRootCommand(env *environment) *cobra.Command {
 	root.AddCommand(
 		newDaemonCommand(env), newMountCommand(env), newUmountCommand(env), newMountsCommand(env),
 		newStatusCommand(env), newPeersCommand(env), newVolumesCommand(env), newWaitCommand(env),
+		newConflictsCommand(env), newHistoryCommand(env),
 		newKeysCommand(env), newDemoCommand(env), newVersionCommand(env), newRevealHelperCommand(),
 	)
 	return root

@@ -176,6 +176,7 @@ func (i VolumeInfo) toWire() *wire.VolumeStatus {
 		s.JournalBytes, s.JournalLimit, s.Unstable = uint64(k.JournalBytes), uint64(k.JournalLimit), k.Unstable
 		s.Counting, s.Out = uint32(k.Counting), uint32(k.Out)
 		s.Tombstones, s.Lost = k.Tombstones, k.Lost
+		s.Conflicts, s.ForcedOut = countRecords(v), stats.ForcedOut
 		if stats.Full && s.Problem == "" {
 			s.Problem = "the disk is full: changes are refused"
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/synapsefs/synapsefs/fusefs"
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
 	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // Errors beyond those of the store, which are returned as they are.
@@ -38,6 +39,14 @@ var statusCodes = []struct {
 	{ErrBadName, codes.InvalidArgument},
 	{kernel.ErrNotDirectory, codes.InvalidArgument},
 	{kernel.ErrNotMounted, codes.NotFound},
+	{store.ErrNoRecord, codes.NotFound},
+	{store.ErrNoVersion, codes.NotFound},
+	{crdt.ErrNotExist, codes.NotFound},
+	{crdt.ErrExist, codes.AlreadyExists},
+	{crdt.ErrIsDir, codes.AlreadyExists},
+	{crdt.ErrNotDir, codes.AlreadyExists},
+	{crdt.ErrInvalid, codes.InvalidArgument},
+	{store.ErrNoContent, codes.FailedPrecondition},
 	{store.ErrNoVolume, codes.NotFound},
 	{ErrUnknownPeer, codes.NotFound},
 	{kernel.ErrMountpointMissing, codes.NotFound},

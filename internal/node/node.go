@@ -286,5 +286,5 @@ func (n *Node) reconcile() error {
 			errs = append(errs, fmt.Errorf("volume %q: %w", v.Name(), err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, n.limit())...)
 }

@@ -96,8 +96,8 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 	if err := checkVolumeName(name); err != nil {
 		return VolumeInfo{}, err
 	}
-	if len(options) > 0 {
-		return VolumeInfo{}, fmt.Errorf("%w: this version knows no volume options", ErrBadName)
+	if _, err := limitsOf(options); err != nil {
+		return VolumeInfo{}, err
 	}
 	if err := n.knowCatalogue(ctx); err != nil {
 		return VolumeInfo{}, err
@@ -300,6 +300,9 @@ func (n *Node) replica(l Listing, ready bool) (*store.Volume, error) {
 	v, err := n.db.CreateReplica(l.ID, l.Name, ready)
 	if err != nil {
 		return nil, fmt.Errorf("create replica: %w", err)
+	}
+	if limits, err := limitsOf(l.Options); err == nil {
+		v.SetLimits(limits)
 	}
 	n.join(v)
 	return v, nil

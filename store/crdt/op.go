@@ -83,6 +83,7 @@ const (
 	WriteOwner                        // Ino, UID, GID
 	WriteTime                         // Ino, Time: explicit mtime of what is not a file
 	WriteXattr                        // Ino, Name, Value, or Gone
+	WriteDismiss                      // Ino, Base: no record of these leaves (content or place) is wanted any more
 )
 
 // attribute reports whether the write cannot bring back what was removed.
