@@ -97,6 +97,7 @@ func (o *Options) setDefaults() {
 type DB struct {
 	opts      Options
 	kv        kv
+	bootID    string
 	lock      *os.File
 	content   *content.Store
 	manifests manifestCache
@@ -146,19 +147,22 @@ func (db *DB) open() error {
 	if err := os.MkdirAll(db.opts.Dir, 0o700); err != nil {
 		return err
 	}
-	bootID, err := db.openDatabase()
-	if err != nil {
+	var err error
+	if db.bootID, err = db.openDatabase(); err != nil {
 		return err
 	}
 	db.syncs.sync = db.syncAll
 	if db.content, err = content.Open(filepath.Join(db.opts.Dir, "content"), blockIndex{db.kv}); err != nil {
 		return err
 	}
-	unclean, err := db.checkBoot(bootID)
+	unclean, err := db.checkBoot(db.bootID)
 	if err != nil {
 		return err
 	}
-	return db.openVolumes(unclean)
+	if err := db.openVolumes(unclean); err != nil {
+		return err
+	}
+	return db.markBoot(bootRecord{BootID: db.bootID})
 }
 
 // openDatabase opens what db.kv is, and returns the machine's boot id.
@@ -258,21 +262,20 @@ func (db *DB) checkWhole() error {
 // checkBoot reports whether the machine went down under the running daemon
 // since the last clean stop: ops may then have left that are lost here.
 func (db *DB) checkBoot(now string) (unclean bool, err error) {
-	err = db.kv.update(func(t txn) error {
-		b, err := t.get(keyBoot)
-		if err != nil {
-			return err
-		}
-		if b != nil {
-			var was bootRecord
-			if err := json.Unmarshal(b, &was); err != nil {
-				return fmt.Errorf("%w: boot record: %w", ErrDamaged, err)
-			}
-			unclean = !was.Clean && was.BootID != now
-		}
-		return putJSON(t, keyBoot, bootRecord{BootID: now})
+	var was bootRecord
+	err = db.kv.view(func(t txn) error {
+		there, err := getJSON(t, keyBoot, &was)
+		unclean = there && !was.Clean && was.BootID != now
+		return err
 	})
 	return unclean, err
+}
+
+// markBoot records that the daemon runs. Until every replica has the new id
+// that it needs, a restart must still see the unclean boot; and no op may leave
+// before it is on disk, or a power loss would bring the clean mark back.
+func (db *DB) markBoot(r bootRecord) error {
+	return errors.Join(db.kv.update(func(t txn) error { return putJSON(t, keyBoot, r) }), db.syncAll())
 }
 
 // replaceFile writes a small file whole or not at all.
@@ -334,14 +337,7 @@ func (db *DB) Close() error {
 	for _, v := range volumes {
 		errs = append(errs, v.close())
 	}
-	errs = append(errs, db.kv.update(func(t txn) error {
-		var r bootRecord
-		if _, err := getJSON(t, keyBoot, &r); err != nil {
-			return err
-		}
-		r.Clean = true
-		return putJSON(t, keyBoot, r)
-	}), db.syncAll())
+	errs = append(errs, db.markBoot(bootRecord{BootID: db.bootID, Clean: true}))
 	errs = append(errs, db.release())
 	return errors.Join(errs...)
 }
