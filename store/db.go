@@ -112,6 +112,7 @@ func (o *Options) setDefaults() {
 type DB struct {
 	opts      Options
 	kv        kv
+	bootID    string
 	lock      *os.File
 	content   *content.Store
 	manifests manifestCache
@@ -161,8 +162,8 @@ func (db *DB) open() error {
 	if err := os.MkdirAll(db.opts.Dir, 0o700); err != nil {
 		return err
 	}
-	bootID, err := db.openDatabase()
-	if err != nil {
+	var err error
+	if db.bootID, err = db.openDatabase(); err != nil {
 		return err
 	}
 	db.syncs.sync = db.kv.sync
@@ -174,14 +175,14 @@ func (db *DB) open() error {
 			return err
 		}
 	}
-	unclean, err := db.uncleanBoot(bootID)
+	unclean, err := db.uncleanBoot(db.bootID)
 	if err != nil {
 		return err
 	}
 	if err := db.openVolumes(unclean); err != nil {
 		return err
 	}
-	return db.noteBoot(bootID)
+	return db.markBoot(bootRecord{BootID: db.bootID})
 }
 
 // openDatabase opens what db.kv is, and returns the machine's boot id.
@@ -284,8 +285,8 @@ func (db *DB) checkWhole() error {
 func (db *DB) uncleanBoot(now string) (unclean bool, err error) {
 	err = db.kv.view(func(t txn) error {
 		var was bootRecord
-		known, err := getJSON(t, keyBoot, &was)
-		unclean = known && !was.Clean && was.BootID != now
+		there, err := getJSON(t, keyBoot, &was)
+		unclean = there && !was.Clean && was.BootID != now
 		return err
 	})
 	if err != nil {
@@ -294,14 +295,11 @@ func (db *DB) uncleanBoot(now string) (unclean bool, err error) {
 	return unclean, nil
 }
 
-// noteBoot records that a daemon runs. It is on the disk before the first op
-// can leave, and after the replicas have the ids that they go on with: whoever
-// finds another boot's record takes new ones.
-func (db *DB) noteBoot(now string) error {
-	if err := db.kv.update(func(t txn) error { return putJSON(t, keyBoot, bootRecord{BootID: now}) }); err != nil {
-		return err
-	}
-	return db.kv.sync()
+// markBoot records that the daemon runs. Until every replica has the new id
+// that it needs, a restart must still see the unclean boot; and no op may leave
+// before it is on disk, or a power loss would bring the clean mark back.
+func (db *DB) markBoot(r bootRecord) error {
+	return errors.Join(db.kv.update(func(t txn) error { return putJSON(t, keyBoot, r) }), db.kv.sync())
 }
 
 // replaceFile writes a small file whole or not at all.
@@ -363,14 +361,7 @@ func (db *DB) Close() error {
 	for _, v := range volumes {
 		errs = append(errs, v.close())
 	}
-	errs = append(errs, db.kv.update(func(t txn) error {
-		var r bootRecord
-		if _, err := getJSON(t, keyBoot, &r); err != nil {
-			return err
-		}
-		r.Clean = true
-		return putJSON(t, keyBoot, r)
-	}), db.kv.sync())
+	errs = append(errs, db.markBoot(bootRecord{BootID: db.bootID, Clean: true}))
 	errs = append(errs, db.release())
 	return errors.Join(errs...)
 }

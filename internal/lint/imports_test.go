@@ -52,7 +52,7 @@ var onlyHere = map[string][]string{
 	"go.yaml.in/yaml":              {"internal/config", "internal/playground"},
 	"google.golang.org/grpc":       {"gossip/...", "internal/wire", "internal/admin", "internal/node", "csi", "cmd/synapsefs"},
 	"google.golang.org/protobuf":   {"gossip/...", "internal/wire", "csi"},
-	"github.com/zeebo/blake3":      {"store", "store/content", "store/crdt", "internal/playground", "gossip/..."},
+	"github.com/zeebo/blake3":      {"store", "store/content", "store/crdt", "internal/playground", "internal/sim", "gossip/..."},
 	"pgregory.net/rapid":           {"internal/sim"},
 	"go.uber.org/goleak":           {"internal/fstest"},
 	"golang.org/x/sys":             {"store", "store/content", "fusefs/...", "internal/node", "internal/playground", "internal/fstest"},

@@ -12,8 +12,8 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/synapsefs/synapsefs/internal/wire"
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/internal/wire"
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
