@@ -76,7 +76,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	listener, err := c.listenReplica()
 	if err == nil {
 		c.replica = listener.Addr()
-		c.members, err = startMembership(&c.opts, c.replica, c.refusals)
+		c.members, err = startMembership(&c.opts, c.replica, c.refusals, c.accepted)
 	}
 	if err == nil && ctx.Err() != nil {
 		err = errors.Join(context.Cause(ctx), c.members.close())

@@ -36,6 +36,7 @@ type testNode struct {
 	cluster *Cluster
 	v       *store.Volume
 	keyring *memberlist.Keyring // of the membership gossip
+	patient bool                // it takes no slow node for dead
 }
 
 // A testCluster makes nodes with keys of one CA.
@@ -111,7 +112,13 @@ func (n *testNode) startAt(t testing.TB, bind string, join []string) {
 	t.Helper()
 	cluster, err := Start(context.Background(), Options{
 		Node: n.name, Bind: bind, ReplicaBind: "127.0.0.1:0", Join: join, Keys: n.keys,
-		StateDir: n.dir, DB: n.db, Log: testLog(n.name), tuneMembership: func(conf *memberlist.Config) { quick(conf); n.keyring = conf.Keyring },
+		StateDir: n.dir, DB: n.db, Log: testLog(n.name), tuneMembership: func(conf *memberlist.Config) {
+			quick(conf)
+			if n.patient {
+				conf.SuspicionMult = 100
+			}
+			n.keyring = conf.Keyring
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -258,8 +265,13 @@ func same(t testing.TB, nodes ...*testNode) {
 
 // trio is three linked nodes, all of them ready.
 func trio(t testing.TB) (*testCluster, *testNode, *testNode, *testNode) {
+	return trioOf(t, false)
+}
+
+func trioOf(t testing.TB, patient bool) (*testCluster, *testNode, *testNode, *testNode) {
 	c := newTestCluster(t)
 	x, y, z := c.node("x", true), c.node("y", true), c.node("z", true)
+	x.patient, y.patient, z.patient = patient, patient, patient
 	x.start(t)
 	y.start(t, x)
 	z.start(t, x)

@@ -11,6 +11,9 @@
 // the dialer's frames. Up to about eight nodes the broadcast tree of Plumtree
 // (Leitão, Pereira, Rodrigues, 2007) is everybody, and so it is here.
 //
+// A name belongs to the live node that the members knew first. A second one is
+// kept out, without harm to the first, until the first is gone (names.go).
+//
 // # The protocol
 //
 // [Protocol] is a state machine: events in, effects out, no clock, goroutine,

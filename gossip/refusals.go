@@ -1,7 +1,6 @@
 package gossip
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 	"sync"
@@ -28,7 +27,7 @@ type refusals struct {
 	now func() time.Time
 
 	mu     sync.Mutex         // guards what follows
-	byNode map[string]Refusal // or by address
+	byNode map[string]Refusal // or by what else it is about
 }
 
 func newRefusals(now func() time.Time) *refusals {
@@ -38,15 +37,15 @@ func newRefusals(now func() time.Time) *refusals {
 // add counts a refusal; fresh says that it should be logged: it has another
 // reason than the last one of the node, or that was logged a minute ago.
 func (r *refusals) add(node, reason string) (fresh bool) {
-	return r.put(Refusal{Node: node, Reason: reason}, 0)
+	return r.put(node, Refusal{Node: node, Reason: reason}, 0)
 }
 
 // put is add for a refusal that is forgotten after a time, unless that is 0.
-func (r *refusals) put(f Refusal, lasts time.Duration) (fresh bool) {
+// Its key need not be the node.
+func (r *refusals) put(key string, f Refusal, lasts time.Duration) (fresh bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
-	key := cmp.Or(f.Node, f.Address)
 	old, ok := r.byNode[key]
 	if !ok && len(r.byNode) >= maxRefusals {
 		delete(r.byNode, r.oldestLocked())
@@ -72,11 +71,11 @@ func (r *refusals) oldestLocked() string {
 	return oldest.Node
 }
 
-// drop forgets the refusal of a node that is a peer now, or of an address.
-func (r *refusals) drop(node string) {
+// drop forgets a refusal, as that of a node that is a peer now.
+func (r *refusals) drop(key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.byNode, node)
+	delete(r.byNode, key)
 }
 
 // all returns the refusals by node.

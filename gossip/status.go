@@ -56,7 +56,7 @@ func (c *Cluster) Peers() []PeerStatus {
 			p = &PeerStatus{Node: r.Node, Address: r.Address, State: StateRefused, LastSeen: r.Last}
 			byNode[cmp.Or(r.Node, r.Address)] = p
 		}
-		p.Refusals = r.Count
+		p.Refusals += r.Count
 		if p.Error == "" || p.State == StateRefused {
 			p.Error = r.Reason
 		}
@@ -120,7 +120,8 @@ func (c *Cluster) linkStatus(byNode map[string]*PeerStatus) {
 }
 
 // Problems lists what is wrong with this node itself: batches that cannot be
-// merged, content that cannot be fetched, a gossip key that others do not have.
+// merged, content that cannot be fetched, a gossip key that others do not have, a
+// name that another node has.
 func (c *Cluster) Problems() []Refusal {
 	return slices.DeleteFunc(c.refusals.all(), func(r Refusal) bool { return r.Node != "" && r.Node != c.opts.Node })
 }

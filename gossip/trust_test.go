@@ -318,23 +318,6 @@ func TestP12WrongGossipKey(t *testing.T) {
 	}
 }
 
-func TestNameConflictIsReported(t *testing.T) {
-	c, x, _ := alone(t)
-	y := c.node("y", true)
-	y.start(t, x)
-	eventually(t, "links", linked(x, y))
-	again := c.node("y", true)
-	again.start(t, x)
-	eventually(t, "conflict is listed", func() bool {
-		for _, p := range x.cluster.Peers() {
-			if p.Node == "y" && p.Refusals > 0 && strings.Contains(p.Error, "two live nodes") {
-				return true
-			}
-		}
-		return false
-	})
-}
-
 func TestIdentity(t *testing.T) {
 	c := &testCluster{t: t, ca: t.TempDir()}
 	if err := keys.InitCA(c.ca, "test"); err != nil {

@@ -19,8 +19,9 @@ const peersHelp = `List the other members of the cluster as this host sees them.
   gone     no member any more, or not yet again
   refused  no peer: one of the two refuses the other, and the note says why
 
-A line without a node's name is an address given by join whose node answers
-under another gossip key: see gossip.key in the directories of keys of both.
+A line without a node's name is an address whose node answers under another
+gossip key (see gossip.key in the directories of keys of both), or has the name
+of this one.
 ` + exitHelp
 
 func newPeersCommand(env *environment) *cobra.Command {
