@@ -89,15 +89,12 @@ func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fus
 func (fs *FS) create(in *fuse.CreateIn, name string, out *fuse.CreateOut) error {
 	dir := fs.shown.target(in.NodeId)
 	key := nameKey{crdt.Ino(dir), name}
-	n, err := fs.newNode(&in.InHeader, dir, crdt.KindFile, in.Mode)
-	if err != nil {
-		return err
-	}
 	if p, ok := fs.shown.get(key); ok && in.Unique&resent == 0 {
 		return fs.createMerged(in, key, p, out)
 	}
 	defer fs.shown.begin(key)()
-	a, h, err := fs.vol.Create(fs.request(&in.InHeader), dir, name, n)
+	gen := fs.shown.generation()
+	a, h, err := fs.vol.Create(fs.request(&in.InHeader), dir, name, newNode(&in.InHeader, store.NewNode{Mode: in.Mode}))
 	if errors.Is(err, crdt.ErrExist) {
 		if p, ok := fs.shown.get(key); ok {
 			return fs.createMerged(in, key, p, out)
@@ -108,7 +105,7 @@ func (fs *FS) create(in *fuse.CreateIn, name string, out *fuse.CreateOut) error 
 	}
 	fs.keepHandle(h, a.Node, a.Ino)
 	out.Fh, out.OpenFlags = uint64(h), openWriter
-	return fs.replyNew(a, &out.EntryOut)
+	return fs.replyMade(gen, a, &out.EntryOut)
 }
 
 // createMerged answers the creation of a name that the caller does not see

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
@@ -98,6 +100,9 @@ func (v *Volume) create(r Request, dir NodeID, name string, n NewNode, h *Handle
 			Ino: crdt.Ino(v.db.randomID()), Link: crdt.LinkID(v.db.randomID()), Kind: n.Kind, Target: n.Target,
 			Rdev: n.Rdev, Mode: n.Mode & 0o7777, UID: n.UID, GID: n.GID, Time: crdt.TimeOf(c.now.UnixNano()),
 		}
+		if err := c.inherit(&i, parent); err != nil {
+			return err
+		}
 		p := c.plan()
 		if err := p.Create(parent, name, i); err != nil {
 			return err
@@ -112,6 +117,20 @@ func (v *Volume) create(r Request, dir NodeID, name string, n NewNode, h *Handle
 		return c.setDone(r, i.Ino, *h)
 	})
 	return a, err
+}
+
+// inherit gives what is made in a directory with the set-group-id bit the
+// directory's group, and a subdirectory the bit too.
+func (c *change) inherit(i *crdt.NewInode, dir crdt.Ino) error {
+	parent, err := c.Inode(dir)
+	if err != nil || parent == nil || parent.Mode.Value&unix.S_ISGID == 0 {
+		return err
+	}
+	i.GID = parent.Owner.Value.GID
+	if i.Kind == crdt.KindDir {
+		i.Mode |= unix.S_ISGID
+	}
+	return nil
 }
 
 // Link gives a file a further name.

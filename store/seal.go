@@ -51,13 +51,15 @@ func (q *sealQueue) add(o queued, now time.Time) {
 	q.bytes += o.size
 }
 
-// release ends the holds that wait for h.
-func (q *sealQueue) release(h hold) {
+// release ends the holds that wait for h, and reports whether any did.
+func (q *sealQueue) release(h hold) (any bool) {
 	for n := range q.ops {
 		if q.ops[n].hold == h {
 			q.ops[n].hold, q.ops[n].until = hold{}, time.Time{}
+			any = true
 		}
 	}
+	return any
 }
 
 // urgent reports whether waiting is of no use any more.
@@ -268,6 +270,7 @@ func (v *Volume) journalLocked(b *Batch, digest [32]byte, n int) error {
 	v.vector[b.Origin] = entry
 	v.journaledLocked(b, b.size())
 	v.queue.drop(n)
+	v.wakeSealer() // if somebody else sealed, it waits for what is gone
 	return nil
 }
 
