@@ -278,3 +278,12 @@ func (s *shown) publicationLocked(c *store.Changes) bool {
 	}
 	return false
 }
+
+// Knows reports whether the kernel has the inode's present node: somebody may
+// have the file open, though it is deleted, and its bytes must stay.
+func (s *shown) Knows(ino crdt.Ino) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, known := s.nodes[s.nodeNow(ino)]
+	return known
+}

@@ -44,6 +44,8 @@ func TestHistoryLimits(t *testing.T) {
 			t.Errorf("%s: %q", path, got)
 		}
 	}
+	check(t, v.sealNow(), nil)
+	allHave(v)
 	check(t, v.pruneQueued(), nil)
 	if got := count(t, v, 'h'); got != 3 {
 		t.Errorf("%d versions kept of the file written in place", got)
@@ -53,6 +55,7 @@ func TestHistoryLimits(t *testing.T) {
 	}
 	v = reopen(t, v)
 	v.SetLimits(Limits{History: 3, HistoryAge: time.Hour})
+	allHave(v)
 	if got := history(t, v, "inplace"); got != "8* 7 6 5" {
 		t.Errorf("after a restart: %q", got)
 	}
@@ -62,11 +65,7 @@ func TestHistoryLimits(t *testing.T) {
 	if got := history(t, v, "inplace"); got != "9* 8" { // 8 was replaced 50 minutes ago
 		t.Errorf("later: %q", got)
 	}
-	for done := false; !done; {
-		var err error
-		done, err = v.sweep()
-		check(t, err, nil)
-	}
+	sweep(t, v)
 	if got := count(t, v, 'h'); got != 1 {
 		t.Errorf("later %d versions are kept", got)
 	}
@@ -91,18 +90,10 @@ func TestP13SweepInPortions(t *testing.T) {
 		script(t, v, fmt.Sprintf("create a%d 0; write a%d 1; write a%d 2; unlink a%d", n, n, n, n))
 	}
 	v.pruning.take(1 << 30)
+	check(t, v.sealNow(), nil)
+	allHave(v)
 	v.SetLimits(Limits{HistoryAge: 1})
-	turns := 0
-	for done := false; !done; turns++ {
-		var err error
-		done, err = v.sweep()
-		check(t, err, nil)
-	}
-	for done := false; !done; turns++ { // names let go of inodes already looked at
-		var err error
-		done, err = v.sweep()
-		check(t, err, nil)
-	}
+	turns := sweep(t, v) + sweep(t, v) // names let go of inodes already looked at
 	if h, o := count(t, v, 'h'), count(t, v, 'o'); h+o != 0 {
 		t.Errorf("%d versions and %d names kept after %d turns", h, o, turns)
 	}
@@ -239,4 +230,81 @@ func TestHistoryOfLargeContent(t *testing.T) {
 	past = must(c.History("big"))
 	_, err := c.ReadVersion(past[1].Ino, past[1].Version)
 	check(t, err, ErrNoContent)
+}
+
+// knowing is a viewer whose kernel knows an inode.
+type knowing struct {
+	viewer
+	ino crdt.Ino
+}
+
+func (k *knowing) Knows(ino crdt.Ino) bool { return ino == k.ino }
+
+// TestP13BytesOfDeletedFilesGo when nobody can bring them back, nor has them
+// open, and they are beyond the limits.
+func TestP13BytesOfDeletedFilesGo(t *testing.T) {
+	a, b := pair(t, Options{})
+	a.SetLimits(Limits{History: 2})
+	var open NodeID
+	for n := range 6 {
+		node := write(t, a, root, "t", fmt.Sprint(n))
+		if n == 1 {
+			open = node
+		}
+		script(t, a, "mv t x")
+	}
+	exchange(t, a, b)
+	bytes := func() int { return count(t, a, 'c') }
+	all := bytes()
+	prune := func() {
+		a.pruning.add([]pastKey{{dir: crdt.RootIno, name: "x"}})
+		check(t, a.pruneQueued(), nil)
+	}
+	prune()
+	if got := bytes(); got != all {
+		t.Errorf("%d of %d kept, though a peer may bring them back", got, all)
+	}
+	allHave(a)
+	cancel := a.AddViewer(1, &knowing{viewer{t: t}, crdt.Ino(open)})
+	prune()
+	if got := bytes(); got != 1+2+1 { // shown, history, open
+		t.Errorf("%d kept", got)
+	}
+	if got := readNode(t, a, open); got != "1" {
+		t.Errorf("the open file reads %q", got)
+	}
+	cancel()
+	prune()
+	if got := bytes(); got != 1+2 {
+		t.Errorf("%d kept at the end", got)
+	}
+	if got := history(t, a, "x"); got != "5* 4 3" {
+		t.Errorf("history: %q", got)
+	}
+	c := volumeWith(t, a.ID(), Options{})
+	join(t, a, c)
+	same(t, a, c)
+	if got := history(t, c, "x"); got != "5* 4 3" {
+		t.Errorf("history of a newcomer: %q", got)
+	}
+}
+
+// allHave lets a volume believe that all replicas have what it has.
+func allHave(v *Volume) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.stable = func() crdt.Vector { return v.vector }
+}
+
+// sweep goes once through all that is kept, and says in how many turns.
+func sweep(t testing.TB, v *Volume) (turns int) {
+	t.Helper()
+	v.pruning.turn.Lock()
+	defer v.pruning.turn.Unlock()
+	for done := false; !done; turns++ {
+		var err error
+		done, err = v.sweepLocked()
+		check(t, err, nil)
+	}
+	return turns
 }

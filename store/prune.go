@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -40,9 +41,12 @@ func (v *Volume) Limits() Limits { return *v.limits.Load() }
 // pruneQueue is what of history grew lately. It is lost with the daemon: the
 // sweep finds what it held.
 type pruneQueue struct {
-	mu    sync.Mutex // a leaf
-	keys  map[pastKey]struct{}
-	sweep []byte // where the sweep goes on; nil: at the beginning
+	mu   sync.Mutex // guards keys; a leaf
+	keys map[pastKey]struct{}
+
+	turn  sync.Mutex // one sweep at a time; guards what follows; taken before Volume.mu
+	next  []byte     // where the sweep goes on; nil: at the beginning
+	swept time.Time  // when the last sweep ended
 }
 
 // pruneQueued bounds the queue; the sweep finds the rest.
@@ -86,29 +90,32 @@ const (
 
 // pruner forgets in the background what is beyond the limits.
 func (v *Volume) pruner() {
-	tick := time.NewTicker(pruneInterval)
-	defer tick.Stop()
-	var swept time.Time
+	timer := time.NewTimer(pruneInterval)
+	defer timer.Stop()
 	for {
 		select {
 		case <-v.stop:
 			return
-		case <-tick.C:
+		case <-timer.C:
 		}
-		err := v.pruneQueued()
-		if err == nil && time.Since(swept) >= sweepInterval {
-			var done bool
-			if done, err = v.sweep(); done {
-				swept = time.Now()
-				if err == nil {
-					err = v.forceOut()
-				}
-			}
-		}
-		if err != nil {
-			v.db.opts.Log.Error("prune history", "volume", v.Name(), "err", err)
+		timer.Reset(v.pruneTurn())
+	}
+}
+
+// pruneTurn does what is due and says when there is more. A sweep through all
+// that is kept is done in portions.
+func (v *Volume) pruneTurn() (wait time.Duration) {
+	err := v.pruneQueued()
+	if err == nil {
+		var done bool
+		if done, err = v.sweepIfDue(); done && err == nil {
+			err = v.forceOut()
 		}
 	}
+	if err != nil && !errors.Is(err, ErrClosed) {
+		v.db.opts.Log.Error("prune history", "volume", v.Name(), "err", err)
+	}
+	return pruneInterval
 }
 
 // pruneQueued prunes what grew since.
@@ -129,11 +136,25 @@ func (v *Volume) pruneQueued() error {
 	}
 }
 
-// sweep looks at the next portion of all that is kept, for what grew too old;
-// done says that it was the last.
-func (v *Volume) sweep() (done bool, err error) {
+// sweepIfDue goes on with a sweep, or begins one if the last was long ago.
+func (v *Volume) sweepIfDue() (done bool, err error) {
+	v.pruning.turn.Lock()
+	defer v.pruning.turn.Unlock()
+	now := v.db.opts.Now()
+	if since := now.Sub(v.pruning.swept); 0 <= since && since < sweepInterval {
+		return false, nil
+	}
+	if done, err = v.sweepLocked(); done {
+		v.pruning.swept = now
+	}
+	return done, err
+}
+
+// sweepLocked looks at the next portion of all that is kept, for what grew too
+// old; done says that it was the last. The caller holds pruning.turn.
+func (v *Volume) sweepLocked() (done bool, err error) {
 	var keys []pastKey
-	from := v.pruning.sweep
+	from := v.pruning.next
 	err = v.read(func(t *tree) error {
 		next, n := []byte(nil), 0
 		for _, tag := range []byte{'h', 'o'} {
@@ -164,11 +185,11 @@ func (v *Volume) sweep() (done bool, err error) {
 				}
 				return true, nil
 			}); err != nil || next != nil {
-				v.pruning.sweep = next
+				v.pruning.next = next
 				return err
 			}
 		}
-		v.pruning.sweep, done = nil, true
+		v.pruning.next, done = nil, true
 		return nil
 	})
 	if err == nil {
@@ -205,7 +226,8 @@ func (v *Volume) pruneKeys(keys []pastKey) error {
 }
 
 // pruneName forgets the links that died at a name before the newest that the
-// limits keep, and says which inodes it touched.
+// limits keep, and says which inodes it touched. A link stays as long as its
+// inode's bytes must: it is what remembers them.
 func (c *change) pruneName(dir crdt.Ino, name string, inos map[crdt.Ino]bool) error {
 	dead, err := c.graves(dir, name)
 	if err != nil {
@@ -214,8 +236,13 @@ func (c *change) pruneName(dir crdt.Ino, name string, inos map[crdt.Ino]bool) er
 	limits, kept := c.v.Limits(), 0
 	for _, g := range dead {
 		inos[g.Ino] = true
-		if kept < limits.History && !c.expired(g.at, limits) {
+		if kept < limits.History && !c.v.expired(g.at) {
 			kept++
+			continue
+		}
+		if may, err := c.forgettable(g.inode); err != nil {
+			return err
+		} else if !may {
 			continue
 		}
 		if err := c.PutGone(g.Gone, false); err != nil {
@@ -223,6 +250,31 @@ func (c *change) pruneName(dir crdt.Ino, name string, inos map[crdt.Ino]bool) er
 		}
 	}
 	return nil
+}
+
+// forgettable reports whether the bytes of a dead inode can go: no op that is
+// still to come can bring it back, and no kernel here has it open.
+func (c *change) forgettable(i *crdt.Inode) (bool, error) {
+	if i == nil {
+		return true, nil
+	}
+	live, err := crdt.LiveLinks(c.tree, i)
+	if err != nil || len(live) > 0 {
+		return true, err // not dead: only the name is forgotten
+	}
+	stable := crdt.Vector{}
+	if c.v.stable != nil {
+		stable = c.v.stable()
+	}
+	if !i.Settled(stable) || c.v.draftOf(c.v.Node(i.Ino)) != nil {
+		return false, nil
+	}
+	for _, w := range c.v.viewers {
+		if k, ok := w.(interface{ Knows(crdt.Ino) bool }); ok && k.Knows(i.Ino) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // grave is a dead link, and when it died.
@@ -257,13 +309,9 @@ func (t *tree) dig(gone []crdt.Gone) ([]grave, error) {
 	return out, nil
 }
 
-// expired reports whether what was replaced or deleted then is too old.
-func (c *change) expired(at crdt.VersionID, l Limits) bool {
-	return int64(at.Stamp) < c.now.Add(-l.HistoryAge).UnixNano()
-}
-
 // pruneInode forgets the versions of an inode that are beyond the limits. The
-// bytes of leaves are not history's to forget: they may show again.
+// bytes of leaves go only when nothing leads to the inode any more: until then
+// they may show again.
 func (c *change) pruneInode(ino crdt.Ino) error {
 	i, err := c.Inode(ino)
 	if err != nil {
@@ -273,23 +321,35 @@ func (c *change) pruneInode(ino crdt.Ino) error {
 	if err != nil {
 		return err
 	}
+	if i != nil && len(i.Contents) > 1 && held {
+		return nil // records are told from the versions they go back to
+	}
+	if err := c.pruneVersions(i, ino, held); err != nil || i == nil || held {
+		return err
+	}
+	for _, id := range i.Spent() {
+		if err := c.t.del(c.keys.version('c', ino, id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pruneVersions forgets versions that are no leaves.
+func (c *change) pruneVersions(i *crdt.Inode, ino crdt.Ino, held bool) error {
 	versions, err := c.historyOf(ino)
 	if err != nil {
 		return err
 	}
-	if i != nil && len(i.Contents) > 1 && held {
-		return nil // records are told from the versions they go back to
-	}
-	limits := c.v.Limits()
 	replaced := crdt.VersionID{}
 	if i != nil && i.Latest() != nil {
 		replaced = i.Latest().ID
 	}
-	kept := 0
+	limits, kept := c.v.Limits(), 0
 	for _, old := range slices.Backward(versions) {
 		at := replaced
 		replaced = old.ID
-		if held && kept < limits.History && !c.expired(at, limits) || c.v.frozen(ino, old.ID) {
+		if held && kept < limits.History && !c.v.expired(at) || c.v.frozen(ino, old.ID) {
 			kept++
 			continue
 		}

@@ -63,6 +63,7 @@ type Volume struct {
 
 	pruning pruneQueue // of history
 	limits  atomic.Pointer[Limits]
+	stable  func() crdt.Vector // what every replica that counts has applied; nil: nothing is known to be
 
 	atimes sync.Map // crdt.Ino -> crdt.Time, explicit access times; node-local
 }

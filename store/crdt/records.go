@@ -398,3 +398,24 @@ func (p *Plan) place(i *Inode, link LinkID, dir Ino, name string) {
 		f.moved = append(f.moved, link)
 	}
 }
+
+// Settled reports whether all that is known of a dead inode is in the past
+// that the vector describes: who has applied that cannot bring it back.
+func (i *Inode) Settled(v Vector) bool {
+	flags, leaves := i.leafFlags()
+	for n := range i.Links {
+		leaves = append(leaves, i.removalsOf(&i.Links[n])...)
+	}
+	return len(flags) > 0 && !slices.ContainsFunc(leaves, func(id VersionID) bool { return !v.Covers(id) })
+}
+
+// Spent returns the content leaves of a dead inode that are no record.
+func (i *Inode) Spent() (ids []VersionID) {
+	last := i.shownOrLast()
+	for n := range i.Contents {
+		if v := &i.Contents[n]; v.ID == last.ID || v.Dismissed {
+			ids = append(ids, v.ID)
+		}
+	}
+	return ids
+}
