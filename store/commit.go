@@ -131,6 +131,9 @@ func (v *Volume) settleLocked(c *change) {
 		fn()
 	}
 	v.pruning.add(c.past)
+	if c.lost {
+		v.pruning.lost.Store(true)
+	}
 	if len(c.queued)+len(c.release) > 0 {
 		v.wakeSealer()
 	}

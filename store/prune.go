@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -43,6 +44,7 @@ func (v *Volume) Limits() Limits { return *v.limits.Load() }
 type pruneQueue struct {
 	mu   sync.Mutex // guards keys; a leaf
 	keys map[pastKey]struct{}
+	lost atomic.Bool // something lost a conflict since the limit was looked at
 
 	turn  sync.Mutex // one sweep at a time; guards what follows; taken before Volume.mu
 	next  []byte     // where the sweep goes on; nil: at the beginning
@@ -107,10 +109,10 @@ func (v *Volume) pruner() {
 func (v *Volume) pruneTurn() (wait time.Duration) {
 	err := v.pruneQueued()
 	if err == nil {
-		var done bool
-		if done, err = v.sweepIfDue(); done && err == nil {
-			err = v.forceOut()
-		}
+		err = v.sweepIfDue()
+	}
+	if err == nil && v.pruning.lost.Swap(false) {
+		err = v.forceOut()
 	}
 	if err != nil && !errors.Is(err, ErrClosed) {
 		v.db.opts.Log.Error("prune history", "volume", v.Name(), "err", err)
@@ -137,17 +139,19 @@ func (v *Volume) pruneQueued() error {
 }
 
 // sweepIfDue goes on with a sweep, or begins one if the last was long ago.
-func (v *Volume) sweepIfDue() (done bool, err error) {
+func (v *Volume) sweepIfDue() error {
 	v.pruning.turn.Lock()
 	defer v.pruning.turn.Unlock()
 	now := v.db.opts.Now()
 	if since := now.Sub(v.pruning.swept); 0 <= since && since < sweepInterval {
-		return false, nil
+		return nil
 	}
-	if done, err = v.sweepLocked(); done {
+	done, err := v.sweepLocked()
+	if done {
 		v.pruning.swept = now
+		v.pruning.lost.Store(true) // what lost before the daemon started counts too
 	}
-	return done, err
+	return err
 }
 
 // sweepLocked looks at the next portion of all that is kept, for what grew too

@@ -339,6 +339,22 @@ func (p *Plan) Dismiss(records ...Record) error {
 	return p.confirmFiles()
 }
 
+// Rewrite plans that a file has the content of one of its versions again, on top
+// of what shows: whoever restores a leaf has seen it, so it is replaced too.
+func (p *Plan) Rewrite(i *Inode, via LinkID, of VersionID, c Content) error {
+	var base VersionID
+	if shown := i.Shown(); shown != nil {
+		base = shown.ID
+	}
+	if err := p.Content(i, via, base, c); err != nil {
+		return err
+	}
+	if w := &p.Writes[len(p.Writes)-1]; i.Version(of) != nil && !slices.Contains(w.Base, of) {
+		w.Base = append(w.Base, of)
+	}
+	return nil
+}
+
 // Surface plans that a hidden file replaces all files at its name. A directory
 // is not replaced: ErrIsDir.
 func (p *Plan) Surface(i *Inode, link LinkID, dir Ino, name string) error {
