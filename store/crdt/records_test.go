@@ -394,21 +394,3 @@ func TestDismissedLeavesGoWithTheNextVersion(t *testing.T) {
 		}
 	}
 }
-
-func TestVersionCodec(t *testing.T) {
-	rs := newWorld().replicas(1)
-	run(t, rs, "A create x 0; A write x 1; A write x 2")
-	for _, v := range rs[0].st.history {
-		b := AppendVersion(nil, v)
-		got, err := DecodeVersion(b)
-		must(t, err)
-		if !reflect.DeepEqual(got, v) {
-			t.Errorf("%+v became %+v", v, got)
-		}
-		for n := range b {
-			if _, err := DecodeVersion(b[:n]); err == nil {
-				t.Errorf("the first %d bytes are a version", n)
-			}
-		}
-	}
-}
