@@ -3,6 +3,8 @@ package store
 import (
 	"fmt"
 	"testing"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // BenchmarkCommit is a small new file: create, write, flush, release.
@@ -32,5 +34,26 @@ func BenchmarkMerge(b *testing.B) {
 		if err := w.Merge(x); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkReplace writes one small file anew, in place and by a rename: what
+// it replaces becomes history.
+func BenchmarkReplace(b *testing.B) {
+	for _, how := range []string{"truncate", "rename"} {
+		b.Run(how, func(b *testing.B) {
+			v := testVolume(b, NewVolumeID())
+			write(b, v, root, "f", "0")
+			for i := range b.N {
+				if how == "truncate" {
+					write(b, v, root, "f", fmt.Sprint(i))
+					continue
+				}
+				write(b, v, root, "t", fmt.Sprint(i))
+				if err := v.Rename(Request{}, root, "t", root, "f", crdt.RenameReplace); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
