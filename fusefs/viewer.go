@@ -279,7 +279,7 @@ func (s *shown) publicationLocked(c *store.Changes) bool {
 	return false
 }
 
-// Knows reports whether the kernel has the inode's present node: somebody may
+// Knows implements [store.Knower]: it reports whether the kernel has the inode's present node: somebody may
 // have the file open, though it is deleted, and its bytes must stay.
 func (s *shown) Knows(ino crdt.Ino) bool {
 	s.mu.Lock()

@@ -308,3 +308,28 @@ func sweep(t testing.TB, v *Volume) (turns int) {
 	}
 	return turns
 }
+
+// TestP13HistoryOfAContestedFile is bounded too, and the record stays what it is.
+func TestP13HistoryOfAContestedFile(t *testing.T) {
+	a, b := conflict(t, "create same 0; create x 0", "write same 1; write x 1", "write same 1; write same 2; write x 2")
+	for _, v := range []*Volume{a, b} {
+		v.SetLimits(Limits{History: 2})
+	}
+	for n := 3; n < 12; n++ {
+		script(t, b, fmt.Sprintf("write x %d; write same %d", n, n))
+	}
+	exchange(t, a, b)
+	for _, v := range []*Volume{a, b} {
+		before := count(t, v, 'c')
+		check(t, v.pruneQueued(), nil)
+		if after := count(t, v, 'c'); after >= before || after > 2*(2+2) { // leaves and history of two files
+			t.Errorf("bytes of %d versions kept, of %d", after, before)
+		}
+		if got := history(t, v, "x"); got != "11* 10 9" {
+			t.Errorf("history %q", got)
+		}
+		if got := listing(t, v); got != "content x=1" {
+			t.Errorf("conflicts %q", got)
+		}
+	}
+}

@@ -274,7 +274,7 @@ func (c *change) forgettable(i *crdt.Inode) (bool, error) {
 		return false, nil
 	}
 	for _, w := range c.v.viewers {
-		if k, ok := w.(interface{ Knows(crdt.Ino) bool }); ok && k.Knows(i.Ino) {
+		if k, ok := w.(Knower); ok && k.Knows(i.Ino) {
 			return false, nil
 		}
 	}
@@ -325,9 +325,6 @@ func (c *change) pruneInode(ino crdt.Ino) error {
 	if err != nil {
 		return err
 	}
-	if i != nil && len(i.Contents) > 1 && held {
-		return nil // records are told from the versions they go back to
-	}
 	if err := c.pruneVersions(i, ino, held); err != nil || i == nil || held {
 		return err
 	}
@@ -338,6 +335,10 @@ func (c *change) pruneInode(ino crdt.Ino) error {
 	}
 	return nil
 }
+
+// chainKept is how many versions of a contested file stay known, without their
+// bytes: records are told from the versions that what shows goes back to.
+const chainKept = 1000
 
 // pruneVersions forgets versions that are no leaves.
 func (c *change) pruneVersions(i *crdt.Inode, ino crdt.Ino, held bool) error {
@@ -350,26 +351,36 @@ func (c *change) pruneVersions(i *crdt.Inode, ino crdt.Ino, held bool) error {
 		replaced = i.Latest().ID
 	}
 	limits, kept := c.v.Limits(), 0
-	for _, old := range slices.Backward(versions) {
+	contested := held && len(i.Contents) > 1
+	for n, old := range slices.Backward(versions) {
 		at := replaced
 		replaced = old.ID
 		if held && kept < limits.History && !c.v.expired(at) || c.v.frozen(ino, old.ID) {
 			kept++
 			continue
 		}
-		if err := c.forget(ino, old.ID); err != nil {
+		known := contested && len(versions)-n <= chainKept
+		if err := c.forget(ino, old, known); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// forget drops a version of history with its bytes.
-func (c *change) forget(ino crdt.Ino, id crdt.VersionID) error {
-	if err := c.t.del(c.keys.version('h', ino, id)); err != nil {
-		return err
+// forget drops the bytes of a version of history and, unless it is to stay
+// known, the version.
+func (c *change) forget(ino crdt.Ino, old *crdt.Version, known bool) error {
+	if !known {
+		if err := c.t.del(c.keys.version('h', ino, old.ID)); err != nil {
+			return err
+		}
 	}
-	return c.t.del(c.keys.version('c', ino, id))
+	key := c.keys.version('c', ino, old.ID)
+	b, err := c.t.get(key)
+	if err != nil || b == nil {
+		return err // forgotten before: no write for nothing
+	}
+	return c.t.del(key)
 }
 
 // held reports whether some name leads to an inode: where it lives, or where

@@ -119,6 +119,10 @@ type Viewer interface {
 	Aborted(c *Changes)
 }
 
+// A Knower is a Viewer that can tell whether programs may have a file open that
+// is deleted. It is called as a Viewer is.
+type Knower interface{ Knows(crdt.Ino) bool }
+
 // NewNode says what a create, mkdir, mknod or symlink makes.
 type NewNode struct {
 	Kind     crdt.Kind
