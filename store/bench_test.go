@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // BenchmarkCommit is a small new file: create, write, flush, release.
@@ -74,4 +76,25 @@ func benchmarkMerge(b *testing.B, merge func(*Volume, []*Batch) error) {
 	}
 	b.ReportMetric(float64((cpuTime()-begun).Microseconds())/float64(b.N), "cpu-µs/op")
 	b.ReportMetric(float64(b.N)/float64(len(bs)), "ops/batch")
+}
+
+// BenchmarkReplace writes one small file anew, in place and by a rename: what
+// it replaces becomes history.
+func BenchmarkReplace(b *testing.B) {
+	for _, how := range []string{"truncate", "rename"} {
+		b.Run(how, func(b *testing.B) {
+			v := testVolume(b, NewVolumeID())
+			write(b, v, root, "f", "0")
+			for i := range b.N {
+				if how == "truncate" {
+					write(b, v, root, "f", fmt.Sprint(i))
+					continue
+				}
+				write(b, v, root, "t", fmt.Sprint(i))
+				if err := v.Rename(Request{}, root, "t", root, "f", crdt.RenameReplace); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

@@ -9,7 +9,7 @@
 //
 // # Lock order
 //
-// Volume.joinMu; draft.mu, draft.io; Volume.sealMu; Volume.mu; Volume.setsMu;
+// pruning.turn; Volume.joinMu; draft.mu, draft.io; Volume.sealMu; Volume.mu; Volume.setsMu;
 // the transaction. Volume.nodesMu and Volume.draftsMu are leaves and guard maps
 // only; viewers may take them. Viewers are called with Volume.mu held, merge callbacks with no lock,
 // seal callbacks with Volume.sealMu: they must not seal.

@@ -183,6 +183,9 @@ func (t *tree) snapInodes(w *snapWriter, moves []crdt.Move) error {
 				continue
 			}
 			b, err := t.inline(i.Ino, c.ID)
+			if errors.Is(err, ErrDamaged) && len(c.Closed) > 0 {
+				continue // of a deleted file, forgotten
+			}
 			if err != nil {
 				return false, err
 			}

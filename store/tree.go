@@ -35,6 +35,7 @@ type tree struct {
 	dirty  map[crdt.Ino]struct{}    // of inodes, written by flush
 	reset  bool                     // sets is our own copy
 	past   []pastKey                // what of history grew in this transaction
+	lost   bool                     // something lost a conflict in it
 }
 
 func newTree(t txn, keys *keyspace, s *sets) *tree {

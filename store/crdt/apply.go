@@ -115,7 +115,7 @@ func newApplier(s State) *applier {
 	return &applier{
 		s: s, inodes: map[Ino]*Inode{}, before: map[Ino]*Inode{},
 		stood: map[linkKey]standing{}, claims: map[nameKey][]Claim{},
-		claimed: map[nameKey][]Claim{}, quiet: map[Ino]bool{},
+		claimed: map[nameKey][]Claim{},
 	}
 }
 
@@ -185,6 +185,9 @@ func (a *applier) write(op *Op, n int, w *Write) error {
 	}
 	if w.Kind == WriteDismiss {
 		if !touched {
+			if a.quiet == nil {
+				a.quiet = map[Ino]bool{}
+			}
 			a.quiet[i.Ino] = true
 		}
 		i.dismiss(w.Base)
