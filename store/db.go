@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -268,7 +269,7 @@ func (db *DB) checkBoot(now string) (unclean bool, err error) {
 		unclean = there && !was.Clean && was.BootID != now
 		return err
 	})
-	return unclean, err
+	return unclean && !mutation.Off(mutation.NewID), err
 }
 
 // markBoot records that the daemon runs. Until every replica has the new id

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -51,6 +52,7 @@ func (v *Volume) merge(b *Batch, ops []*crdt.Op) (known bool, err error) {
 	}
 	at := v.vector[b.Origin]
 	switch {
+	case b.Last <= at.Seq && mutation.Off(mutation.Idempotence):
 	case b.Last <= at.Seq:
 		return true, nil
 	case b.Origin == v.replica:
@@ -65,7 +67,7 @@ func (v *Volume) merge(b *Batch, ops []*crdt.Op) (known bool, err error) {
 		if d.Replica == v.replica {
 			seq = v.seq
 		}
-		if seq < d.Seq {
+		if seq < d.Seq && !mutation.Off(mutation.CausalWait) {
 			return false, ErrNotNext
 		}
 	}

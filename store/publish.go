@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -126,7 +127,7 @@ func (c *change) publish(d *draft, content *crdt.Content) (done bool, err error)
 		}
 		return true, c.publishNew(i, content)
 	}
-	if len(links) == 0 && i.RemovedBy(c.v.replica) {
+	if len(links) == 0 && i.RemovedBy(c.v.replica) && !mutation.Off(mutation.DroppedDrafts) {
 		return false, nil // unlinked here while open: a close does not bring it back
 	}
 	return true, c.publishVersion(d, i, links, content)
@@ -184,7 +185,11 @@ func (c *change) publishVersion(d *draft, i *crdt.Inode, links []crdt.LinkID, co
 		via = i.Links[0].ID
 	}
 	p := c.plan()
-	if err := p.Content(i, via, d.rec.Base, *content); err != nil {
+	base := d.rec.Base
+	if shown := i.Shown(); shown != nil && mutation.Off(mutation.Base) {
+		base = shown.ID
+	}
+	if err := p.Content(i, via, base, *content); err != nil {
 		return err
 	}
 	if err := c.commit(p.Writes, h); err != nil {

@@ -67,8 +67,12 @@ func (n *node) start() {
 		}
 	}
 	n.guard(func() {
+		disk := mem
+		if n.w.real {
+			disk = nil
+		}
 		db, err := store.Open(store.Options{
-			Dir: n.dir, Memory: mem, Random: n.random, Now: n.clock, Scheduler: background{n, n.life},
+			Dir: n.dir, Memory: disk, Random: n.source(), Now: n.clock, Scheduler: background{n, n.life},
 			InlineLimit: inlineLimit, ReserveBytes: 1, Log: n.log(),
 		})
 		if err != nil {
@@ -99,6 +103,14 @@ func (n *node) start() {
 		n.w.note("%s is up as %v", n.name, n.vol.Replica())
 		n.w.relink()
 	}
+}
+
+// source is where the node's ids come from.
+func (n *node) source() io.Reader {
+	if n.w.real {
+		return nil // it lives more often than its world
+	}
+	return n.random
 }
 
 func (n *node) log() *slog.Logger {

@@ -73,7 +73,7 @@ var verbs = []struct {
 	{8, "rename"}, {3, "exchange"}, {4, "link"}, {8, "unlink"}, {6, "rmdir"}, {8, "mkdir"}, {2, "symlink"},
 	{2, "xattr"}, {1, "unxattr"}, {2, "chmod"}, {1, "chown"}, {3, "utimens"}, {2, "fsync"}, {2, "read"}, {3, "flush"},
 	{6, "cut"}, {4, "heal"}, {5, "kill"}, {2, "power"}, {1, "restart"}, {2, "clock"}, {1, "join"}, {1, "leave"},
-	{4, "sync"}, {2, "removeall"},
+	{3, "sync"}, {4, "writeback"}, {2, "removeall"},
 }
 
 var total = func() (n int) {
@@ -118,7 +118,7 @@ func decode(word uint64) step {
 }
 
 func path(r *rand.Rand) string {
-	parts := make([]string, 1+[]int{0, 0, 0, 1, 1, 2}[r.IntN(6)])
+	parts := make([]string, 1+[]int{0, 0, 0, 0, 1, 1, 2}[r.IntN(7)])
 	for i := range parts {
 		parts[i] = names[r.IntN(len(names))]
 	}

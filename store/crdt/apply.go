@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/synapsefs/synapsefs/internal/mutation"
 )
 
 // ErrMalformed is returned for an op, or bytes, that no correct replica makes.
@@ -319,6 +321,9 @@ func (a *applier) content(id VersionID, i *Inode, w *Write) error {
 		}
 	}
 	v.Inline = nil
+	if mutation.Off(mutation.Leaves) {
+		i.Contents = slices.DeleteFunc(i.Contents, func(w Version) bool { return v.ID.newer(w.ID) })
+	}
 	i.Contents = append(i.Contents, v)
 	return nil
 }
@@ -330,11 +335,17 @@ func (a *applier) remove(op *Op, id VersionID, i *Inode, w *Write) error {
 	}
 	for n := range l.Places {
 		if p := &l.Places[n]; slices.Contains(w.Base, p.ID) {
+			if mutation.Off(mutation.UnionOfRemovals) {
+				p.Closed = nil
+			}
 			p.Closed = append(p.Closed, id)
 		}
 	}
 	for n := range i.Contents {
 		if v := &i.Contents[n]; slices.Contains(w.Closes, v.ID) {
+			if mutation.Off(mutation.UnionOfRemovals) {
+				v.Closed = nil
+			}
 			v.Closed = append(v.Closed, Closure{l.ID, id})
 		}
 	}
