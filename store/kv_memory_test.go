@@ -96,6 +96,45 @@ func killedOpening(t *testing.T, dir string, m *Memory, kill int) (after *Memory
 	return after, false
 }
 
+// patient runs what is to be done later when it is told to.
+type patient struct {
+	never
+	later []func()
+}
+
+func (p *patient) After(d time.Duration, fn func()) Timer {
+	p.later = append(p.later, fn)
+	return time.AfterFunc(time.Hour, fn)
+}
+
+// TestP2TruncatedWhileOpen: a file that is held open and changed in place is
+// published while open, but not once somebody has begun to write it anew.
+func TestP2TruncatedWhileOpen(t *testing.T) {
+	for _, begin := range []string{"write", "truncate"} {
+		p := &patient{}
+		v := volumeWith(t, NewVolumeID(), Options{Scheduler: p})
+		w := create(t, v, root, "f")
+		w.write("whole", 0).close()
+		w = open(t, v, root, "f", false)
+		if begin == "write" {
+			w.write("x", 0)
+		} else {
+			size := int64(3)
+			check(t, second(v.SetAttr(Request{}, w.node, SetAttr{Size: &size})), nil)
+		}
+		anew := open(t, v, root, "f", true).write("ha", 0)
+		was := opsSince(t, v, nil)
+		for _, fn := range p.later {
+			fn()
+		}
+		if opsSince(t, v, nil) != was {
+			t.Errorf("%s: half a file was published", begin)
+		}
+		anew.write("half", 0).close()
+		w.close()
+	}
+}
+
 // never runs nothing in the background.
 type never struct{}
 

@@ -333,19 +333,16 @@ func (a *applier) remove(op *Op, id VersionID, i *Inode, w *Write) error {
 	if l == nil {
 		return fmt.Errorf("%w: inode %d has no link %x", ErrMalformed, i.Ino, w.Link)
 	}
+	if mutation.Off(mutation.UnionOfRemovals) {
+		voidRemovals(i, i.removalsOf(l))
+	}
 	for n := range l.Places {
 		if p := &l.Places[n]; slices.Contains(w.Base, p.ID) {
-			if mutation.Off(mutation.UnionOfRemovals) {
-				p.Closed = nil
-			}
 			p.Closed = append(p.Closed, id)
 		}
 	}
 	for n := range i.Contents {
 		if v := &i.Contents[n]; slices.Contains(w.Closes, v.ID) {
-			if mutation.Off(mutation.UnionOfRemovals) {
-				v.Closed = nil
-			}
 			v.Closed = append(v.Closed, Closure{l.ID, id})
 		}
 	}
