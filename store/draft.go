@@ -54,10 +54,11 @@ type draft struct {
 	mu   sync.Mutex
 	dead bool // published or dropped: look up again
 
-	io    sync.RWMutex // guards what follows; taken after mu
-	rec   draftRecord
-	file  draftFile // nil until the first write
-	mtime crdt.Time // of the last write
+	io     sync.RWMutex // guards what follows; taken after mu
+	rec    draftRecord
+	file   draftFile // nil until the first write
+	mtime  crdt.Time // of the last write
+	synced bool      // by a program: its bytes must outlive a loss of power
 
 	stat atomic.Pointer[draftStat] // what attr shows, so that it waits for no publication
 	by   atomic.Uint64             // the MountID that opened it last
@@ -338,7 +339,13 @@ func (v *Volume) Flush(node NodeID, h Handle) error {
 		return nil
 	}
 	d.flushed.Store(true)
-	if d.rec.Flushed {
+	return v.markClosed(d)
+}
+
+// markClosed makes a restart publish the draft as it is, unless it is written
+// again before. The caller holds io for writing.
+func (v *Volume) markClosed(d *draft) error {
+	if !d.shown() || d.rec.Flushed {
 		return nil
 	}
 	if small, ok := d.file.(*content.SmallDraft); ok && !d.rec.MtimeSet {
@@ -406,12 +413,17 @@ func (v *Volume) finish(d *draft, h Handle) error {
 }
 
 // Fsync returns when the file's draft, and everything committed before, is on
-// disk. Held ops leave at once.
+// disk. Held ops leave at once. A draft that was synced after its last write
+// counts as closed, too: what was synced must be there after a loss of power.
 func (v *Volume) Fsync(node NodeID) error {
 	if d := v.draftOf(node); d != nil {
-		d.io.RLock()
-		file := d.file
-		d.io.RUnlock()
+		d.io.Lock()
+		err, file := v.markClosed(d), d.file
+		d.synced = d.synced || d.shown()
+		d.io.Unlock()
+		if err != nil {
+			return err
+		}
 		if file != nil {
 			if err := file.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
 				return diskError(err)

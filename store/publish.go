@@ -50,10 +50,16 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		d.rec = was
 		return errors.Join(err, v.reopenDraft(d, final))
 	}
-	if final {
-		return v.removeDraftFile(d)
+	if !final {
+		return nil
 	}
-	return nil
+	if d.synced { // the disk must not lose the draft before it has the version
+		d.synced = false
+		if err := v.db.syncs.wait(); err != nil {
+			v.db.opts.Log.Warn("sync published file", "volume", v.Name(), "inode", uint64(d.rec.Ino), "err", err)
+		}
+	}
+	return v.removeDraftFile(d)
 }
 
 // reopenDraft opens a draft's file again after its final publication, which

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -61,20 +62,17 @@ func killChild(dir string, seed uint64) error {
 	}
 	n.vol.OnSeal(func(b *store.Batch) { say(said{Batch: b.Encode()}) })
 	for ; !w.ended(); seed += 1000 {
+		f := profileOf(seed)
 		for i, word := range FromSeed(seed).Words {
-			s := decode(word)
+			s := f.decode(word)
 			say(said{Doing: s.verb})
-			if !contains([]string{"kill", "power", "restart", "join"}, s.verb) {
+			if !slices.Contains([]string{"kill", "power", "restart", "join"}, s.verb) {
 				w.play(i, s)
 			}
 			say(said{Replica: n.user.replica, Acked: n.user.acked, Promises: n.user.pledges()})
 		}
 	}
 	return w.failed
-}
-
-func contains(all []string, s string) bool {
-	return strings.Contains(" "+strings.Join(all, " ")+" ", " "+s+" ")
 }
 
 // TestP8RealKills kills processes that work on a real database, and compares

@@ -64,7 +64,7 @@ func (u *user) forgetHandles() { u.drafts = nil }
 func (u *user) died(power bool) {
 	if harmless(u.doing) {
 		for _, d := range u.drafts {
-			if d.flushed && d.linked && (!power || d.synced) {
+			if d.linked && (d.synced || d.flushed && !power) {
 				u.promises = append(u.promises, promise{d.ino, hashOf(d.bytes)})
 			}
 		}
@@ -80,7 +80,7 @@ func harmless(verb string) bool {
 // pledges are the promises that a kill now would leave.
 func (u *user) pledges() (out []promise) {
 	for _, d := range u.drafts {
-		if d.flushed && d.linked {
+		if d.linked && (d.flushed || d.synced) {
 			out = append(out, promise{d.ino, hashOf(d.bytes)})
 		}
 	}
@@ -587,7 +587,8 @@ func (n *node) fsync(s step) error {
 	n.acknowledged()
 	n.user.synced = n.user.acked
 	if d := n.user.draftOf(a.Node); d != nil {
-		d.synced = true
+		d.synced = d.begun
+		n.w.whole[hashOf(d.bytes)] = n.w.whole[hashOf(d.bytes)] || d.begun
 	}
 	return nil
 }

@@ -97,10 +97,11 @@ func Run(p Program, verbose io.Writer) (r Result) {
 			panic(fmt.Sprintf("seed %d: %v", p.Seed, e))
 		}
 	}()
-	w.begin()
+	f := profileOf(p.Seed)
+	w.begin(f)
 	for i, word := range p.Words {
 		if p.keeps(i) && !w.ended() {
-			w.play(i, decode(word))
+			w.play(i, f.decode(word))
 		}
 	}
 	w.settle()
@@ -118,7 +119,7 @@ func newWorld(p Program, dir string, verbose io.Writer) *world {
 }
 
 // begin makes the first nodes: one that is ready, and others that join it.
-func (w *world) begin() {
+func (w *world) begin(f profile) {
 	w.loss = []int{0, 0, 5, 30}[w.rand.IntN(4)]
 	n := 2 + w.rand.IntN(2)
 	switch w.rand.IntN(20) {
@@ -133,6 +134,9 @@ func (w *world) begin() {
 	w.run(w.between(0, time.Second), w.ended)
 	if w.chance(70) { // mostly, work begins on nodes that can be written to
 		w.run(10*time.Second, func() bool { return w.ended() || w.allReady() })
+	}
+	if f.apart {
+		w.eachWire(func(l *wire) { l.setCut(true) })
 	}
 }
 
