@@ -74,7 +74,7 @@ var (
 		{3, "sync"}, {2, "removeall"},
 	}
 	faults = []weighted{
-		{6, "cut"}, {4, "heal"}, {4, "kill"}, {2, "power"}, {1, "restart"}, {2, "clock"}, {1, "join"}, {3, "writeback"},
+		{6, "cut"}, {4, "heal"}, {4, "meet"}, {4, "kill"}, {2, "power"}, {1, "restart"}, {2, "clock"}, {1, "join"}, {3, "writeback"},
 	}
 )
 
@@ -95,7 +95,7 @@ type profile struct {
 	names int
 	depth int // of paths, at most
 	hasty bool
-	apart bool // begun with all nodes cut off from each other
+	apart bool // soon all nodes are cut off from each other
 }
 
 func profileOf(seed uint64) (f profile) {

@@ -169,6 +169,11 @@ func (w *world) playNetwork(n *node, s step) bool {
 				l.back().setCut(true)
 			}
 		}
+	case "meet":
+		if l := w.wires[[2]int{n.index, other.index}]; l != nil {
+			l.setCut(false)
+			l.back().setCut(false)
+		}
 	case "heal":
 		w.eachWire(func(l *wire) {
 			if s.n > 0 || l.from == n {
@@ -245,7 +250,8 @@ func second[T any](_ T, err error) error { return err }
 
 var none = store.Request{}
 
-// do makes the calls of a step.
+// do makes the calls of a step, and compares what they did to the names with
+// what POSIX wants.
 func (n *node) do(s step) error {
 	if s.n%2 == 0 { // with the directories that it takes
 		for _, p := range []string{s.path, s.to} {
@@ -254,6 +260,15 @@ func (n *node) do(s step) error {
 			}
 		}
 	}
+	before := n.paths()
+	err := n.call(s)
+	if err == nil {
+		n.checkEffect(s, before, n.paths())
+	}
+	return err
+}
+
+func (n *node) call(s step) error {
 	dir, name, err := n.dirOf(s.path)
 	if err != nil && s.verb != "append" && s.verb != "close" && s.verb != "flush" {
 		return err
@@ -493,6 +508,8 @@ func (n *node) writeAt(d *draft, b []byte, off int) error {
 // close closes the draft's last handle.
 func (n *node) close(d *draft, flush bool) error {
 	h := d.handles[len(d.handles)-1]
+	a, err := n.vol.Attr(d.node)
+	d.linked = err == nil && a.Nlink > 0
 	if d.begun {
 		n.w.whole[hashOf(d.bytes)] = true
 	}

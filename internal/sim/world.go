@@ -98,8 +98,12 @@ func Run(p Program, verbose io.Writer) (r Result) {
 		}
 	}()
 	f := profileOf(p.Seed)
-	w.begin(f)
+	w.begin()
 	for i, word := range p.Words {
+		if f.apart && i == len(p.Words)/4 {
+			w.run(time.Second, w.ended)
+			w.eachWire(func(l *wire) { l.setCut(true) })
+		}
 		if p.keeps(i) && !w.ended() {
 			w.play(i, f.decode(word))
 		}
@@ -119,7 +123,7 @@ func newWorld(p Program, dir string, verbose io.Writer) *world {
 }
 
 // begin makes the first nodes: one that is ready, and others that join it.
-func (w *world) begin(f profile) {
+func (w *world) begin() {
 	w.loss = []int{0, 0, 5, 30}[w.rand.IntN(4)]
 	n := 2 + w.rand.IntN(2)
 	switch w.rand.IntN(20) {
@@ -134,9 +138,6 @@ func (w *world) begin(f profile) {
 	w.run(w.between(0, time.Second), w.ended)
 	if w.chance(70) { // mostly, work begins on nodes that can be written to
 		w.run(10*time.Second, func() bool { return w.ended() || w.allReady() })
-	}
-	if f.apart {
-		w.eachWire(func(l *wire) { l.setCut(true) })
 	}
 }
 
