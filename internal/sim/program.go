@@ -65,7 +65,7 @@ func (s step) String() string {
 	return fmt.Sprintf("%-9s node %d %-8s %-8s size %d n %d (other %d), then %v", s.verb, s.who, s.path, s.to, s.size, s.n, s.other, s.wait)
 }
 
-// calls and faults with their weights.
+// calls, those of them that move directories, and faults, with their weights.
 var (
 	calls = []weighted{
 		{9, "write"}, {6, "open"}, {3, "overwrite"}, {6, "append"}, {6, "close"}, {4, "truncate"}, {5, "replace"},
@@ -73,6 +73,7 @@ var (
 		{2, "xattr"}, {1, "unxattr"}, {2, "chmod"}, {1, "chown"}, {3, "utimens"}, {2, "fsync"}, {2, "read"}, {3, "flush"},
 		{3, "sync"}, {2, "removeall"},
 	}
+	moves  = []weighted{{8, "mkdir"}, {16, "rename"}, {8, "exchange"}, {2, "rmdir"}, {1, "write"}}
 	faults = []weighted{
 		{6, "cut"}, {4, "heal"}, {4, "meet"}, {4, "kill"}, {2, "power"}, {1, "restart"}, {2, "clock"}, {1, "join"}, {3, "writeback"},
 	}
@@ -109,8 +110,13 @@ func profileOf(seed uint64) (f profile) {
 			}
 		}
 	}
-	some(calls[:3], 80)
-	some(calls[3:], 40+r.IntN(60))
+	if r.IntN(4) == 0 { // directories, moved about
+		f.names, f.depth, f.apart = 2, 2+r.IntN(2), true
+		some(moves, 100)
+	} else {
+		some(calls[:3], 80)
+		some(calls[3:], 40+r.IntN(60))
+	}
 	some(faults, r.IntN(80))
 	if f.total == 0 {
 		f.verbs, f.total = calls[:1], calls[0].weight
@@ -153,7 +159,7 @@ func (f profile) decode(word uint64) step {
 }
 
 func (f profile) path(r *rand.Rand) string {
-	parts := make([]string, min(f.depth, 1+[]int{0, 0, 0, 0, 1, 1, 2}[r.IntN(7)]))
+	parts := make([]string, min(f.depth, 1+[]int{0, 0, 0, 1, 1, 2}[r.IntN(6)]))
 	for i := range parts {
 		parts[i] = names[r.IntN(f.names)]
 	}

@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -47,6 +48,7 @@ type draft struct {
 	flushed bool
 	synced  bool
 	linked  bool
+	gone    bool // it lost its last name by this user's own call
 	wroteAt time.Duration
 }
 
@@ -121,9 +123,16 @@ func (n *node) acknowledged() {
 	}
 	u.acked = u.vector[u.replica].Seq + crdt.Seq(n.vol.Stats().Unsealed)
 	for _, d := range u.drafts {
-		a, err := n.vol.Attr(d.node)
-		d.linked = err == nil && a.Nlink > 0
+		n.checkLinks(d, true)
 	}
+}
+
+// checkLinks sees whether a draft has a name, and who took it.
+func (n *node) checkLinks(d *draft, byUser bool) {
+	a, err := n.vol.Attr(d.node)
+	was := d.linked
+	d.linked = err == nil && a.Nlink > 0
+	d.gone = !d.linked && (d.gone || was && byUser)
 }
 
 // expected says that an error is an answer, not a fault.
@@ -259,6 +268,9 @@ func (n *node) do(s step) error {
 				return err
 			}
 		}
+	}
+	for _, d := range n.user.drafts {
+		n.checkLinks(d, false)
 	}
 	before := n.paths()
 	err := n.call(s)
@@ -508,8 +520,15 @@ func (n *node) writeAt(d *draft, b []byte, off int) error {
 // close closes the draft's last handle.
 func (n *node) close(d *draft, flush bool) error {
 	h := d.handles[len(d.handles)-1]
-	a, err := n.vol.Attr(d.node)
-	d.linked = err == nil && a.Nlink > 0
+	n.checkLinks(d, false)
+	if d.gone {
+		before := n.paths()
+		defer func() {
+			if !maps.Equal(before, n.paths()) {
+				n.w.fail("P6: %s: inode %x was removed here while it was open, and its close changed the names", n.name, uint64(d.ino))
+			}
+		}()
+	}
 	if d.begun {
 		n.w.whole[hashOf(d.bytes)] = true
 	}
