@@ -20,13 +20,13 @@ var (
 	flagKeep     = flag.String("sim.keep", "", "the steps of TestSeed to play, by commas; all if empty")
 	flagFirst    = flag.Uint64("sim.first", 1, "the first seed of TestP4Seeds")
 	flagMinimise = flag.Duration("sim.minimise", time.Minute, "how long a program that fails is made smaller")
-	flagSeeds    = flag.Uint64("sim.seeds", 500, "the number of seeds of TestP4Seeds")
+	flagSeeds    = flag.Uint64("sim.seeds", 20_000, "the number of seeds of TestP4Seeds; a fiftieth with -short")
 )
 
 // report fails the test with a program made small.
 func report(t *testing.T, p Program, err error) {
 	t.Helper()
-	if *flagMinimise == 0 {
+	if *flagMinimise == 0 || err == errStuck {
 		t.Fatalf("seed %d: %v", p.Seed, err)
 	}
 	small := Minimise(p, *flagMinimise)
@@ -66,11 +66,16 @@ func TestSeed(t *testing.T) {
 // stuck is how long a seed may take: beyond it, something does not end.
 const stuck = 30 * time.Second
 
+var errStuck = errors.New("it does not end")
+
 // TestP4Seeds plays many seeds.
 func TestP4Seeds(t *testing.T) {
 	type failure struct {
 		p   Program
 		err error
+	}
+	if testing.Short() {
+		*flagSeeds /= 50
 	}
 	var next, events, ops atomic.Uint64
 	next.Store(*flagFirst)
@@ -86,7 +91,7 @@ func TestP4Seeds(t *testing.T) {
 				}
 				p := FromSeed(seed)
 				watch := time.AfterFunc(stuck, func() {
-					failures <- failure{p, errors.New("it does not end")}
+					failures <- failure{p, errStuck}
 				})
 				r := Run(p, nil)
 				watch.Stop()
@@ -101,6 +106,9 @@ func TestP4Seeds(t *testing.T) {
 	}
 	go func() { work.Wait(); close(failures) }()
 	if f, ok := <-failures; ok {
+		if f.err != errStuck {
+			work.Wait() // they clean up
+		}
 		report(t, f.p, f.err)
 	}
 	t.Logf("%d seeds, %d events, %d ops", *flagSeeds, events.Load(), ops.Load())
