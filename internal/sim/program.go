@@ -73,7 +73,7 @@ var (
 		{2, "xattr"}, {1, "unxattr"}, {2, "chmod"}, {1, "chown"}, {3, "utimens"}, {2, "fsync"}, {2, "read"}, {3, "flush"},
 		{3, "sync"}, {2, "removeall"},
 	}
-	moves  = []weighted{{8, "mkdir"}, {16, "rename"}, {8, "exchange"}, {2, "rmdir"}, {1, "write"}}
+	moves  = []weighted{{6, "mkdir"}, {12, "rename"}, {16, "exchange"}, {1, "rmdir"}, {1, "write"}}
 	faults = []weighted{
 		{6, "cut"}, {4, "heal"}, {4, "meet"}, {4, "kill"}, {2, "power"}, {1, "restart"}, {2, "clock"}, {1, "join"}, {3, "writeback"},
 	}
