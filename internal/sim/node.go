@@ -38,8 +38,27 @@ type node struct {
 	power bool // with its machine
 	dead  bool // killed, and about to be down
 
-	user user
+	mounted bool
+	user    user
 }
+
+// mount is the one through which users work.
+const mount store.MountID = 1
+
+// A kernel knows every file: one that a peer changes gets a new node.
+type kernel struct{}
+
+func (kernel) Prepare(c *store.Changes) (switched []crdt.Ino) {
+	for _, i := range c.Inodes {
+		if i.Content && c.By != mount {
+			switched = append(switched, i.Ino)
+		}
+	}
+	return switched
+}
+
+func (kernel) Committed(*store.Changes) {}
+func (kernel) Aborted(*store.Changes)   {}
 
 // killed is what a node's death panics with.
 type killed struct{ n *node }
@@ -91,6 +110,9 @@ func (n *node) start() {
 		}
 		n.db, n.vol, n.up, n.merge = db, v, true, n.w.now
 		n.checkRestart()
+		if n.mounted {
+			v.AddViewer(mount, kernel{})
+		}
 		v.OnSeal(func(b *store.Batch) {
 			n.w.ops.add(n.w, b)
 			n.checkSealed(b)

@@ -257,7 +257,8 @@ func (n *node) at(path string, want crdt.Ino) {
 
 func second[T any](_ T, err error) error { return err }
 
-var none = store.Request{}
+// none identifies a call that is never sent again.
+var none = store.Request{Mount: mount}
 
 // do makes the calls of a step, and compares what they did to the names with
 // what POSIX wants.

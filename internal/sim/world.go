@@ -161,6 +161,7 @@ func (w *world) addNodeAs(u user) *node {
 	}
 	n.dir = filepath.Join(w.dir, n.name)
 	n.mem.BootID = "boot"
+	n.mounted = w.chance(40)
 	if w.chance(30) {
 		n.skew = w.between(-3*365*24*time.Hour, 3*365*24*time.Hour)
 	}
