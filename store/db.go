@@ -263,20 +263,31 @@ func (db *DB) checkWhole() error {
 // checkBoot reports whether the machine went down under the running daemon
 // since the last clean stop: ops may then have left that are lost here.
 func (db *DB) checkBoot(now string) (unclean bool, err error) {
-	var was bootRecord
 	err = db.kv.view(func(t txn) error {
-		there, err := getJSON(t, keyBoot, &was)
-		unclean = there && !was.Clean && was.BootID != now
+		was, err := getBoot(t)
+		unclean = was != bootRecord{} && !was.Clean && was.BootID != now
 		return err
 	})
 	return unclean && !mutation.Off(mutation.NewID), err
+}
+
+func getBoot(t txn) (r bootRecord, err error) {
+	if _, err = getJSON(t, keyBoot, &r); err != nil {
+		err = fmt.Errorf("boot record: %w", err)
+	}
+	return r, err
 }
 
 // markBoot records that the daemon runs. Until every replica has the new id
 // that it needs, a restart must still see the unclean boot; and no op may leave
 // before it is on disk, or a power loss would bring the clean mark back.
 func (db *DB) markBoot(r bootRecord) error {
-	return errors.Join(db.kv.update(func(t txn) error { return putJSON(t, keyBoot, r) }), db.syncAll())
+	return errors.Join(db.kv.update(func(t txn) error {
+		if _, err := getBoot(t); err != nil { // not to be covered up
+			return err
+		}
+		return putJSON(t, keyBoot, r)
+	}), db.syncAll())
 }
 
 // replaceFile writes a small file whole or not at all.

@@ -163,6 +163,9 @@ func (w *world) play(i int, s step) {
 			n.acknowledged()
 		})
 		n.user.doing = ""
+		if w.chance(20) { // the system brings to the disk what it likes
+			n.mem.Writeback()
+		}
 	}
 	w.run(s.wait, w.ended)
 }
