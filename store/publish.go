@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -100,7 +101,7 @@ func (v *Volume) draftLinks(t *tree, d *draft, i *crdt.Inode) (links []crdt.Link
 		return links, false, err
 	}
 	live, err := crdt.LiveLinks(t, i) // a file that is not published has taken their names
-	return nil, d.rec.Created || len(live) > 0 || i.RemovedBy(v.replica), err
+	return nil, d.rec.Created || len(live) > 0 || i.RemovedBy(v.replica) && !mutation.Off(mutation.DroppedDrafts), err
 }
 
 // reopenDraft opens a draft's file again after its final publication, which
@@ -264,7 +265,11 @@ func (c *change) publishVersion(d *draft, i *crdt.Inode, links []crdt.LinkID, co
 		via = i.Links[0].ID
 	}
 	p := c.plan()
-	if err := p.Content(i, via, d.rec.Base, *content); err != nil {
+	base := d.rec.Base
+	if shown := i.Shown(); shown != nil && mutation.Off(mutation.Base) {
+		base = shown.ID
+	}
+	if err := p.Content(i, via, base, *content); err != nil {
 		return err
 	}
 	if err := c.commit(p.Writes, h); err != nil {

@@ -1,6 +1,10 @@
 package crdt
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/synapsefs/synapsefs/internal/mutation"
+)
 
 // fold merges the directory moves of one op into the log of moves: newer entries
 // are undone, the op's done, the newer ones done again.
@@ -11,6 +15,9 @@ func (a *applier) fold() error {
 	later, err := a.s.MovesAfter(a.moves[0].ID)
 	if err != nil {
 		return err
+	}
+	if mutation.Off(mutation.MoveOrder) {
+		later = nil
 	}
 	for _, m := range slices.Backward(later) {
 		if err := a.undo(m); err != nil {
@@ -57,9 +64,12 @@ func (a *applier) move(moves []Move) error {
 		if err != nil {
 			return err
 		}
-		if under {
+		if under && !mutation.Off(mutation.CycleSkip) {
 			skip = true
 			for _, done := range slices.Backward(moves[:n]) {
+				if mutation.Off(mutation.SkipTogether) {
+					break
+				}
 				if err := a.undo(done); err != nil {
 					return err
 				}
