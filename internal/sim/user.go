@@ -266,15 +266,15 @@ var none = store.Request{Mount: mount}
 // do makes the calls of a step, and compares what they did to the names with
 // what POSIX wants.
 func (n *node) do(s step) error {
+	for _, d := range n.user.drafts {
+		n.checkLinks(d, false)
+	}
 	if s.n%2 == 0 { // with the directories that it takes
 		for _, p := range []string{s.path, s.to} {
 			if err := n.mkdirAll(p[:max(0, strings.LastIndexByte(p, '/'))]); err != nil {
 				return err
 			}
 		}
-	}
-	for _, d := range n.user.drafts {
-		n.checkLinks(d, false)
 	}
 	before := n.paths()
 	err := n.call(s)
