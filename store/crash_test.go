@@ -118,6 +118,9 @@ func splitPath(v *Volume, path string) (NodeID, string, error) {
 	return a.Node, name, err
 }
 
+// syncs reports whether a write that closes the file syncs it before.
+func (e crashEvent) syncs() bool { return e.Seed%7 == 0 }
+
 // write makes a file: whole ("write"), closed without a release ("flush"), or
 // left open without a flush ("leave", "patch").
 func (e crashEvent) write(v *Volume, dir NodeID, name string, say func(crashEvent)) error {
@@ -144,7 +147,7 @@ func (e crashEvent) write(v *Volume, dir NodeID, name string, say func(crashEven
 		// A handle that stays: but for it the file would be closed later.
 		return nil
 	}
-	if e.Seed%7 == 0 {
+	if e.syncs() {
 		if err := v.Fsync(a.Node); err != nil {
 			return err
 		}

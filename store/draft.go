@@ -440,14 +440,10 @@ func (v *Volume) syncDraft(d *draft) error {
 	d.io.RLock()
 	file := d.file
 	d.io.RUnlock()
-	if file == nil {
-		return nil
-	}
-	switch err := file.Sync(); {
-	case errors.Is(err, os.ErrClosed): // published meanwhile
-		return nil
-	case err != nil:
-		return err
+	if file != nil {
+		if err := file.Sync(); err != nil && !errors.Is(err, os.ErrClosed) { // published meanwhile
+			return err
+		}
 	}
 	d.io.Lock()
 	defer d.io.Unlock()

@@ -90,10 +90,11 @@ func diskError(err error) error {
 func (v *Volume) dirty(d *draft, trunc bool) error {
 	now := crdt.TimeOf(v.db.opts.Now().UnixNano())
 	d.mtime = now
-	if d.rec.Dirty && !d.rec.Flushed && !d.rec.MtimeSet && (d.rec.Truncated || !trunc) {
+	synced := d.rec.Synced && !trunc // what a sync has promised is thrown away then
+	if d.rec.Dirty && !d.rec.Flushed && !d.rec.MtimeSet && (d.rec.Truncated || !trunc) && d.rec.Synced == synced {
 		return nil
 	}
-	d.rec.Dirty, d.rec.Flushed, d.rec.MtimeSet = true, false, false
+	d.rec.Dirty, d.rec.Flushed, d.rec.MtimeSet, d.rec.Synced = true, false, false, synced
 	d.rec.Truncated = d.rec.Truncated || trunc
 	return v.saveDraft(d)
 }

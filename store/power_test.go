@@ -221,14 +221,14 @@ func (m crashModel) followLoss(t *testing.T, v *Volume, events []crashEvent) cra
 		case "begin":
 			doing = &e
 		case "done":
-			m.apply(e, true)
+			m.apply(e, flushed)
 			candidates, doing = append(candidates, m.clone()), nil
 		case "synced":
 			candidates = []crashModel{m.clone()}
 		}
 	}
 	if doing != nil {
-		m.apply(*doing, true)
+		m.apply(*doing, flushed)
 		candidates = append(candidates, m)
 	}
 	best := ""
@@ -275,7 +275,14 @@ func noteDots(t *testing.T, v *Volume, events []crashEvent, dots map[string]stri
 			note(e.From, bySeq(e))
 		}
 	}
-	for _, b := range batches(t, v, nil) {
-		note(b.Origin.String(), bySeq(crashEvent{Dots: dotsOf(b)}))
-	}
+	check(t, v.sealNow(), nil)
+	check(t, v.db.kv.view(func(tx txn) error {
+		return tx.scan(v.keys.key('j'), nil, func(_, value []byte) (bool, error) {
+			b, err := DecodeBatch(value)
+			if err == nil {
+				note(b.Origin.String(), bySeq(crashEvent{Dots: dotsOf(b)}))
+			}
+			return true, err
+		})
+	}), nil)
 }
