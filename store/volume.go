@@ -18,6 +18,7 @@ type Volume struct {
 	id      VolumeID
 	keys    keyspace
 	replica crdt.ReplicaID
+	portion int // bytes of a snapshot that are read in one transaction
 
 	stop   chan struct{}
 	kick   chan struct{} // wakes the sealer
@@ -42,6 +43,7 @@ type Volume struct {
 	halfJoined bool // a snapshot is part of the state and part is not
 
 	setsMu sync.RWMutex // held while a transaction and sets must agree; taken after mu
+	pinned *pinned      // guarded by setsMu: what readers see while a snapshot is joined
 	sealMu sync.Mutex   // one seal at a time; taken before mu
 
 	callMu  sync.Mutex // guards the subscriptions
@@ -64,7 +66,7 @@ type Volume struct {
 
 func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, error) {
 	v := &Volume{
-		db: db, id: id, keys: newKeyspace(id), replica: r.Replica, name: r.Name,
+		db: db, id: id, keys: newKeyspace(id), replica: r.Replica, name: r.Name, portion: snapChunk,
 		stop: make(chan struct{}), kick: make(chan struct{}, 1),
 		vector: crdt.Vector{}, deps: map[crdt.ReplicaID]crdt.Seq{},
 		viewers: map[MountID]Viewer{},
@@ -78,6 +80,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 		return nil, err
 	}
 	if err := v.finishSnapshot(); err != nil {
+		v.unpin()
 		return nil, err
 	}
 	if unclean {
@@ -186,7 +189,9 @@ func (v *Volume) close() error {
 	}
 	close(v.stop)
 	v.done.Wait()
-	return errors.Join(v.sealNow(), v.closeDrafts())
+	err := errors.Join(v.sealNow(), v.closeDrafts())
+	v.unpin()
+	return err
 }
 
 // ID is the volume's id.

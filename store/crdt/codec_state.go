@@ -21,6 +21,7 @@ const (
 	flagSpecial // Target or Rdev
 	flagNamed
 	flagXattrs
+	flagMoved // Origin
 )
 
 func (i *Inode) flags() byte {
@@ -40,8 +41,14 @@ func (i *Inode) flags() byte {
 	if len(i.Xattrs) > 0 {
 		f |= flagXattrs
 	}
+	if i.moved() {
+		f |= flagMoved
+	}
 	return f
 }
+
+// moved reports whether the log of moves has one of the directory.
+func (i *Inode) moved() bool { return i.Kind == KindDir && !i.Origin.ID.IsZero() }
 
 func (i *Inode) plain() bool {
 	if len(i.Links) != 1 || len(i.Contents) > 1 {
@@ -74,6 +81,9 @@ func AppendInode(b []byte, i *Inode) []byte {
 	if i.Kind == KindDir {
 		e.standing(i)
 	}
+	if flags&flagMoved != 0 {
+		e.placeOnly(&i.Origin)
+	}
 	return e.b
 }
 
@@ -97,6 +107,9 @@ func DecodeInode(b []byte) (*Inode, error) {
 	}
 	if i.Kind == KindDir {
 		d.standing(i)
+	}
+	if flags&flagMoved != 0 {
+		i.Origin = d.placeOnly()
 	}
 	if d.err == nil && flags != i.flags() {
 		d.fail("wrong flags")
