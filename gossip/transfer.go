@@ -201,19 +201,33 @@ func (c *Cluster) takeSnapshot(hv *heldVolume, node string, anew bool) {
 	}
 }
 
-func (c *Cluster) joinSnapshot(hv *heldVolume, node string, take func(context.Context, func() ([]byte, error), func(context.Context, crdt.Hash) error) error) error {
-	client, err := c.client(node)
-	if err != nil {
-		return err
-	}
+func (c *Cluster) joinSnapshot(hv *heldVolume, node string, take func(context.Context, store.SnapshotSource) error) error {
 	ctx, cancel := context.WithCancel(hv.ctx)
 	defer cancel()
-	id := hv.v.ID()
-	stream, err := client.Snapshot(ctx, &wire.SnapshotRequest{Volume: id[:]})
+	return take(ctx, &snapshotPeer{c, hv, node})
+}
+
+// A snapshotPeer is a peer that a snapshot, or the rest of one, is taken from.
+type snapshotPeer struct {
+	cluster *Cluster
+	hv      *heldVolume
+	node    string
+}
+
+// Read implements store.SnapshotSource.
+func (s *snapshotPeer) Read(ctx context.Context, r store.SnapshotRequest) (func() ([]byte, error), error) {
+	client, err := s.cluster.client(s.node)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	next := func() ([]byte, error) {
+	id := s.hv.v.ID()
+	stream, err := client.Snapshot(ctx, &wire.SnapshotRequest{
+		Volume: id[:], After: r.After, Until: r.Until, Tail: r.Tail, Since: vectorToWire(r.Since),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return func() ([]byte, error) {
 		chunk, err := stream.Recv()
 		switch {
 		case err == io.EOF:
@@ -224,8 +238,15 @@ func (c *Cluster) joinSnapshot(hv *heldVolume, node string, take func(context.Co
 			return nil, io.EOF
 		}
 		return chunk.GetData(), nil
-	}
-	return take(ctx, next, func(ctx context.Context, manifest crdt.Hash) error {
-		return c.transfer.Fetch(ctx, id, []string{node}, manifest)
-	})
+	}, nil
+}
+
+// Content implements store.SnapshotSource.
+func (s *snapshotPeer) Content(ctx context.Context, manifest crdt.Hash) error {
+	return s.cluster.transfer.Fetch(ctx, s.hv.v.ID(), []string{s.node}, manifest)
+}
+
+// Verify implements store.SnapshotSource.
+func (s *snapshotPeer) Verify(b *store.Batch) error {
+	return s.cluster.identities.check(s.hv.v, b, b.Digest())
 }

@@ -51,5 +51,7 @@
 //	  r <ino>               removals that wait for an inode's publication
 //	  w <handle>            write handle
 //	  x <slot>              request done (exactly-once)
-//	  s <n>                 staged snapshot chunk; S says that all are here
+//	  s r <position>        staged range of a snapshot, by where it ends
+//	  s t <n>               staged batches of its tail
+//	  S                     all of it is here, and how much is joined
 package store

@@ -60,14 +60,8 @@ func (v *Volume) merge(b *Batch, ops []*crdt.Op) (known bool, err error) {
 	case b.Prev != at.Hash:
 		return false, fmt.Errorf("%w: it does not follow the batch before in the hash chain", ErrBadBatch)
 	}
-	for _, d := range b.Deps {
-		seq := v.vector[d.Replica].Seq
-		if d.Replica == v.replica {
-			seq = v.seq
-		}
-		if seq < d.Seq {
-			return false, ErrNotNext
-		}
+	if err := v.appliedInLocked(v.vector, b); err != nil {
+		return false, err
 	}
 	entry := crdt.VectorEntry{Seq: b.Last, Stamp: b.Stamp, Hash: b.Digest()}
 	err = v.changeLocked(0, func(c *change) error {
@@ -94,6 +88,27 @@ func (v *Volume) merge(b *Batch, ops []*crdt.Op) (known bool, err error) {
 	v.deps[b.Origin] = b.Last
 	v.clock.Observe(b.Stamp)
 	return false, nil
+}
+
+// appliedInLocked says whether what a batch depends on is in a vector; own ops
+// that are in no batch count too.
+func (v *Volume) appliedInLocked(vector crdt.Vector, b *Batch) error {
+	for _, d := range b.Deps {
+		seq := vector[d.Replica].Seq
+		if d.Replica == v.replica {
+			seq = v.seq
+		}
+		if seq < d.Seq {
+			return ErrNotNext
+		}
+	}
+	return nil
+}
+
+func (v *Volume) appliedIn(vector crdt.Vector, b *Batch) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.appliedInLocked(vector, b)
 }
 
 // Wants returns the manifests that the batch names and that are not here with

@@ -34,6 +34,6 @@ func (v *Volume) Forked(seq crdt.Seq, same func(hash [32]byte) bool) (forked boo
 }
 
 // BeginAnew takes a peer's state in the place of the present one.
-func (v *Volume) BeginAnew(ctx context.Context, next func() ([]byte, error), fetch func(context.Context, crdt.Hash) error) error {
+func (v *Volume) BeginAnew(ctx context.Context, source SnapshotSource) error {
 	return errors.New("not yet")
 }

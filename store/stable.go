@@ -58,7 +58,7 @@ func (v *Volume) Tidy() error {
 
 // loadJournal measures the journal.
 func (v *Volume) loadJournal(t txn) error {
-	v.journal.first = map[crdt.ReplicaID]crdt.Seq{}
+	v.journal = journal{first: map[crdt.ReplicaID]crdt.Seq{}}
 	return t.scan(v.keys.key('j'), nil, func(key, value []byte) (bool, error) {
 		r := crdt.ReplicaID(v.keys.tail(key, 0))
 		if _, ok := v.journal.first[r]; !ok {
@@ -119,7 +119,7 @@ func (v *Volume) compactJournal() error {
 // have to begin anew from a snapshot, they are what is left of its work.
 func (v *Volume) compactSomeLocked() (more bool, err error) {
 	limit := v.db.opts.JournalLimit
-	if v.journal.bytes <= min(keepTail, limit) {
+	if v.halfJoined || v.journal.bytes <= min(keepTail, limit) {
 		return false, nil
 	}
 	stable := v.stableLocked()

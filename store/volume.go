@@ -18,6 +18,7 @@ type Volume struct {
 	id      VolumeID
 	keys    keyspace
 	replica crdt.ReplicaID
+	portion int // bytes of a snapshot that are read in one transaction
 
 	timers sync.WaitGroup // of drafts
 	joinMu sync.Mutex     // one JoinSnapshot at a time; taken before mu
@@ -46,6 +47,7 @@ type Volume struct {
 	halfJoined bool // a snapshot is part of the state and part is not
 
 	setsMu sync.RWMutex // held while a transaction and sets must agree; taken after mu
+	pinned *pinned      // guarded by setsMu: what readers see while a snapshot is joined
 	sealMu sync.Mutex   // one seal at a time; taken before mu
 
 	callMu  sync.Mutex // guards the subscriptions
@@ -71,7 +73,7 @@ type Volume struct {
 
 func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, error) {
 	v := &Volume{
-		db: db, id: id, keys: newKeyspace(id), replica: r.Replica, name: r.Name,
+		db: db, id: id, keys: newKeyspace(id), replica: r.Replica, name: r.Name, portion: snapChunk,
 		vector: crdt.Vector{}, deps: map[crdt.ReplicaID]crdt.Seq{},
 		viewers: map[MountID]Viewer{},
 		onSeal:  map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){},
@@ -89,6 +91,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 		return nil, err
 	}
 	if err := v.finishSnapshot(); err != nil {
+		v.unpin()
 		return nil, err
 	}
 	if unclean {
@@ -208,6 +211,7 @@ func (v *Volume) close() error {
 	v.stopKeeper()
 	v.stopSealer()
 	err := errors.Join(v.sealNow(), v.closeDrafts())
+	v.unpin()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return errors.Join(err, v.saveRosterLocked())
