@@ -124,8 +124,8 @@ func (c *change) publish(d *draft, content *crdt.Content) (done bool, err error)
 		}
 		return true, c.publishNew(i, content)
 	}
-	if len(links) == 0 && i.RemovedBy(c.v.replica) {
-		return false, nil // unlinked here while open: a close does not bring it back
+	if len(links) == 0 && (d.rec.Unlinked || i.RemovedBy(c.v.replica)) {
+		return false, nil // unlinked here, or known to be: a close does not bring it back
 	}
 	return true, c.publishVersion(d, i, links, content)
 }
@@ -134,6 +134,9 @@ func (c *change) publish(d *draft, content *crdt.Content) (done bool, err error)
 func (c *change) publishNew(i *crdt.Inode, content *crdt.Content) error {
 	replaced, err := c.replaced(i.Ino)
 	if err != nil {
+		return err
+	}
+	if replaced, err = c.liveOnly(replaced); err != nil {
 		return err
 	}
 	p := c.plan()

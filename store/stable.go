@@ -61,6 +61,9 @@ func (v *Volume) Tidy() error {
 	if err := v.compactJournal(); err != nil {
 		return fmt.Errorf("compact journal: %w", err)
 	}
+	if err := v.collect(); err != nil {
+		return fmt.Errorf("collect: %w", err)
+	}
 	return nil
 }
 
@@ -211,7 +214,24 @@ type Keeping struct {
 }
 
 // Keeping returns how the replica's bounds are kept.
-func (v *Volume) Keeping() Keeping {
+func (v *Volume) Keeping() (Keeping, error) {
+	k := v.keeping()
+	err := v.read(func(t *tree) error {
+		if err := t.t.scan(t.keys.key('t'), nil, func(_, _ []byte) (bool, error) {
+			k.Tombstones++
+			return true, nil
+		}); err != nil {
+			return err
+		}
+		return t.EachName(crdt.LostIno, func(string, []crdt.Claim) error {
+			k.Lost++
+			return nil
+		})
+	})
+	return k, err
+}
+
+func (v *Volume) keeping() Keeping {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	k := Keeping{JournalBytes: v.journal.bytes, JournalLimit: v.db.opts.JournalLimit}

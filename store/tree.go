@@ -72,6 +72,9 @@ func (t *tree) PutInode(i *crdt.Inode) error {
 func (t *tree) DeleteInode(ino crdt.Ino) error {
 	delete(t.inodes, ino)
 	delete(t.dirty, ino)
+	if err := t.t.del(t.keys.key('t', uint64(ino))); err != nil {
+		return err
+	}
 	return t.t.del(t.keys.inode(ino))
 }
 
@@ -80,6 +83,9 @@ func (t *tree) DeleteInode(ino crdt.Ino) error {
 func (t *tree) flush(keep func(crdt.Ino, crdt.VersionID) bool) error {
 	for ino := range t.dirty {
 		if err := t.t.set(t.keys.inode(ino), crdt.AppendInode(nil, t.inodes[ino])); err != nil {
+			return err
+		}
+		if err := t.tombstoned(ino); err != nil {
 			return err
 		}
 		if err := t.dropReplaced(ino, keep); err != nil {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -42,7 +43,9 @@ type Volume struct {
 	roster     roster
 	journal    journal
 	collected  Collected
-	halfJoined bool // a snapshot is part of the state and part is not
+	// nextCollect is when tombstones are looked at again.
+	nextCollect time.Time
+	halfJoined  bool // a snapshot is part of the state and part is not
 
 	setsMu sync.RWMutex // held while a transaction and sets must agree; taken after mu
 	sealMu sync.Mutex   // one seal at a time; taken before mu
@@ -82,6 +85,9 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 		return nil, err
 	}
 	if err := v.load(); err != nil {
+		return nil, err
+	}
+	if err := v.loadCollected(); err != nil {
 		return nil, err
 	}
 	if err := v.finishSnapshot(); err != nil {

@@ -36,12 +36,14 @@ type Horizon struct {
 	Before Stamp
 }
 
-func (h *Horizon) covers(id VersionID) bool {
+// Covers reports whether no op to come can be older than, or not know, the
+// version.
+func (h *Horizon) Covers(id VersionID) bool {
 	return !id.Local() && id.Stamp < h.Before && h.Stable.Covers(id)
 }
 
 func (h *Horizon) all(ids []VersionID) bool {
-	return !slices.ContainsFunc(ids, func(id VersionID) bool { return !h.covers(id) })
+	return !slices.ContainsFunc(ids, func(id VersionID) bool { return !h.Covers(id) })
 }
 
 // Tombstones reports whether the record holds something that can be collected
@@ -81,7 +83,7 @@ func Collect(s State, i *Inode, h *Horizon) (*Inode, error) {
 		return i, nil
 	}
 	c, changed := i.clone(), false
-	c.Xattrs = slices.DeleteFunc(c.Xattrs, func(x Xattr) bool { return x.Gone && h.covers(x.At) })
+	c.Xattrs = slices.DeleteFunc(c.Xattrs, func(x Xattr) bool { return x.Gone && h.Covers(x.At) })
 	changed = len(c.Xattrs) != len(i.Xattrs)
 	live := 0
 	var gone []LinkID
@@ -95,7 +97,7 @@ func Collect(s State, i *Inode, h *Horizon) (*Inode, error) {
 			gone = append(gone, l.ID)
 		}
 	}
-	if live == 0 && len(gone) == len(i.Links) && h.all(i.contentLeaves()) && h.covers(i.Changed.At) {
+	if live == 0 && len(gone) == len(i.Links) && h.all(i.contentLeaves()) && h.Covers(i.Changed.At) {
 		return nil, nil
 	}
 	for _, id := range gone {

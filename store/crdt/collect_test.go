@@ -168,7 +168,7 @@ func (m *member) collect() error {
 	if err := CollectAll(m.st, m.st.Inodes(), h, func(i Ino) bool { return open[i] }, m.st.DeleteInode); err != nil {
 		return err
 	}
-	m.st.moves = slices.DeleteFunc(m.st.moves, func(v Move) bool { return h.covers(v.ID) })
+	m.st.moves = slices.DeleteFunc(m.st.moves, func(v Move) bool { return h.Covers(v.ID) })
 	after, err := m.tree()
 	if err == nil && !maps.Equal(before, after) {
 		err = fmt.Errorf("collection changed the view from\n%v to\n%v", before, after)
