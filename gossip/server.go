@@ -319,6 +319,13 @@ func (s *replicaServer) Snapshot(r *wire.SnapshotRequest, stream grpc.ServerStre
 	if !hv.v.Ready() {
 		return status.Error(codes.FailedPrecondition, store.ErrNotReady.Error())
 	}
+	if r.GetReplica() != 0 {
+		node, err := callerOf(stream.Context())
+		if err != nil {
+			return status.Error(codes.Unauthenticated, err.Error())
+		}
+		hv.v.Know(crdt.ReplicaID(r.GetReplica()), node)
+	}
 	if err := hv.v.WriteSnapshot(stream.Context(), func(chunk []byte) error {
 		return stream.Send(&wire.SnapshotChunk{Data: chunk})
 	}); err != nil {

@@ -184,11 +184,14 @@ func onePiece(stream interface {
 // takeSnapshot makes a peer's state this replica's. No merge runs meanwhile.
 func (c *Cluster) takeSnapshot(hv *heldVolume, node string, anew bool) {
 	hv.log.Info("taking a snapshot", "peer", node, "anew", anew)
-	take := hv.v.JoinSnapshot
+	take, id := hv.v.JoinSnapshot, hv.v.Replica()
 	if anew {
-		take = hv.v.BeginAnew
+		id = store.NewReplicaID()
+		take = func(ctx context.Context, next func() ([]byte, error), fetch func(context.Context, crdt.Hash) error) error {
+			return hv.v.BeginAnew(ctx, id, next, fetch)
+		}
 	}
-	err := c.joinSnapshot(hv, node, take)
+	err := c.joinSnapshot(hv, node, id, take)
 	if err == nil {
 		hv.log.Info("took a snapshot", "peer", node)
 	}
@@ -201,7 +204,10 @@ func (c *Cluster) takeSnapshot(hv *heldVolume, node string, anew bool) {
 	}
 }
 
-func (c *Cluster) joinSnapshot(hv *heldVolume, node string, take func(context.Context, func() ([]byte, error), func(context.Context, crdt.Hash) error) error) error {
+// A taker takes a snapshot's chunks, and can fetch the content it names.
+type taker func(ctx context.Context, next func() ([]byte, error), fetch func(context.Context, crdt.Hash) error) error
+
+func (c *Cluster) joinSnapshot(hv *heldVolume, node string, as crdt.ReplicaID, take taker) error {
 	client, err := c.client(node)
 	if err != nil {
 		return err
@@ -209,7 +215,7 @@ func (c *Cluster) joinSnapshot(hv *heldVolume, node string, take func(context.Co
 	ctx, cancel := context.WithCancel(hv.ctx)
 	defer cancel()
 	id := hv.v.ID()
-	stream, err := client.Snapshot(ctx, &wire.SnapshotRequest{Volume: id[:]})
+	stream, err := client.Snapshot(ctx, &wire.SnapshotRequest{Volume: id[:], Replica: uint64(as)})
 	if err != nil {
 		return err
 	}

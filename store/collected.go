@@ -1,7 +1,9 @@
 package store
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -57,4 +59,43 @@ func (v *Volume) Collected() Collected {
 		}
 	}
 	return c
+}
+
+// appendCollected encodes what a snapshot says of it.
+func (v *Volume) appendCollected(b []byte) ([]byte, error) {
+	c := v.Collected()
+	out, err := json.Marshal(collectedRecord{crdt.AppendVector(nil, c.Vector), c.Out})
+	return append(b, out...), err
+}
+
+func decodeCollected(b []byte) (c Collected, err error) {
+	var rec collectedRecord
+	if err = json.Unmarshal(b, &rec); err == nil {
+		c.Out = rec.Out
+		c.Vector, err = crdt.DecodeVector(rec.Vector)
+	}
+	if err != nil {
+		err = fmt.Errorf("%w: snapshot: collected: %w", ErrBadBatch, err)
+	}
+	return c, err
+}
+
+// adoptCollectedLocked makes what the sender of a snapshot may have forgotten
+// what this replica may have.
+func (v *Volume) adoptCollectedLocked(t txn, body []byte) error {
+	c, err := decodeCollected(body)
+	if err != nil {
+		return err
+	}
+	v.collected.Vector.Max(c.Vector)
+	for id, limit := range c.Out {
+		if id == v.replica {
+			continue
+		}
+		v.roster.out[id] = true
+		if was, ok := v.collected.Out[id]; limit != noLimit && (!ok || limit < was) {
+			v.collected.Out[id] = limit
+		}
+	}
+	return v.putCollected(t)
 }

@@ -33,7 +33,7 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		by = 0 // the mount shows another version by now
 	}
 	err = v.change(by, func(ch *change) error {
-		done, err := ch.publish(d, c)
+		done, err := ch.publish(d, c, final)
 		if err != nil {
 			return err
 		}
@@ -109,10 +109,20 @@ func (v *Volume) draftContent(d *draft, final bool) (*crdt.Content, error) {
 
 // publish commits the version. done is false if nobody can see the file by a
 // name any more: then there is none.
-func (c *change) publish(d *draft, content *crdt.Content) (done bool, err error) {
-	i, err := c.Inode(d.rec.Ino)
-	if err != nil || i == nil {
+func (c *change) publish(d *draft, content *crdt.Content, final bool) (done bool, err error) {
+	ino := d.rec.Ino
+	if now, _, err := c.v.node(d.node); err == nil {
+		ino = now // it has another number since the replica began anew
+	}
+	i, err := c.Inode(ino)
+	if err != nil {
 		return false, err
+	}
+	if i == nil || c.v.gone[ino] != nil {
+		if !final || !d.rec.Dirty {
+			return false, nil
+		}
+		return true, c.lostFile(d, *content)
 	}
 	links, err := crdt.LiveLinks(c.tree, i)
 	if err != nil {
@@ -184,8 +194,12 @@ func (c *change) publishVersion(d *draft, i *crdt.Inode, links []crdt.LinkID, co
 	case len(i.Links) > 0:
 		via = i.Links[0].ID
 	}
+	base := d.rec.Base
+	if c.v.became != nil {
+		base = c.v.became.Version(base)
+	}
 	p := c.plan()
-	if err := p.Content(i, via, d.rec.Base, *content); err != nil {
+	if err := p.Content(i, via, base, *content); err != nil {
 		return err
 	}
 	if err := c.commit(p.Writes, h); err != nil {

@@ -175,8 +175,8 @@ func (v *Volume) pinnedLocked() (pinned bool, err error) {
 			if err != nil {
 				return err
 			}
-			if i == nil {
-				continue
+			if i == nil || v.gone[ino] != nil {
+				continue // its bytes will be a lost file
 			}
 			if pinned, err = crdt.Revives(t, i, v.replica); err != nil || pinned {
 				return err

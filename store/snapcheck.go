@@ -39,6 +39,9 @@ func (c *snapCheck) record(ctx context.Context, tag byte, body []byte) error {
 			return fmt.Errorf("%w: %w", ErrBadBatch, err)
 		}
 		return c.v.outgrow(theirs)
+	case snapCollected:
+		_, err := decodeCollected(body)
+		return err
 	case snapIdentity:
 		if len(body) < 8 {
 			return badSnapshot("identity")

@@ -16,16 +16,18 @@ import (
 // the bytes, packed into chunks that end between records:
 //
 //	V version vector of the state that follows (first)
+//	Z what its sender has collected, and who is out (second)
 //	K replica id (64 bit), identity record
 //	I inode; a directory stands where it stood before its first move
 //	C inode number, stamp, replica, n, bytes: an inline version
 //	M the directory moves of one op, oldest op first; each a 32-bit length and the move
 const (
-	snapVector   = 'V'
-	snapIdentity = 'K'
-	snapInode    = 'I'
-	snapInline   = 'C'
-	snapMove     = 'M'
+	snapVector    = 'V'
+	snapCollected = 'Z'
+	snapIdentity  = 'K'
+	snapInode     = 'I'
+	snapInline    = 'C'
+	snapMove      = 'M'
 )
 
 const snapChunk = 256 << 10
@@ -71,7 +73,14 @@ func (v *Volume) WriteSnapshot(ctx context.Context, send func(chunk []byte) erro
 		return send(b)
 	}}
 	return v.sealedView(func(t *tree, vector crdt.Vector) error {
+		collected, err := v.appendCollected(nil)
+		if err != nil {
+			return err
+		}
 		if err := w.record(snapVector, crdt.AppendVector(nil, vector)); err != nil {
+			return err
+		}
+		if err := w.record(snapCollected, collected); err != nil {
 			return err
 		}
 		if err := t.t.scan(v.keys.key('k'), nil, func(key, value []byte) (bool, error) {
@@ -356,6 +365,8 @@ func (c *change) join(tag byte, body []byte, theirs *crdt.Vector) (err error) {
 	switch tag {
 	case snapVector:
 		*theirs, err = crdt.DecodeVector(body)
+	case snapCollected:
+		err = c.v.adoptCollectedLocked(c.t, body)
 	case snapIdentity:
 		err = c.t.set(append(c.keys.key('k'), body[:8]...), body[8:])
 	case snapInline:

@@ -10,12 +10,13 @@ import (
 // sets holds the directory sets of more than one member, which are few.
 // Immutable; a transaction that changes them makes a new one.
 type sets struct {
+	keys    *keyspace             // of the state that they are of
 	head    map[crdt.Ino]crdt.Ino // of members
 	members map[crdt.Ino][]crdt.Ino
 }
 
 func (s *sets) clone() *sets {
-	c := &sets{head: map[crdt.Ino]crdt.Ino{}, members: map[crdt.Ino][]crdt.Ino{}}
+	c := &sets{keys: s.keys, head: map[crdt.Ino]crdt.Ino{}, members: map[crdt.Ino][]crdt.Ino{}}
 	for k, v := range s.head {
 		c.head[k] = v
 	}
@@ -39,6 +40,9 @@ type tree struct {
 }
 
 func newTree(t txn, keys *keyspace, s *sets) *tree {
+	if s.keys != nil {
+		keys = s.keys
+	}
 	return &tree{
 		t: t, keys: keys, sets: s, inodes: map[crdt.Ino]*crdt.Inode{},
 		dirty: map[crdt.Ino]struct{}{}, loaded: map[crdt.Ino]*crdt.Inode{},

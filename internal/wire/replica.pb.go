@@ -1365,8 +1365,11 @@ func (x *FetchChunk) GetAbsent() bool {
 }
 
 type SnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// The id of the replica that will have the snapshot: the giver counts it
+	// before it reads its state.
+	Replica       uint64 `protobuf:"fixed64,2,opt,name=replica,proto3" json:"replica,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1406,6 +1409,13 @@ func (x *SnapshotRequest) GetVolume() []byte {
 		return x.Volume
 	}
 	return nil
+}
+
+func (x *SnapshotRequest) GetReplica() uint64 {
+	if x != nil {
+		return x.Replica
+	}
+	return 0
 }
 
 type SnapshotChunk struct {
@@ -1557,9 +1567,10 @@ const file_replica_proto_rawDesc = "" +
 	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\bR\x04last\x12\x16\n" +
-	"\x06absent\x18\x04 \x01(\bR\x06absent\")\n" +
+	"\x06absent\x18\x04 \x01(\bR\x06absent\"C\n" +
 	"\x0fSnapshotRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\fR\x06volume\"5\n" +
+	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\x06R\areplica\"5\n" +
 	"\rSnapshotChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\bR\x03end2\xfe\x01\n" +
