@@ -42,6 +42,9 @@ func (v *Volume) eachBatch(t txn, r crdt.ReplicaID, fn func(*Batch) (bool, error
 	})
 }
 
+// Renew gives the replica a new id.
+func (v *Volume) Renew() error { return v.renew() }
+
 // NewReplicaID returns an id for a replica that is about to begin anew: a peer
 // must count it before it gives its snapshot.
 func NewReplicaID() crdt.ReplicaID { return newReplicaID() }
