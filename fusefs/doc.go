@@ -18,7 +18,9 @@
 //   - The content behind a node id that the kernel knows never changes from
 //     outside. The new version gets a new node id, the old one keeps the old
 //     version whole until the kernel forgets it (0 torn reads, measured; in
-//     place: up to 12 %). attr.Ino stays the inode number.
+//     place: up to 12 %). attr.Ino stays the inode number. A writer on this
+//     node is not outside, whatever his mount: he changes the file in place, as
+//     on a local disk, and the other mounts drop their pages when he closes.
 //
 // # Shown and merged
 //
@@ -60,6 +62,7 @@
 //
 // # Lock order
 //
-// store.Volume's locks, then shown.mu, then workQueue.mu. shown.mu is never
+// store.Volume's locks, then shown.mu, then workQueue.mu or a leaf of the
+// volume (Volume.Node, Volume.Kept). shown.mu is never
 // held during a call of the volume or the kernel. revealer.mu is a leaf.
 package fusefs

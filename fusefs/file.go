@@ -89,15 +89,12 @@ func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fus
 func (fs *FS) create(in *fuse.CreateIn, name string, out *fuse.CreateOut) error {
 	dir := fs.shown.target(in.NodeId)
 	key := nameKey{crdt.Ino(dir), name}
-	n, err := fs.newNode(&in.InHeader, dir, crdt.KindFile, in.Mode)
-	if err != nil {
-		return err
-	}
 	if p, ok := fs.shown.get(key); ok && in.Unique&resent == 0 {
 		return fs.createMerged(in, key, p, out)
 	}
 	defer fs.shown.begin(key)()
-	a, h, err := fs.vol.Create(fs.request(&in.InHeader), dir, name, n)
+	gen := fs.shown.generation()
+	a, h, err := fs.vol.Create(fs.request(&in.InHeader), dir, name, newNode(&in.InHeader, store.NewNode{Mode: in.Mode}))
 	if errors.Is(err, crdt.ErrExist) {
 		if p, ok := fs.shown.get(key); ok {
 			return fs.createMerged(in, key, p, out)
@@ -108,7 +105,7 @@ func (fs *FS) create(in *fuse.CreateIn, name string, out *fuse.CreateOut) error 
 	}
 	fs.keepHandle(h, a.Node, a.Ino)
 	out.Fh, out.OpenFlags = uint64(h), openWriter
-	return fs.replyNew(a, &out.EntryOut)
+	return fs.replyMade(gen, a, &out.EntryOut)
 }
 
 // createMerged answers the creation of a name that the caller does not see
@@ -182,17 +179,9 @@ func (fs *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 
 // Release publishes the file if this was its last write handle.
 func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
-	if in.Fh == 0 {
-		return
+	if in.Fh != 0 {
+		fs.release(fs.request(&in.InHeader), store.Handle(in.Fh))
 	}
-	node, h := store.NodeID(in.NodeId), store.Handle(in.Fh)
-	ino, _ := fs.vol.Inode(node)
-	defer fs.shown.lockFile(ino)()
-	a, err := fs.attrOf(node)
-	if err == nil && a.Nlink == 0 && fs.shown.orphan(node, h) {
-		return
-	}
-	fs.release(fs.request(&in.InHeader), h)
 }
 
 func (fs *FS) release(r store.Request, h store.Handle) {

@@ -54,7 +54,7 @@ func newFS(v *store.Volume, id store.MountID, opts *Options, queue *workQueue) *
 		mount:         id,
 		readOnly:      opts.ReadOnly,
 		helper:        kernel.NewHelper(),
-		shown:         newShown(id, queue, v.Node),
+		shown:         newShown(id, queue, v),
 		staging:       newStagingName(),
 		log:           opts.Log,
 		handles:       make(map[store.Handle]openHandle),

@@ -2,7 +2,6 @@ package fusefs
 
 import (
 	"errors"
-	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -10,22 +9,11 @@ import (
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
-// newNode says what to create: with the caller's ids, or, in a directory with
-// the set-group-id bit, the directory's group, which subdirectories inherit
-// with the bit. The kernel has applied the umask.
-func (fs *FS) newNode(h *fuse.InHeader, dir store.NodeID, kind crdt.Kind, mode uint32) (store.NewNode, error) {
-	n := store.NewNode{Kind: kind, Mode: mode & 0o7777, UID: h.Uid, GID: h.Gid}
-	parent, err := fs.vol.Attr(dir)
-	if err != nil {
-		return n, err
-	}
-	if parent.Mode&syscall.S_ISGID != 0 {
-		n.GID = parent.GID
-		if kind == crdt.KindDir {
-			n.Mode |= syscall.S_ISGID
-		}
-	}
-	return n, nil
+// newNode says what to create. The kernel has applied the umask; the store gives
+// what is made in a directory with the set-group-id bit the directory's group.
+func newNode(h *fuse.InHeader, n store.NewNode) store.NewNode {
+	n.Mode, n.UID, n.GID = n.Mode&0o7777, h.Uid, h.Gid
+	return n
 }
 
 // Mknod makes regular files, FIFOs, sockets and devices.
@@ -60,13 +48,9 @@ func (fs *FS) mknod(what string, h *fuse.InHeader, name string, n store.NewNode,
 func (fs *FS) makeNode(h *fuse.InHeader, name string, n store.NewNode, out *fuse.EntryOut) error {
 	dir := fs.shown.target(h.NodeId)
 	key := nameKey{crdt.Ino(dir), name}
-	full, err := fs.newNode(h, dir, n.Kind, n.Mode)
-	if err != nil {
-		return err
-	}
-	full.Rdev, full.Target = n.Rdev, n.Target
 	defer fs.shown.begin(key)()
-	a, err := fs.vol.Mknod(fs.request(h), dir, name, full)
+	gen := fs.shown.generation()
+	a, err := fs.vol.Mknod(fs.request(h), dir, name, newNode(h, n))
 	if p, ok := fs.shown.get(key); ok && errors.Is(err, crdt.ErrExist) && p.shown.Ino == 0 {
 		// Concurrent mkdirs of one name are one directory.
 		if n.Kind != crdt.KindDir || p.merged.Kind != crdt.KindDir {
@@ -79,7 +63,7 @@ func (fs *FS) makeNode(h *fuse.InHeader, name string, n store.NewNode, out *fuse
 	if err != nil {
 		return err
 	}
-	return fs.replyNew(a, out)
+	return fs.replyMade(gen, a, out)
 }
 
 // Link gives a file a further name.
@@ -128,7 +112,6 @@ func (fs *FS) remove(what string, h *fuse.InHeader, name string, do func(store.R
 	}
 	defer fs.shown.begin(key)()
 	entry := fs.entryAt(dir, name)
-	defer fs.shown.lockFile(entry.Ino)()
 	err := do(fs.request(h), dir, name)
 	switch {
 	case err == nil && entry.Kind == crdt.KindDir:

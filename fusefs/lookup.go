@@ -97,6 +97,18 @@ func (fs *FS) tell(node func() (store.NodeID, error), know func(uint64, *store.A
 	}
 }
 
+// replyMade fills in the reply to a call that made a file, with its attributes
+// as they were then: gen is of before the call.
+func (fs *FS) replyMade(gen uint64, a store.Attr, out *fuse.EntryOut) error {
+	fs.shown.replied(a.Ino)
+	if !fs.shown.know(gen, &a, out) {
+		return fs.replyNew(a, out)
+	}
+	defer fs.shown.replied(a.Ino)
+	fillEntry(out, &a)
+	return nil
+}
+
 // replyNew fills in the reply to a call that made or opened a file. a may be
 // out of date.
 func (fs *FS) replyNew(a store.Attr, out *fuse.EntryOut) error {

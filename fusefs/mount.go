@@ -98,7 +98,8 @@ func start(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 	if err := conn.Serve(fs); err != nil {
 		m.cancel()
 		conn.Close()
-		return nil, errors.Join(err, conn.Unmount(kernel.UnmountOptions{Lazy: true, Guard: true}))
+		// The guard stays: it may be there since before, and a retry reuses it.
+		return nil, errors.Join(err, conn.Unmount(kernel.UnmountOptions{Lazy: true}))
 	}
 	if len(opts.HelperExec) > 0 {
 		m.startHelper(opts.HelperExec)
@@ -163,14 +164,25 @@ func (m *Mounted) Dir() string { return m.conn.Dir() }
 // Conn is the connection to the kernel.
 func (m *Mounted) Conn() *kernel.Conn { return m.conn }
 
-// Unmount removes the mount. If it is in use it fails with kernel.ErrBusy, or,
-// forced, takes it out of the tree at once; then its users keep what they have
-// open, and Wait tells when the last has let go.
+// Unmount removes the mount and its guard: the bare directory shows. If it is
+// in use it fails with kernel.ErrBusy, or, forced, takes it out of the tree at
+// once; then its users keep what they have open, and Wait tells when the last
+// has let go.
 func (m *Mounted) Unmount(force bool) error {
-	if err := m.conn.Unmount(kernel.UnmountOptions{Lazy: force, Guard: true}); err != nil {
+	return m.unmount(kernel.UnmountOptions{Lazy: force, Guard: true})
+}
+
+// Leave is Unmount, but the guard stays: for an end that is not what somebody
+// at this directory asked for (P11).
+func (m *Mounted) Leave(force bool) error {
+	return m.unmount(kernel.UnmountOptions{Lazy: force})
+}
+
+func (m *Mounted) unmount(opts kernel.UnmountOptions) error {
+	if err := m.conn.Unmount(opts); err != nil {
 		return err
 	}
-	if force {
+	if opts.Lazy {
 		return nil
 	}
 	return m.Wait()
@@ -197,7 +209,6 @@ type Stats struct {
 	Pending       int // names among them
 	Nodes         int // that the kernel knows
 	Frozen        int // of them, old versions that somebody still uses
-	Orphans       int // of them, unlinked files that are closed for writing
 }
 
 // Stats returns the counters.
@@ -216,7 +227,6 @@ func (s *shown) counts(out *Stats) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out.Nodes, out.Frozen = len(s.nodes), len(s.frozen)
-	out.Orphans = len(s.orphans)
 	for _, names := range s.pending {
 		out.Pending += len(names)
 	}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
-	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
@@ -101,12 +100,8 @@ func (r *revealer) do(w work) {
 		}
 	case workInode:
 		r.inode(w)
-	case workRelease:
-		for _, h := range r.shown.takeOrphans(w.node) {
-			r.fs.release(store.Request{Mount: r.fs.mount}, h)
-		}
-	case workForget:
-		r.fs.vol.ForgetNode(w.node)
+	case workLetGo:
+		r.fs.vol.LetGo(w.node)
 	}
 }
 

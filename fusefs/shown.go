@@ -44,15 +44,13 @@ type knownNode struct {
 type shown struct {
 	mount store.MountID
 	queue *workQueue
-	// nodeNow is Volume.Node, the one method that a viewer may call: it
-	// takes a leaf lock only.
-	nodeNow func(crdt.Ino) store.NodeID
+	vol   *store.Volume // Node and Kept only: they take leaf locks
 
 	aliased atomic.Int64 // directories whose node id is not their number
 	anyDead atomic.Bool  // dead is not empty
 
 	mu      sync.Mutex // guards what follows
-	settled *sync.Cond // on mu: a change is committed or a file unlocked
+	settled *sync.Cond // on mu: a change is committed
 	gen     uint64     // counts the beginnings and ends of changes
 	// changing are the inodes touched by the change that is being
 	// committed; nil if there is none.
@@ -75,14 +73,10 @@ type shown struct {
 	shownAt  map[crdt.LinkID]nameKey // of pending names
 	mergedAt map[crdt.LinkID]nameKey // of pending names
 
-	own     map[nameKey]int        // names that calls in progress change themselves
-	writers map[crdt.Ino]int       // write handles
-	recent  map[crdt.Ino]time.Time // of the last reply that the kernel takes as it is
-	// orphans are the write handles of unlinked files that are closed and
-	// that the kernel still knows: others may have the file open.
-	orphans  map[store.NodeID][]store.Handle
-	locked   map[crdt.Ino]struct{} // see lockFile
-	expected *expectation          // the helper's call in progress
+	own      map[nameKey]int        // names that calls in progress change themselves
+	writers  map[crdt.Ino]int       // write handles
+	recent   map[crdt.Ino]time.Time // of the last reply that the kernel takes as it is
+	expected *expectation           // the helper's call in progress
 }
 
 type switchedFile struct {
@@ -90,14 +84,12 @@ type switchedFile struct {
 	old store.NodeID
 }
 
-func newShown(id store.MountID, queue *workQueue, nodeNow func(crdt.Ino) store.NodeID) *shown {
+func newShown(id store.MountID, queue *workQueue, v *store.Volume) *shown {
 	s := &shown{
-		mount: id, queue: queue, nodeNow: nodeNow,
+		mount: id, queue: queue, vol: v,
 		nodes:    make(map[store.NodeID]knownNode),
 		current:  make(map[crdt.Ino]store.NodeID),
 		touched:  make(map[crdt.Ino]uint64),
-		locked:   make(map[crdt.Ino]struct{}),
-		orphans:  make(map[store.NodeID][]store.Handle),
 		frozen:   make(map[store.NodeID]struct{}),
 		born:     make(map[store.NodeID]uint32),
 		dead:     make(map[store.NodeID]struct{}),
@@ -298,18 +290,15 @@ func (s *shown) forget(node, n uint64) {
 	if s.current[k.ino] == id {
 		delete(s.current, k.ino)
 	}
-	if _, ok := s.orphans[id]; ok {
-		s.queue.push(work{kind: workRelease, node: id})
-	}
 	if k.dir {
 		if id != store.NodeID(k.ino) {
 			s.aliased.Add(-1)
 		}
 		s.showAllLocked(k.ino)
 	}
-	if _, ok := s.frozen[id]; ok {
-		delete(s.frozen, id)
-		s.queue.push(work{kind: workForget, node: id})
+	delete(s.frozen, id)
+	if s.vol.Kept(id) {
+		s.queue.push(work{kind: workLetGo, node: id})
 	}
 }
 
@@ -387,50 +376,5 @@ func (s *shown) countWriters(ino crdt.Ino, n int) {
 	defer s.mu.Unlock()
 	if s.writers[ino] += n; s.writers[ino] == 0 {
 		delete(s.writers, ino)
-	}
-}
-
-// orphan keeps the last handles of an unlinked file until the kernel forgets
-// it: with them the store drops its bytes.
-func (s *shown) orphan(node store.NodeID, h store.Handle) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, known := s.nodes[node]
-	if _, frozen := s.frozen[node]; !known || frozen {
-		return false
-	}
-	s.orphans[node] = append(s.orphans[node], h)
-	return true
-}
-
-func (s *shown) takeOrphans(node store.NodeID) []store.Handle {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	handles := s.orphans[node]
-	delete(s.orphans, node)
-	return handles
-}
-
-// lockFile keeps the removal of a file's name and the closing of its last
-// handle from overlapping: a file that is closed as long as it has a name is
-// published, one that is not is an orphan. ino 0 locks nothing.
-func (s *shown) lockFile(ino crdt.Ino) (unlock func()) {
-	if ino == 0 {
-		return func() {}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for {
-		if _, taken := s.locked[ino]; !taken {
-			break
-		}
-		s.settled.Wait()
-	}
-	s.locked[ino] = struct{}{}
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.locked, ino)
-		s.settled.Broadcast()
 	}
 }

@@ -1,8 +1,6 @@
 package fusefs
 
 import (
-	"slices"
-
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -156,13 +154,23 @@ func (s *shown) renumberLocked(node store.NodeID, from, to crdt.Ino) {
 }
 
 // mustSwitchLocked reports whether a file's new content needs a new node id,
-// and returns the one that the kernel knows.
+// and returns the one that the kernel knows. A writer on this node, whatever
+// his mount, changes a file in place, as on a local disk: node ids are the
+// volume's.
 func (s *shown) mustSwitchLocked(c *store.Changes, i crdt.InodeChange) (store.NodeID, bool) {
-	if !i.Content || i.Before == nil || c.By == s.mount {
+	if !i.Content || i.Before == nil || c.By != 0 {
 		return 0, false
 	}
 	node, known := s.current[i.Ino]
 	return node, known
+}
+
+// Knows implements [store.Viewer].
+func (s *shown) Knows(node store.NodeID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, known := s.nodes[node]
+	return known
 }
 
 // Aborted implements [store.Viewer].
@@ -186,11 +194,8 @@ func (s *shown) Committed(c *store.Changes) {
 	named := make(map[crdt.Ino]bool, 2*len(c.Names))
 	for _, n := range c.Names {
 		named[n.Dir], named[n.Before.Ino], named[n.After.Ino] = true, true, true
-	}
-	for node := range s.orphans {
-		ino := s.nodes[node].ino
-		if slices.ContainsFunc(c.Names, func(n crdt.NameChange) bool { return n.After.Ino == ino }) {
-			s.queue.push(work{kind: workRelease, node: node}) // it has a name again
+		if node := s.vol.Node(n.After.Ino); n.After.Kind == crdt.KindFile && s.vol.Kept(node) {
+			s.queue.push(work{kind: workLetGo, node: node}) // it has a name again
 		}
 	}
 	for _, k := range s.placed {
@@ -226,20 +231,17 @@ func (s *shown) settleLocked() {
 
 // freezeLocked notes that a node keeps the version that it showed.
 func (s *shown) freezeLocked(f switchedFile) {
-	if s.nodeNow(f.ino) == f.old {
+	if s.vol.Node(f.ino) == f.old {
 		return // a draft that is open here hides the new version
 	}
 	if s.current[f.ino] == f.old {
 		delete(s.current, f.ino)
 	}
 	if _, known := s.nodes[f.old]; !known { // forgotten while this was committed
-		s.queue.push(work{kind: workForget, node: f.old})
+		s.queue.push(work{kind: workLetGo, node: f.old})
 		return
 	}
 	s.frozen[f.old] = struct{}{}
-	if _, ok := s.orphans[f.old]; ok {
-		s.queue.push(work{kind: workRelease, node: f.old})
-	}
 	s.queue.push(work{kind: workInode, ino: f.ino, old: f.old, content: true})
 }
 

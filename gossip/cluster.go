@@ -48,7 +48,7 @@ type Cluster struct {
 	inbounds map[string]*inbound
 	cut      map[string]bool // peers that a test keeps away
 	wake     time.Time       // of the protocol, as the alarm loop knows it
-	changed  chan struct{}   // closed at the next step, if waiting
+	changed  chan struct{}   // closed at the next step or wakeUp, if waiting
 	waiting  bool
 	overflow []string // peers whose queues were full during a step
 	closed   bool
@@ -69,11 +69,14 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if c.transfer == nil {
 		c.transfer = &blockTransfer{db: o.DB, client: c.client}
 	}
+	if err := c.identities.ownAll(o.DB); err != nil {
+		return nil, fmt.Errorf("state directory %s of node %q: %w", o.StateDir, o.Node, err)
+	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	listener, err := c.listenReplica()
 	if err == nil {
 		c.replica = listener.Addr()
-		c.members, err = startMembership(&c.opts, c.replica, c.refusals)
+		c.members, err = startMembership(&c.opts, c.replica, c.refusals, c.accepted)
 	}
 	if err == nil && ctx.Err() != nil {
 		err = errors.Join(context.Cause(ctx), c.members.close())
@@ -187,6 +190,17 @@ func (c *Cluster) stepLocked(e Event) {
 		default:
 		}
 	}
+	c.wakeUpLocked()
+}
+
+// wakeUp makes those in await look again, after a change that was no step.
+func (c *Cluster) wakeUp() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wakeUpLocked()
+}
+
+func (c *Cluster) wakeUpLocked() {
 	if c.waiting {
 		close(c.changed)
 		c.changed, c.waiting = make(chan struct{}), false
@@ -287,6 +301,7 @@ func (c *Cluster) followMembers() {
 				l.update(member{}, false)
 			}
 		}
+		c.wakeUpLocked()
 		c.mu.Unlock()
 		select {
 		case <-c.ctx.Done():

@@ -35,6 +35,8 @@ type testNode struct {
 	db      *store.DB
 	cluster *Cluster
 	v       *store.Volume
+	keyring *memberlist.Keyring // of the membership gossip
+	patient bool                // it takes no slow node for dead
 }
 
 // A testCluster makes nodes with keys of one CA.
@@ -110,7 +112,13 @@ func (n *testNode) startAt(t testing.TB, bind string, join []string) {
 	t.Helper()
 	cluster, err := Start(context.Background(), Options{
 		Node: n.name, Bind: bind, ReplicaBind: "127.0.0.1:0", Join: join, Keys: n.keys,
-		StateDir: n.dir, DB: n.db, Log: testLog(n.name), tuneMembership: quick,
+		StateDir: n.dir, DB: n.db, Log: testLog(n.name), tuneMembership: func(conf *memberlist.Config) {
+			quick(conf)
+			if n.patient {
+				conf.SuspicionMult = 100
+			}
+			n.keyring = conf.Keyring
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -257,8 +265,13 @@ func same(t testing.TB, nodes ...*testNode) {
 
 // trio is three linked nodes, all of them ready.
 func trio(t testing.TB) (*testCluster, *testNode, *testNode, *testNode) {
+	return trioOf(t, false)
+}
+
+func trioOf(t testing.TB, patient bool) (*testCluster, *testNode, *testNode, *testNode) {
 	c := newTestCluster(t)
 	x, y, z := c.node("x", true), c.node("y", true), c.node("z", true)
+	x.patient, y.patient, z.patient = patient, patient, patient
 	x.start(t)
 	y.start(t, x)
 	z.start(t, x)
@@ -279,8 +292,8 @@ func TestP4ConvergeConcurrent(t *testing.T) {
 	writers.Wait()
 	same(t, x, y, z)
 	for _, n := range []*testNode{x, y, z} {
-		if err := n.cluster.WaitAll(timeout(t), testVolume); err != nil {
-			t.Error(err)
+		if have, err := n.cluster.WaitAll(timeout(t), testVolume); err != nil || len(have) != 2 {
+			t.Error(have, err)
 		}
 		if p := n.cluster.Problems(); len(p) > 0 {
 			t.Errorf("%s has problems: %+v", n.name, p)
@@ -500,7 +513,7 @@ func TestWaitAllWaitsForWhatIsNotSealed(t *testing.T) {
 	for i := range 20 {
 		data := fmt.Appendf(nil, "%d", i)
 		x.write(t, "f", data)
-		if err := x.cluster.WaitAll(timeout(t), testVolume); err != nil {
+		if _, err := x.cluster.WaitAll(timeout(t), testVolume); err != nil {
 			t.Fatal(err)
 		}
 		for _, n := range []*testNode{y, z} {

@@ -11,6 +11,9 @@
 // the dialer's frames. Up to about eight nodes the broadcast tree of Plumtree
 // (Leitão, Pereira, Rodrigues, 2007) is everybody, and so it is here.
 //
+// A name belongs to the live node that the members knew first. A second one is
+// kept out, without harm to the first, until the first is gone (names.go).
+//
 // # The protocol
 //
 // [Protocol] is a state machine: events in, effects out, no clock, goroutine,
@@ -45,8 +48,9 @@
 // # Locks
 //
 // Lock order: Cluster.mu (around each step of the protocol and its effects),
-// then queue.mu and worker.mu, which are leaves. Nothing blocks under
-// Cluster.mu: no store call, no I/O, no memberlist call. Callbacks of
+// then link.mu, then queue.mu, worker.mu, membership.mu and refusals.mu, which
+// are leaves. Nothing blocks under Cluster.mu: no store call, no I/O, no
+// memberlist call. Callbacks of
 // memberlist come with its locks held and take membership.mu only. The store's
 // OnSeal callback takes Cluster.mu.
 package gossip

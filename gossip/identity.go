@@ -19,6 +19,8 @@ import (
 var (
 	// ErrIdentity says that an identity record is not valid.
 	ErrIdentity = errors.New("invalid identity")
+	// ErrForeignState says that a store is written with another node's key.
+	ErrForeignState = errors.New("state of another node: start with that node's keys, or with an empty state directory")
 	// ErrSignature says that a batch was not signed by its origin's node.
 	ErrSignature = errors.New("batch has a bad signature")
 	// errUnknownOrigin says that the identity of a batch's origin is not here.
@@ -114,14 +116,27 @@ func newIdentities(k *keys.Keys) *identities {
 // own makes sure that the volume has the identity of this node's replica r.
 func (s *identities) own(v *store.Volume, r crdt.ReplicaID) error {
 	o, err := s.of(v, r)
-	if errors.Is(err, errUnknownOrigin) {
+	switch {
+	case errors.Is(err, errUnknownOrigin):
 		return s.learn(v, NewIdentity(s.keys, v.ID(), r).Encode())
-	}
-	if err == nil && !o.key.Equal(s.keys.Cert.PrivateKey.(ed25519.PrivateKey).Public()) {
-		err = fmt.Errorf("%w: replica %v of volume %q was made by node %q with another key: "+
-			"start with that key, or with an empty state directory", ErrIdentity, r, v.Name(), o.node)
+	case errors.Is(err, ErrIdentity):
+		return fmt.Errorf("%w: replica %v of volume %q: %w", ErrForeignState, r, v.Name(), err)
+	case err == nil && !o.key.Equal(s.keys.Cert.Leaf.PublicKey):
+		return fmt.Errorf("%w: replica %v of volume %q is written with a key of node %q, and this is another one of node %q",
+			ErrForeignState, r, v.Name(), o.node, s.keys.Node)
 	}
 	return err
+}
+
+// ownAll refuses a store of which peers would believe nothing that this node
+// writes.
+func (s *identities) ownAll(db *store.DB) error {
+	for _, v := range db.Volumes() {
+		if err := s.own(v, v.Replica()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // of returns the verified origin of a replica, or errUnknownOrigin.

@@ -63,6 +63,8 @@ type link struct {
 
 	mu      sync.Mutex // guards what follows
 	address string     // of the replica service
+	peer    uint64     // instance of the member
+	far     uint64     // instance at the other end, while up
 	member  bool
 	up      bool
 	err     error // why it is not up
@@ -75,7 +77,7 @@ func (c *Cluster) newLink(m member) *link {
 	ctx, stop := context.WithCancel(c.ctx)
 	l := &link{
 		cluster: c, node: m.node, log: c.log.With("peer", m.node), queue: newQueue(),
-		poke: make(chan struct{}, 1), stop: stop, address: m.replica, member: true,
+		poke: make(chan struct{}, 1), stop: stop, address: m.replica, peer: m.instance, member: true,
 	}
 	c.running.Go(func() {
 		l.run(ctx)
@@ -88,16 +90,18 @@ func (c *Cluster) newLink(m member) *link {
 // update takes what memberlist says of the peer now.
 func (l *link) update(m member, live bool) {
 	l.mu.Lock()
-	news := live && (!l.member || l.address != m.replica)
+	anew := live && l.peer != m.instance
 	moved := live && l.address != m.replica
+	news := live && (!l.member || moved || anew)
+	moved = moved || anew && l.far != m.instance
 	l.member = live
 	if live {
-		l.address = m.replica
+		l.address, l.peer = m.replica, m.instance
 	}
 	cut := l.cut
 	l.mu.Unlock()
 	if moved && cut != nil {
-		cut(fmt.Errorf("peer moved to %s", m.replica))
+		cut(fmt.Errorf("peer started anew, at %s", m.replica))
 	}
 	if news || !live {
 		select {
@@ -105,6 +109,22 @@ func (l *link) update(m member, live bool) {
 		default:
 		}
 	}
+}
+
+// why is what keeps the link from being up, nil if nothing is known.
+func (l *link) why() error {
+	if l == nil {
+		return nil // the member came this moment
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+func (l *link) isUp() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.up
 }
 
 // isMember reports whether the peer is one and where to dial it.
@@ -128,6 +148,7 @@ func (l *link) run(ctx context.Context) {
 		l.mu.Lock()
 		l.err = err
 		l.mu.Unlock()
+		l.cluster.wakeUp() // who waits for the peer may give it up
 		switch {
 		case status.Code(err) == codes.FailedPrecondition:
 			delay = refusedDelay
@@ -172,11 +193,11 @@ func (l *link) session(ctx context.Context, address string) (up bool, err error)
 	defer conn.Close()
 	ctx, cut := context.WithCancelCause(ctx)
 	defer cut(nil)
-	stream, err := l.greet(ctx, cut, conn)
+	stream, hello, err := l.greet(ctx, cut, conn)
 	if err != nil {
 		return false, fmt.Errorf("link to %s: %w", address, orCause(ctx, err))
 	}
-	l.setUp(cut)
+	l.setUp(cut, hello.GetInstance())
 	defer l.setDown()
 	l.cluster.step(LinkUp{l.node})
 	defer l.cluster.step(LinkDown{l.node})
@@ -198,12 +219,12 @@ func orCause(ctx context.Context, err error) error {
 	return err
 }
 
-func (l *link) setUp(cut context.CancelCauseFunc) {
+func (l *link) setUp(cut context.CancelCauseFunc, instance uint64) {
 	l.queue.setOpen(true)
 	l.pong.Store(l.cluster.opts.Now().UnixNano())
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.up, l.err, l.cut = true, nil, cut
+	l.up, l.err, l.cut, l.far = true, nil, cut, instance
 	l.cluster.refusals.drop(l.node)
 }
 
@@ -221,27 +242,27 @@ func (l *link) setDown() {
 type exchangeClient = grpc.BidiStreamingClient[wire.Frame, wire.Frame]
 
 // greet opens the stream and exchanges Hellos.
-func (l *link) greet(ctx context.Context, cut context.CancelCauseFunc, conn *grpc.ClientConn) (exchangeClient, error) {
+func (l *link) greet(ctx context.Context, cut context.CancelCauseFunc, conn *grpc.ClientConn) (exchangeClient, *wire.Hello, error) {
 	timer := time.AfterFunc(dialTimeout, func() { cut(errSilent) })
 	defer timer.Stop()
 	stream, err := wire.NewReplicaClient(conn).Exchange(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := stream.Send(l.cluster.hello()); err != nil && err != io.EOF {
-		return nil, err
+		return nil, nil, err
 	}
 	f, err := stream.Recv() // after io.EOF from Send it says why
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := l.cluster.checkHello(f.GetHello(), l.node); err != nil {
 		if l.cluster.refusals.add(l.node, err.Error()) {
 			l.log.Error("refused a peer", "err", err)
 		}
-		return nil, err
+		return nil, nil, err
 	}
-	return stream, nil
+	return stream, f.GetHello(), nil
 }
 
 // write sends what is queued, as soon as it is.

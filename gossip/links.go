@@ -17,6 +17,7 @@ func (e LinkUp) step(p *Protocol) {
 	clear(ps.introduced)
 	all := slices.SortedFunc(maps.Keys(p.replicas), compareVolumes)
 	first := true
+	// A full message says that another one follows.
 	for part := range slices.Chunk(all, maxHoldings) {
 		m := Holdings{All: first}
 		for _, id := range part {
@@ -25,8 +26,8 @@ func (e LinkUp) step(p *Protocol) {
 		p.send(ps, m)
 		first = false
 	}
-	if first {
-		p.send(ps, Holdings{All: true})
+	if len(all)%maxHoldings == 0 {
+		p.send(ps, Holdings{All: first})
 	}
 	p.linkChanged(ps)
 }
@@ -50,6 +51,7 @@ func (e PeerGone) step(p *Protocol) {
 	p.stopPulls(ps)
 	p.linkChanged(ps)
 	clear(ps.holds)
+	ps.told = false
 	p.forget(ps)
 }
 
@@ -98,6 +100,7 @@ func (m Holdings) receive(p *Protocol, from *peerState) {
 	if m.All {
 		clear(from.holds)
 	}
+	from.told = len(m.Changed) < maxHoldings
 	for _, id := range m.Dropped {
 		delete(from.holds, id)
 		p.touch(p.replicas[id])

@@ -14,16 +14,17 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
-	"golang.org/x/sync/errgroup"
 )
 
 const (
 	rejoinFirst   = 250 * time.Millisecond // between attempts while alone, growing
 	rejoinAlone   = 5 * time.Second        // to this
 	rejoinSteady  = 15 * time.Second       // while there are members
+	rejoinSecond  = time.Second            // while another node has the name
 	rejoinAtOnce  = 4                      // addresses tried at a time
 	rejoinRound   = 32                     // remembered addresses tried in a round
 	leaveTimeout  = time.Second
@@ -42,13 +43,19 @@ type nodeMeta struct {
 	Replica string `json:"r"` // address of the replica service; without host, that of memberlist
 	Min     uint32 `json:"m"` // protocol versions
 	Max     uint32 `json:"x"`
+	// Instance is random, of this run of the daemon; 0 is that of a node that
+	// does not know of it.
+	Instance uint64 `json:"i,omitempty"`
+	// Second says that the node is kept from its name: another one has it.
+	Second bool `json:"s,omitempty"`
 }
 
 // A member is a live node as memberlist sees it.
 type member struct {
-	node    string
-	address string // of the membership gossip
-	replica string // of the replica service
+	node     string
+	address  string // of the membership gossip
+	replica  string // of the replica service
+	instance uint64 // of its daemon's run, or 0
 }
 
 // membership keeps this node in the cluster.
@@ -56,7 +63,7 @@ type membership struct {
 	// Fixed by startMembership.
 	self     string
 	meta     nodeMeta
-	encoded  []byte // meta
+	encoded  [2][]byte // meta, and meta of the second of its name
 	join     []string
 	dir      string
 	now      func() time.Time
@@ -64,7 +71,11 @@ type membership struct {
 	refusals *refusals
 	list     *memberlist.Memberlist
 	changed  chan struct{} // holds a token if members changed
+	linked   func() bool   // whether some peer accepts this node
 	crash    bool          // for tests: leave without a word
+
+	second  atomic.Bool // this node is kept from its name
+	clashed atomic.Bool // since the last round began, another one had it
 
 	mu         sync.Mutex // guards what follows
 	members    map[string]member
@@ -73,9 +84,9 @@ type membership struct {
 }
 
 // startMembership begins to gossip. replicaPort is that of the replica service.
-func startMembership(o *Options, replica net.Addr, r *refusals) (*membership, error) {
+func startMembership(o *Options, replica net.Addr, r *refusals, linked func() bool) (*membership, error) {
 	m := &membership{
-		self: o.Node, join: o.Join, dir: o.StateDir, now: o.Now, refusals: r,
+		self: o.Node, join: o.Join, dir: o.StateDir, now: o.Now, refusals: r, linked: linked,
 		log: o.Log.With("part", "membership"), changed: make(chan struct{}, 1),
 		members: map[string]member{}, remembered: map[string]rememberedPeer{},
 	}
@@ -90,9 +101,13 @@ func startMembership(o *Options, replica net.Addr, r *refusals) (*membership, er
 	if err != nil {
 		return nil, err
 	}
-	m.meta = nodeMeta{Cluster: o.Keys.ClusterID, Replica: replicaAddress(advertise, replica), Min: minVersion, Max: maxVersion}
-	if m.encoded, err = json.Marshal(m.meta); err != nil || len(m.encoded) > memberlist.MetaMaxSize {
-		return nil, fmt.Errorf("metadata of node %q: %d bytes: %w", o.Node, len(m.encoded), err)
+	m.meta = nodeMeta{Cluster: o.Keys.ClusterID, Replica: replicaAddress(advertise, replica), Min: minVersion, Max: maxVersion, Instance: rand.Uint64() | 1}
+	meta := m.meta
+	for n := range m.encoded {
+		meta.Second = n > 0
+		if m.encoded[n], err = json.Marshal(meta); err != nil || len(m.encoded[n]) > memberlist.MetaMaxSize {
+			return nil, fmt.Errorf("metadata of node %q: %d bytes: %w", o.Node, len(m.encoded[n]), err)
+		}
 	}
 	conf.Delegate, conf.Events, conf.Alive, conf.Conflict = m, m, m, m
 	conf.Logger = log.New(&logWriter{m.log}, "", 0)
@@ -158,73 +173,6 @@ func replicaAddress(advertise string, listening net.Addr) string {
 	return net.JoinHostPort(host, port)
 }
 
-// run joins, and joins again, the configured and remembered peers until ctx
-// ends: memberlist alone never heals a long partition.
-func (m *membership) run(ctx context.Context) {
-	delay := rejoinFirst
-	for {
-		m.joinRound(ctx)
-		m.save()
-		if m.alone() {
-			delay = min(delay*2, rejoinAlone)
-		} else {
-			delay = rejoinSteady
-		}
-		jitter := time.Duration(rand.Int64N(int64(delay)/4 + 1))
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(delay - jitter):
-		}
-	}
-}
-
-func (m *membership) alone() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.members) == 0
-}
-
-// joinRound tries all addresses at which a member may be that is not known.
-func (m *membership) joinRound(ctx context.Context) {
-	var g errgroup.Group
-	g.SetLimit(rejoinAtOnce)
-	for _, address := range m.targets() {
-		if ctx.Err() != nil {
-			break
-		}
-		g.Go(func() error {
-			if _, err := m.list.Join([]string{address}); err != nil && m.alone() {
-				m.log.Debug("join", "address", address, "err", err)
-			}
-			return nil
-		})
-	}
-	_ = g.Wait() // it carries no error
-}
-
-func (m *membership) targets() []string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	live := map[string]bool{}
-	for _, p := range m.members {
-		live[p.address] = true
-	}
-	var out, old []string
-	for _, address := range m.join {
-		if !live[address] {
-			out = append(out, address)
-		}
-	}
-	for _, p := range m.remembered {
-		if _, ok := m.members[p.Node]; !ok && !live[p.Address] && !slices.Contains(out, p.Address) {
-			old = append(old, p.Address)
-		}
-	}
-	rand.Shuffle(len(old), func(i, j int) { old[i], old[j] = old[j], old[i] })
-	return append(out, old[:min(len(old), rejoinRound)]...)
-}
-
 // save writes the remembered peers if they changed.
 func (m *membership) save() {
 	m.mu.Lock()
@@ -257,7 +205,8 @@ func (m *membership) known() map[string]rememberedPeer {
 // close leaves the cluster; run must have ended.
 func (m *membership) close() error {
 	m.save()
-	if !m.crash {
+	// The second would take the first along, as its name is all it says.
+	if !m.crash && !m.second.Load() && !m.clashed.Load() {
 		if err := m.list.Leave(leaveTimeout); err != nil {
 			m.log.Debug("leave", "err", err) // they will find out
 		}
@@ -268,12 +217,17 @@ func (m *membership) close() error {
 	return nil
 }
 
-// NotifyAlive refuses nodes of other clusters and versions.
+// NotifyAlive refuses nodes of other clusters and versions, and those that know
+// that another node has their name.
 func (m *membership) NotifyAlive(n *memberlist.Node) error {
 	if n.Name == m.self {
 		return nil
 	}
-	_, err := m.compatible(n)
+	meta, err := m.compatible(n)
+	if err == nil && meta.Second {
+		m.clash(n)
+		return errSecond
+	}
 	if err != nil && m.refusals.add(n.Name, err.Error()) {
 		m.log.Error("refused a node", "peer", n.Name, "address", n.Address(), "err", err)
 	}
@@ -314,7 +268,7 @@ func (m *membership) seen(n *memberlist.Node) {
 	if host == "" {
 		host = n.Addr.String()
 	}
-	p := member{node: n.Name, address: n.Address(), replica: net.JoinHostPort(host, port)}
+	p := member{node: n.Name, address: n.Address(), replica: net.JoinHostPort(host, port), instance: meta.Instance}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.members[p.node] != p {
@@ -351,15 +305,6 @@ func (m *membership) NotifyLeave(n *memberlist.Node) {
 	m.signal()
 }
 
-// NotifyConflict reports two live nodes of one name.
-func (m *membership) NotifyConflict(existing, other *memberlist.Node) {
-	reason := fmt.Sprintf("two live nodes are named %q, at %s and %s: give one of them another name and keys",
-		existing.Name, existing.Address(), other.Address())
-	if m.refusals.add(existing.Name, reason) {
-		m.log.Error("name conflict", "peer", existing.Name, "err", reason)
-	}
-}
-
 func (m *membership) signal() {
 	select {
 	case m.changed <- struct{}{}:
@@ -368,7 +313,12 @@ func (m *membership) signal() {
 }
 
 // NodeMeta is spread about this node.
-func (m *membership) NodeMeta(int) []byte { return m.encoded }
+func (m *membership) NodeMeta(int) []byte {
+	if m.second.Load() {
+		return m.encoded[1]
+	}
+	return m.encoded[0]
+}
 
 // NotifyMsg and the others below are not used: data goes over links.
 func (m *membership) NotifyMsg([]byte) {}

@@ -106,7 +106,6 @@ type replica struct {
 
 	collected store.Collected
 	members   []store.Member // as last spoken
-	estranged bool           // its id is another node's
 
 	pull       *pull
 	gap        crdt.Vector // what was missing at gapSince
@@ -126,6 +125,7 @@ type replica struct {
 type peerState struct {
 	name  string
 	up    bool // messages can be sent
+	told  bool // on the present link from it, all that it holds
 	holds map[store.VolumeID]*holding
 	// Identities sent on the present link.
 	introduced map[replicaKey]bool
@@ -211,7 +211,7 @@ func (p *Protocol) peer(name string) *peerState {
 
 // forget drops a peer of which nothing is known any more.
 func (p *Protocol) forget(ps *peerState) {
-	if ps.up || len(ps.holds) > 0 {
+	if ps.up || ps.told || len(ps.holds) > 0 {
 		return
 	}
 	delete(p.peers, ps.name)
@@ -490,6 +490,12 @@ func (p *Protocol) Acked(peer string, id store.VolumeID) (crdt.Vector, bool) {
 		return nil, false
 	}
 	return ps.holds[id].acked, true
+}
+
+// Told reports whether a peer that is linked has said all that it holds.
+func (p *Protocol) Told(peer string) bool {
+	ps := p.peers[peer]
+	return ps != nil && ps.told
 }
 
 // Lag is how many ops this node has applied that a peer has not said to have.

@@ -106,9 +106,3 @@ func (q *queue) idle() bool {
 	defer q.mu.Unlock()
 	return !q.writing && len(q.frames)+len(q.digests) == 0
 }
-
-func (q *queue) isOpen() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.open
-}

@@ -110,6 +110,10 @@ func (s *replicaServer) receive(stream grpc.BidiStreamingServer[wire.Frame, wire
 		}
 		return status.Error(codes.FailedPrecondition, err.Error())
 	}
+	if err := c.checkName(f.GetHello()); err != nil {
+		// Not for ever: this may be the member, started anew a moment ago.
+		return status.Error(codes.AlreadyExists, err.Error())
+	}
 	if c.isCut(in.node) {
 		return status.Error(codes.Unavailable, errCut.Error())
 	}
@@ -140,6 +144,7 @@ func (s *replicaServer) receive(stream grpc.BidiStreamingServer[wire.Frame, wire
 func (c *Cluster) hello() *wire.Frame {
 	return &wire.Frame{Body: &wire.Frame_Hello{Hello: &wire.Hello{
 		Cluster: c.opts.Keys.ClusterID, Node: c.opts.Node, MinVersion: minVersion, MaxVersion: maxVersion, Version: maxVersion,
+		Instance: c.members.meta.Instance, Second: c.members.second.Load(),
 	}}}
 }
 

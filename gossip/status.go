@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -9,7 +10,6 @@ import (
 	"time"
 
 	"github.com/synapsefs/synapsefs/store"
-	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // States of a peer.
@@ -17,12 +17,12 @@ const (
 	StateUp      = "up"      // linked both ways
 	StateLinking = "linking" // a member, but not linked both ways
 	StateGone    = "gone"    // no member any more, or not yet again
-	StateRefused = "refused" // never a peer since the daemon started
+	StateRefused = "refused" // no peer: one of the two refuses the other
 )
 
 // A PeerStatus is what this node knows of another one.
 type PeerStatus struct {
-	Node     string
+	Node     string // "" if it is known by its address alone
 	Address  string // of the replica service, or of the membership gossip if it is gone
 	State    string
 	Error    string // why it is not up, or why it was refused last; "" if all is well
@@ -49,11 +49,14 @@ func (c *Cluster) Peers() []PeerStatus {
 			continue
 		}
 		p := byNode[r.Node]
-		if p == nil {
-			p = &PeerStatus{Node: r.Node, State: StateRefused, LastSeen: r.Last}
-			byNode[r.Node] = p
+		if r.Node == "" {
+			p = goneFrom(byNode, r.Address)
 		}
-		p.Refusals = r.Count
+		if p == nil {
+			p = &PeerStatus{Node: r.Node, Address: r.Address, State: StateRefused, LastSeen: r.Last}
+			byNode[cmp.Or(r.Node, r.Address)] = p
+		}
+		p.Refusals += r.Count
 		if p.Error == "" || p.State == StateRefused {
 			p.Error = r.Reason
 		}
@@ -63,6 +66,16 @@ func (c *Cluster) Peers() []PeerStatus {
 		out = append(out, *byNode[node])
 	}
 	return out
+}
+
+// goneFrom returns the peer that was at an address of the membership gossip.
+func goneFrom(byNode map[string]*PeerStatus, address string) *PeerStatus {
+	for _, p := range byNode {
+		if p.Address == address && p.State == StateGone {
+			return p
+		}
+	}
+	return nil
 }
 
 func (p *PeerStatus) seen() time.Time {
@@ -86,6 +99,9 @@ func (c *Cluster) linkStatus(byNode map[string]*PeerStatus) {
 		if err != nil {
 			p.Error = err.Error()
 		}
+		if isRefusal(err) {
+			p.State = StateRefused
+		}
 		p.RTT = time.Duration(l.rtt.Load())
 		if n := l.pong.Load(); n > 0 {
 			p.LastSeen = time.Unix(0, n)
@@ -104,9 +120,10 @@ func (c *Cluster) linkStatus(byNode map[string]*PeerStatus) {
 }
 
 // Problems lists what is wrong with this node itself: batches that cannot be
-// merged, content that cannot be fetched, a replica without identity.
+// merged, content that cannot be fetched, a gossip key that others do not have, a
+// name that another node has.
 func (c *Cluster) Problems() []Refusal {
-	return slices.DeleteFunc(c.refusals.all(), func(r Refusal) bool { return r.Node != c.opts.Node })
+	return slices.DeleteFunc(c.refusals.all(), func(r Refusal) bool { return r.Node != "" && r.Node != c.opts.Node })
 }
 
 // BadBatches counts the batches and identities refused since the start for a
@@ -144,61 +161,6 @@ func (c *Cluster) awaitVolume(ctx context.Context, id store.VolumeID, what strin
 	}
 	if err != nil {
 		return fmt.Errorf("wait until volume %v is %s: %w", id, what, err)
-	}
-	return nil
-}
-
-// WaitAll returns when each peer that is linked and holds the volume has
-// applied what is committed here now, sealed or not. A peer that goes away
-// meanwhile is not waited for.
-func (c *Cluster) WaitAll(ctx context.Context, id store.VolumeID) error {
-	hv := c.held(id)
-	if hv == nil {
-		return fmt.Errorf("wait for peers of volume %v: %w", id, store.ErrNoVolume)
-	}
-	vector := committed(hv.v)
-	return c.waitPeers(ctx, id, func() bool {
-		for node, l := range c.links {
-			if acked, ok := c.proto.Acked(node, id); ok && l.queue.isOpen() && !acked.Contains(vector) {
-				return false
-			}
-		}
-		return true
-	})
-}
-
-// committed is the vector that the replica will have when its own ops that
-// wait are sealed.
-func committed(v *store.Volume) crdt.Vector {
-	for {
-		vector, self := v.Vector(), v.Replica()
-		waiting := v.Stats().Unsealed
-		if v.Vector()[self].Seq == vector[self].Seq { // nothing was sealed between
-			e := vector[self]
-			e.Seq += crdt.Seq(waiting)
-			if waiting > 0 {
-				vector[self] = e
-			}
-			return vector
-		}
-	}
-}
-
-// WaitPeers returns when each of the peers has applied what vector says.
-func (c *Cluster) WaitPeers(ctx context.Context, id store.VolumeID, vector crdt.Vector, peers []string) error {
-	return c.waitPeers(ctx, id, func() bool {
-		for _, node := range peers {
-			if acked, ok := c.proto.Acked(node, id); !ok || !acked.Contains(vector) {
-				return false
-			}
-		}
-		return true
-	})
-}
-
-func (c *Cluster) waitPeers(ctx context.Context, id store.VolumeID, cond func() bool) error {
-	if err := c.await(ctx, cond); err != nil {
-		return fmt.Errorf("wait for peers of volume %v: %w", id, err)
 	}
 	return nil
 }

@@ -113,7 +113,7 @@ func (f *fetcher) file(hashes []crdt.Hash) (err error) {
 			break
 		}
 	}
-	if e := in.Commit(false); e != nil {
+	if e := in.Commit(); e != nil {
 		in.Abort()
 		err = errors.Join(err, e)
 	}
@@ -186,7 +186,7 @@ func (c *Cluster) takeSnapshot(hv *heldVolume, node string, anew bool) {
 	hv.log.Info("taking a snapshot", "peer", node, "anew", anew)
 	take, id := hv.v.JoinSnapshot, hv.v.Replica()
 	if anew {
-		id = store.NewReplicaID()
+		id = hv.v.DB().NewReplicaID()
 		take = func(ctx context.Context, next func() ([]byte, error), fetch func(context.Context, crdt.Hash) error) error {
 			return hv.v.BeginAnew(ctx, id, next, fetch)
 		}

@@ -74,26 +74,12 @@ func (c *Cluster) AddVolume(v *store.Volume) {
 	hv.unsubscribe = v.OnSeal(func(b *store.Batch) { c.sealed(hv, b) })
 	c.volumes[v.ID()] = hv
 	c.mu.Unlock()
-	_, err := c.introduce(hv, v.Replica())
-	estranged := errors.Is(err, ErrIdentity)
-	if estranged && v.Stats().Unsealed == 0 {
-		// The state is a copy of another node's, and all in it that node's to
-		// tell: an id of its own is all that this one needs.
-		if err = v.Renew(); err == nil {
-			hv.log.Warn("the state is a copy of another node's: took a new replica id")
-			_, err = c.introduce(hv, v.Replica())
-		}
-		estranged = false
-	}
-	if err != nil {
+	if _, err := c.introduce(hv, v.Replica()); err != nil {
 		hv.log.Error("identity of this replica: peers will refuse its changes", "err", err)
 		c.refusals.add(c.opts.Node, err.Error())
 	}
 	opened := VolumeOpened{Holding{Volume: v.ID(), Replica: v.Replica(), Ready: v.Ready(), Vector: v.Vector(), Collected: v.Collected()}}
 	c.stepFor(hv, opened)
-	if estranged {
-		c.stepFor(hv, Estranged{v.ID()})
-	}
 	hv.serves.add(func() { c.speak(hv) })
 	// What was sealed between reading the vector and that step was ignored.
 	c.stepFor(hv, Advanced{v.ID(), v.Vector()})

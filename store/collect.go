@@ -87,8 +87,8 @@ func (v *Volume) indexTombstones() error {
 
 // tombstoned keeps the index of inodes with tombstones.
 func (t *tree) tombstoned(ino crdt.Ino) error {
-	was, is := t.loaded[ino], t.inodes[ino]
-	had, has := was != nil && was.Tombstones(), is.Tombstones()
+	had, has := t.stoned[ino], t.inodes[ino].Tombstones()
+	t.stoned[ino] = has
 	switch key := t.keys.key('t', uint64(ino)); {
 	case has && !had:
 		return t.t.set(key, nil)
@@ -99,10 +99,11 @@ func (t *tree) tombstoned(ino crdt.Ino) error {
 }
 
 // horizonLocked is what may be collected; false if nothing, since some replica
-// that counts may still take changes of one that does not.
+// that counts may still take changes of one that does not, or since nobody has
+// spoken for this one yet: it may have peers that it does not know.
 func (v *Volume) horizonLocked() (*crdt.Horizon, bool) {
 	r := &v.roster
-	if !v.ready.Load() || v.halfJoined || r.self.Acked == nil {
+	if !v.ready.Load() || v.halfJoined || r.self.Acked == nil || r.self.Node == "" {
 		return nil, false
 	}
 	words := []*Member{&r.self}
@@ -151,7 +152,7 @@ func (v *Volume) collect() error {
 	if !due || !ok {
 		return nil
 	}
-	open := v.openInodes()
+	keep := v.openInodes()
 	var plan planned
 	var moves bool
 	if err := v.read(func(t *tree) (err error) {
@@ -162,8 +163,13 @@ func (v *Volume) collect() error {
 		}); err != nil {
 			return err
 		}
+		if len(inodes) > 0 {
+			if err := t.remembered(keep); err != nil {
+				return err
+			}
+		}
 		plan.State = t
-		if err := crdt.CollectAll(&plan, inodes, h, func(ino crdt.Ino) bool { return open[ino] }, plan.remove); err != nil {
+		if err := crdt.CollectAll(&plan, inodes, h, func(ino crdt.Ino) bool { return keep[ino] }, plan.remove); err != nil {
 			return err
 		}
 		first, err := t.firstMoves(1)
@@ -181,6 +187,21 @@ func (v *Volume) collect() error {
 	defer v.mu.Unlock()
 	v.nextCollect = now.Add(max(v.db.opts.ReplicaRetention/collectShare, time.Millisecond))
 	return nil
+}
+
+// remembered adds the inodes that history or a conflict record still needs.
+func (t *tree) remembered(keep map[crdt.Ino]bool) error {
+	if err := t.t.scan(t.keys.key('o'), nil, func(key, value []byte) (bool, error) {
+		g, err := t.keys.goneIn(key, value)
+		keep[g.Ino], keep[g.Dir] = true, true
+		return true, err
+	}); err != nil {
+		return err
+	}
+	return t.t.scan(t.keys.key('l', 0), nil, func(key, _ []byte) (bool, error) {
+		keep[crdt.Ino(t.keys.tail(key, 1))] = true
+		return true, nil
+	})
 }
 
 // collectInodes says first, for good, what is collected, so that nobody who
@@ -241,11 +262,13 @@ func (c *change) collect(h *crdt.Horizon, ino crdt.Ino) error {
 		return err
 	}
 	var keys [][]byte
-	if err := c.t.scan(c.keys.key('c', uint64(ino)), nil, func(key, _ []byte) (bool, error) {
-		keys = append(keys, slices.Clone(key))
-		return true, nil
-	}); err != nil {
-		return err
+	for _, tag := range []byte{'c', 'h'} {
+		if err := c.t.scan(c.keys.key(tag, uint64(ino)), nil, func(key, _ []byte) (bool, error) {
+			keys = append(keys, slices.Clone(key))
+			return true, nil
+		}); err != nil {
+			return err
+		}
 	}
 	for _, k := range keys {
 		if err := c.t.del(k); err != nil {

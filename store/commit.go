@@ -49,7 +49,7 @@ func (v *Volume) changeLocked(by MountID, fn func(c *change) error) error {
 		if err := c.prepare(told); err != nil {
 			return err
 		}
-		if err := c.flush(c.frozen); err != nil {
+		if err := c.flush(); err != nil {
 			return err
 		}
 		if n := len(c.queued); n > 0 {
@@ -121,16 +121,18 @@ func (v *Volume) settleLocked(c *change) {
 		clear(v.deps)
 		v.ops.Add(uint64(len(c.queued)))
 	}
+	sooner := len(v.queue.ops) == 0 && len(c.queued) > 0 // than the sealer waits
 	for _, o := range c.queued {
 		v.queue.add(o, c.now)
 	}
 	for _, h := range c.release {
-		v.queue.release(h)
+		sooner = v.queue.release(h) || sooner
 	}
 	for _, fn := range c.after {
 		fn()
 	}
-	if len(c.queued)+len(c.release) > 0 {
+	v.pruning.add(c.past)
+	if sooner || v.queue.urgent() {
 		v.wakeSealer()
 	}
 }

@@ -2,9 +2,11 @@ package store
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -33,7 +35,13 @@ type Options struct {
 	Sign func(digest []byte) []byte
 	// Now is the wall clock; default time.Now.
 	Now func() time.Time
-	Log *slog.Logger
+	// Scheduler runs what is done in the background. Default: goroutines.
+	Scheduler Scheduler
+	// Random is where ids come from; default crypto/rand.
+	Random io.Reader
+	// Memory, if set, is the database, instead of one in Dir.
+	Memory *Memory
+	Log    *slog.Logger
 
 	// InlineLimit is the largest file, in bytes, that travels in its op.
 	// More means fewer round trips for readers, and longer batches.
@@ -67,6 +75,12 @@ func (o *Options) setDefaults() {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Scheduler == nil {
+		o.Scheduler = machine{}
+	}
+	if o.Random == nil {
+		o.Random = rand.Reader
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -98,6 +112,7 @@ func (o *Options) setDefaults() {
 type DB struct {
 	opts      Options
 	kv        kv
+	bootID    string
 	lock      *os.File
 	content   *content.Store
 	manifests manifestCache
@@ -106,8 +121,7 @@ type DB struct {
 	reserve   atomic.Uint64 // bytes of disk to keep
 	free      atomic.Uint64 // bytes of disk, when last looked at
 	written   atomic.Int64  // bytes since the disk was looked at
-	stop      chan struct{} // closed by Close
-	done      sync.WaitGroup
+	stopSpace func()        // ends watchSpace; nil if it has not begun
 	syncs     syncGroup
 
 	mu      sync.Mutex // guards what follows
@@ -136,7 +150,7 @@ type replicaRecord struct {
 // ErrLocked, ErrNewerFormat, ErrDamaged, or of the file system.
 func Open(o Options) (*DB, error) {
 	o.setDefaults()
-	db := &DB{opts: o, volumes: map[VolumeID]*Volume{}, stop: make(chan struct{})}
+	db := &DB{opts: o, volumes: map[VolumeID]*Volume{}}
 	db.reserve.Store(o.ReserveBytes)
 	if err := db.open(); err != nil {
 		for _, v := range db.volumes {
@@ -152,42 +166,63 @@ func (db *DB) open() error {
 	if err := os.MkdirAll(db.opts.Dir, 0o700); err != nil {
 		return err
 	}
-	if err := db.takeLock(); err != nil {
+	var err error
+	if db.bootID, err = db.openDatabase(); err != nil {
 		return err
 	}
-	if err := db.checkFormat(); err != nil {
-		return err
-	}
-	if err := db.checkSpace(); err != nil {
-		return err
-	}
-	if db.critical.Load() {
-		return fmt.Errorf("%w: only %d MiB are free", ErrNoSpace, db.free.Load()>>20)
-	}
-	bootID, err := readBootID()
-	if err != nil {
-		return err
-	}
-	b, err := openBadger(db.databaseDir(), bootID, db.opts.Log)
-	if err != nil {
-		return err
-	}
-	db.kv = &guardedKV{kv: b, closed: &db.critical}
-	db.syncs.sync = db.syncAll
+	db.syncs.sync = db.kv.sync
 	if db.content, err = content.Open(filepath.Join(db.opts.Dir, "content"), blockIndex{db.kv}); err != nil {
 		return err
 	}
-	unclean, err := db.checkBoot(bootID)
+	for _, dir := range []string{filepath.Dir(db.opts.Dir), db.opts.Dir, filepath.Join(db.opts.Dir, "content")} {
+		if err := syncFile(dir); err != nil { // the names of what is synced later
+			return err
+		}
+	}
+	unclean, err := db.uncleanBoot(db.bootID)
 	if err != nil {
 		return err
 	}
-	db.done.Go(db.watchSpace)
-	return db.openVolumes(unclean)
+	if err := db.openVolumes(unclean); err != nil {
+		return err
+	}
+	return db.markBoot(bootRecord{BootID: db.bootID})
+}
+
+// openDatabase opens what db.kv is, and returns the machine's boot id.
+func (db *DB) openDatabase() (bootID string, err error) {
+	if m := db.opts.Memory; m != nil {
+		db.kv = m
+		return m.BootID, nil
+	}
+	if err := db.takeLock(); err != nil {
+		return "", err
+	}
+	if err := db.checkFormat(); err != nil {
+		return "", err
+	}
+	if err := db.checkSpace(); err != nil {
+		return "", err
+	}
+	if db.critical.Load() {
+		return "", fmt.Errorf("%w: only %d MiB are free", ErrNoSpace, db.free.Load()>>20)
+	}
+	if bootID, err = readBootID(); err != nil {
+		return "", err
+	}
+	b, err := openBadger(db.databaseDir(), bootID, db.opts.Log)
+	if err != nil {
+		return "", err
+	}
+	db.kv = &guardedKV{kv: b, closed: &db.critical}
+	_, db.stopSpace = db.opts.Scheduler.Loop(db.watchSpace)
+	return bootID, nil
 }
 
 func (db *DB) databaseDir() string { return filepath.Join(db.opts.Dir, "db") }
 
-func readBootID() (string, error) {
+// readBootID is a variable for tests that lose the power.
+var readBootID = func() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b)), err
 }
@@ -249,24 +284,26 @@ func (db *DB) checkWhole() error {
 	return nil
 }
 
-// checkBoot reports whether the machine went down under the running daemon
+// uncleanBoot reports whether the machine went down under the running daemon
 // since the last clean stop: ops may then have left that are lost here.
-func (db *DB) checkBoot(now string) (unclean bool, err error) {
-	err = db.kv.update(func(t txn) error {
-		b, err := t.get(keyBoot)
-		if err != nil {
-			return err
-		}
-		if b != nil {
-			var was bootRecord
-			if err := json.Unmarshal(b, &was); err != nil {
-				return fmt.Errorf("%w: boot record: %w", ErrDamaged, err)
-			}
-			unclean = !was.Clean && was.BootID != now
-		}
-		return putJSON(t, keyBoot, bootRecord{BootID: now})
+func (db *DB) uncleanBoot(now string) (unclean bool, err error) {
+	err = db.kv.view(func(t txn) error {
+		var was bootRecord
+		there, err := getJSON(t, keyBoot, &was)
+		unclean = there && !was.Clean && was.BootID != now
+		return err
 	})
-	return unclean, err
+	if err != nil {
+		return false, fmt.Errorf("boot record: %w", err)
+	}
+	return unclean, nil
+}
+
+// markBoot records that the daemon runs. Until every replica has the new id
+// that it needs, a restart must still see the unclean boot; and no op may leave
+// before it is on disk, or a power loss would bring the clean mark back.
+func (db *DB) markBoot(r bootRecord) error {
+	return errors.Join(db.kv.update(func(t txn) error { return putJSON(t, keyBoot, r) }), db.kv.sync())
 }
 
 // replaceFile writes a small file whole or not at all.
@@ -328,22 +365,16 @@ func (db *DB) Close() error {
 	for _, v := range volumes {
 		errs = append(errs, v.close())
 	}
-	errs = append(errs, db.kv.update(func(t txn) error {
-		var r bootRecord
-		if _, err := getJSON(t, keyBoot, &r); err != nil {
-			return err
-		}
-		r.Clean = true
-		return putJSON(t, keyBoot, r)
-	}), db.syncAll())
+	errs = append(errs, db.markBoot(bootRecord{BootID: db.bootID, Clean: true}))
 	errs = append(errs, db.release())
 	return errors.Join(errs...)
 }
 
 func (db *DB) release() error {
 	var errs []error
-	close(db.stop)
-	db.done.Wait()
+	if db.stopSpace != nil {
+		db.stopSpace()
+	}
 	if db.content != nil {
 		errs = append(errs, db.content.Close())
 	}

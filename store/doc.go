@@ -11,7 +11,7 @@
 //
 // Volume.joinMu; draft.mu, draft.io; Volume.sealMu; Volume.mu; Volume.setsMu;
 // the transaction. Volume.nodesMu and Volume.draftsMu are leaves and guard maps
-// only. Viewers are called with Volume.mu held, merge callbacks with no lock,
+// only; viewers may take them. Viewers are called with Volume.mu held, merge callbacks with no lock,
 // seal callbacks with Volume.sealMu: they must not seal.
 //
 // # State directory
@@ -28,6 +28,7 @@
 //
 //	F                       format version (decimal)
 //	B                       boot id of the machine, and whether the last stop was clean
+//	O                       set by every transaction, see kv_badger_power.go
 //	V <volume>              replica record: name, replica id, ready
 //	b <block hash>          where a block of content lives in this replica's files
 //	M <manifest hash> <n>   chunk n of an encoded manifest
@@ -37,6 +38,9 @@
 //	  g <head>              directory set
 //	  m <stamp> <replica> <n>  directory move
 //	  c <ino> <version>     inline bytes of a version
+//	  h <ino> <version>     crdt.Version that others replaced: history
+//	  o <dir> <hash> <name> <ino> <link>  link that died at a name
+//	  l 0 <ino>, l 1 <dir> <hash> <name>  where conflict records may be
 //	  u <seq>               own op that is in no batch yet
 //	  j <replica> <first>   sealed batch
 //	  a <replica>           version vector entry

@@ -25,8 +25,10 @@ type draftRecord struct {
 	BaseLimit int64          // the base shows below it
 	Dirty     bool           // holds bytes that are not published
 	Flushed   bool           // closed after its last write (P8)
+	Synced    bool           // an fsync since it began, or was published, has returned
 	Mtime     crdt.Time      // as of the flush
 	MtimeSet  bool           // by utimensat after the last write
+	Abandoned bool           // its writer died before closing it: kept aside
 }
 
 // draftFile is where a draft's bytes are: content.SmallDraft, or content.Draft.
@@ -63,11 +65,12 @@ type draft struct {
 	stat atomic.Pointer[draftStat] // what attr shows, so that it waits for no publication
 	by   atomic.Uint64             // the MountID that opened it last
 
-	dir     crdt.Ino    // of an inode that is not published: where it was made
+	dir     crdt.Ino    // of an inode that is not published: where it was made; guarded by mu
 	flushed atomic.Bool // closed after its last write, not yet released
+	kept    atomic.Bool // released, has no name, and some kernel knows the file
 
-	handles int         // guarded by Volume.draftsMu
-	timer   *time.Timer // of the next publication while open; guarded by mu
+	handles int   // guarded by Volume.draftsMu
+	timer   Timer // of the next publication while open; guarded by mu
 }
 
 // draftStat is what of a draft shows in attributes.
@@ -100,36 +103,46 @@ func (v *Volume) bornLocked(dir crdt.Ino, at crdt.Time) {
 	v.births[dir] = birth{at: at, n: v.births[dir].n + 1}
 }
 
-// unbornLocked notes that such a draft is finished: if it was published, the
-// time is the directory's own now. The caller holds draftsMu.
-func (v *Volume) unbornLocked(dir crdt.Ino) {
-	b, ok := v.births[dir]
-	if !ok {
+// unborn notes that such a draft is finished: if it was published, the time is
+// the directory's own now.
+func (v *Volume) unborn(d *draft) {
+	v.draftsMu.Lock()
+	defer v.draftsMu.Unlock()
+	b, ok := v.births[d.dir]
+	if !ok || d.dir == 0 {
 		return
 	}
-	if b.n--; b.n == 0 {
-		delete(v.births, dir)
-		return
+	b.n--
+	v.births[d.dir] = b
+	if b.n == 0 {
+		delete(v.births, d.dir)
 	}
-	v.births[dir] = b
+	d.dir = 0
 }
 
-// dirAttr shows a directory's times, with what was made in it and is not
-// published yet.
-func (v *Volume) dirAttr(a *Attr, i *crdt.Inode) {
-	a.Mtime = i.DirMtime()
+func (v *Volume) birthIn(dir crdt.Ino) birth {
 	v.draftsMu.Lock()
-	b, ok := v.births[i.Ino]
-	v.draftsMu.Unlock()
-	if !ok || i.TimeSetAfter(b.at) {
-		return
+	defer v.draftsMu.Unlock()
+	return v.births[dir]
+}
+
+// dirTimes are those that a directory shows.
+type dirTimes struct{ mtime, ctime crdt.Time }
+
+// dirTimesOf are a directory's times, with what was made in it and is not
+// published yet.
+func dirTimesOf(i *crdt.Inode, b birth) dirTimes {
+	t := dirTimes{mtime: i.DirMtime(), ctime: i.Changed.Value}
+	if b.n == 0 || i.TimeSetAfter(b.at) {
+		return t
 	}
-	if a.Mtime.Before(b.at) {
-		a.Mtime = b.at
+	if t.mtime.Before(b.at) {
+		t.mtime = b.at
 	}
-	if a.Ctime.Before(b.at) {
-		a.Ctime = b.at
+	if t.ctime.Before(b.at) {
+		t.ctime = b.at
 	}
+	return t
 }
 
 // overshadows reports whether the node shows a draft and not what is published.
@@ -234,7 +247,7 @@ func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, trunc bool) (h Han
 			return 0, false, err
 		}
 	}
-	h = Handle(randomID())
+	h = Handle(v.db.randomID())
 	unlinked := false
 	err = v.change(r.Mount, func(c *change) error {
 		i, err := c.Inode(ino)
@@ -275,6 +288,7 @@ func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, trunc bool) (h Han
 		}
 	}
 	d.by.Store(uint64(r.Mount))
+	d.kept.Store(false)
 	v.draftsMu.Lock()
 	v.handles[h] = d.node
 	v.draftsMu.Unlock()
@@ -296,8 +310,8 @@ func (v *Volume) after(d *draft, wait time.Duration, fn func()) {
 		return
 	}
 	v.timers.Add(1)
-	var timer *time.Timer
-	timer = time.AfterFunc(wait, func() {
+	var timer Timer
+	timer = v.db.opts.Scheduler.After(wait, func() {
 		defer v.timers.Done()
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -338,8 +352,8 @@ func (v *Volume) publishLater(d *draft) {
 // before the kernel releases the handle, the restarted one publishes it.
 func (v *Volume) Flush(node NodeID, h Handle) error {
 	d := v.draftOf(node)
-	if d == nil {
-		return nil
+	if d == nil || v.handleOf(h) != node {
+		return nil // released already: what others write since is not closed
 	}
 	d.io.Lock()
 	defer d.io.Unlock()
@@ -388,7 +402,12 @@ const finishRetry = time.Second
 // finish publishes a draft that nobody has open, and drops it. A draft that
 // cannot be published now (no room) is kept and tried again. The caller holds mu.
 func (v *Volume) finish(d *draft, h Handle) error {
-	if err := v.publish(d, true, h); err != nil {
+	err := v.publish(d, true, h)
+	if errors.Is(err, errKept) {
+		d.flushed.Store(false) // Settle need not wait for it
+		return nil
+	}
+	if err != nil {
 		v.db.opts.Log.Warn("publish closed file", "volume", v.Name(), "inode", uint64(d.rec.Ino), "err", err)
 		v.after(d, finishRetry, func() {
 			v.draftsMu.Lock()
@@ -406,7 +425,6 @@ func (v *Volume) finish(d *draft, h Handle) error {
 	if d.handles == 0 {
 		d.dead = true
 		delete(v.drafts, d.node)
-		v.unbornLocked(d.dir)
 	}
 	close(v.published)
 	v.published = make(chan struct{})
@@ -418,16 +436,35 @@ func (v *Volume) finish(d *draft, h Handle) error {
 // disk. Held ops leave at once.
 func (v *Volume) Fsync(node NodeID) error {
 	if d := v.draftOf(node); d != nil {
-		d.io.RLock()
-		file := d.file
-		d.io.RUnlock()
-		if file != nil {
-			if err := file.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
-				return diskError(err)
-			}
+		if err := v.syncDraft(d); err != nil {
+			return diskError(err)
 		}
 	}
 	return v.Sync()
+}
+
+// syncDraft brings a draft's bytes to the disk, and notes that they are there:
+// a draft is then kept whatever becomes of its writer.
+func (v *Volume) syncDraft(d *draft) error {
+	d.io.RLock()
+	file := d.file
+	d.io.RUnlock()
+	if file == nil {
+		return nil
+	}
+	switch err := file.Sync(); {
+	case errors.Is(err, os.ErrClosed): // published meanwhile
+		return nil
+	case err != nil:
+		return err
+	}
+	d.io.Lock()
+	defer d.io.Unlock()
+	if d.file != file || d.rec.Synced || !d.shown() {
+		return nil
+	}
+	d.rec.Mtime, d.rec.Synced = d.time(), true
+	return v.saveDraft(d)
 }
 
 // Sync returns when everything committed before is on disk. One sync of the

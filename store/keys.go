@@ -68,6 +68,20 @@ func (k *keyspace) move(id crdt.VersionID) []byte {
 	return binary.BigEndian.AppendUint32(b, id.N)
 }
 
+// gone is the key of a link that died.
+func (k *keyspace) gone(g crdt.Gone) []byte {
+	b := append(k.key('o', uint64(g.Dir), CookieOf(g.Name)), g.Name...)
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, uint64(g.Ino)), uint64(g.Link))
+}
+
+// contest is the key of an inode or name at which records may be.
+func (k *keyspace) contest(c crdt.Contest) []byte {
+	if c.Ino != 0 {
+		return k.key('l', 0, uint64(c.Ino))
+	}
+	return append(k.key('l', 1, uint64(c.Dir), CookieOf(c.Name)), c.Name...)
+}
+
 // tail reads integer n after the tag.
 func (k *keyspace) tail(key []byte, n int) uint64 {
 	off := len(k.prefix) + 1 + 8*n

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/dgraph-io/badger/v4"
@@ -23,6 +24,7 @@ type badgerKV struct {
 	logs   logSync
 
 	running sync.WaitGroup // transactions: Badger unmaps its tables under them
+	failed  atomic.Bool    // a transaction has failed: its number may be missing
 
 	mu     sync.Mutex // guards what follows
 	closed bool
@@ -84,7 +86,7 @@ func (k *badgerKV) view(fn func(txn) error) error {
 		return ErrClosed
 	}
 	defer k.running.Done()
-	return k.db.View(func(t *badger.Txn) error { return fn(badgerTxn{t}) })
+	return k.db.View(func(t *badger.Txn) error { return fn(badgerTxn{t: t}) })
 }
 
 func (k *badgerKV) update(fn func(txn) error) error {
@@ -92,7 +94,21 @@ func (k *badgerKV) update(fn func(txn) error) error {
 		return ErrClosed
 	}
 	defer k.running.Done()
-	err := k.db.Update(func(t *badger.Txn) error { return fn(badgerTxn{t}) })
+	order := orderPlain
+	if k.failed.Load() {
+		order = orderAfterFailure
+	}
+	var refused error // by fn: nothing was numbered
+	err := k.db.Update(func(t *badger.Txn) error {
+		b := badgerTxn{t: t, wrote: new(bool)}
+		if refused = fn(b); refused != nil || !*b.wrote {
+			return refused
+		}
+		return t.Set(keyOrder, []byte{order})
+	})
+	if err != nil && refused == nil {
+		k.failed.Store(true)
+	}
 	if errors.Is(err, syscall.ENOSPC) {
 		err = fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}
@@ -121,7 +137,10 @@ func (k *badgerKV) close() error {
 	return errors.Join(k.db.Close(), markManifest(k.dir, k.bootID))
 }
 
-type badgerTxn struct{ t *badger.Txn }
+type badgerTxn struct {
+	t     *badger.Txn
+	wrote *bool // nil if it may not write
+}
 
 func (b badgerTxn) get(key []byte) ([]byte, error) {
 	item, err := b.t.Get(key)
@@ -134,8 +153,15 @@ func (b badgerTxn) get(key []byte) ([]byte, error) {
 	return item.ValueCopy([]byte{})
 }
 
-func (b badgerTxn) set(key, value []byte) error { return b.t.Set(key, value) }
-func (b badgerTxn) del(key []byte) error        { return b.t.Delete(key) }
+func (b badgerTxn) set(key, value []byte) error {
+	*b.wrote = true
+	return b.t.Set(key, value)
+}
+
+func (b badgerTxn) del(key []byte) error {
+	*b.wrote = true
+	return b.t.Delete(key)
+}
 
 func (b badgerTxn) scan(prefix, from []byte, fn func(key, value []byte) (bool, error)) error {
 	o := badger.DefaultIteratorOptions

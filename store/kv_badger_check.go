@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"path/filepath"
 
@@ -72,13 +71,16 @@ func checkBadger(dir, bootID string) error {
 	if err != nil {
 		return err
 	}
+	highest := uint64(0)
 	for id, t := range named.Tables {
-		if err := checkTable(table.NewFilename(id, dir), t.Compression); err != nil {
+		n, err := checkTable(table.NewFilename(id, dir), t.Compression)
+		if err != nil {
 			return err
 		}
+		highest = max(highest, n)
 	}
 	if !sameBoot {
-		return nil
+		return dropTornLogs(dir, highest)
 	}
 	logs, err := filepath.Glob(filepath.Join(dir, "*.mem"))
 	for _, l := range logs {
@@ -118,27 +120,28 @@ func firstRecord(manifest []byte) uint32 {
 	return binary.BigEndian.Uint32(manifest[12:])
 }
 
-// checkTable reads one table with all its checksums.
-func checkTable(path string, c options.CompressionType) (err error) {
+// checkTable reads one table with all its checksums, and returns the highest
+// transaction number in it.
+func checkTable(path string, c options.CompressionType) (highest uint64, err error) {
 	defer func() {
 		if r := recover(); r != nil { // Badger's way of saying that the index is bad
 			err = damaged(path, "index not readable", nil)
 		}
 	}()
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return damaged(path, "missing", nil)
+		return 0, damaged(path, "missing", nil)
 	}
 	f, err := z.OpenMmapFile(path, os.O_RDONLY, 0)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	t, err := table.OpenTable(f, table.Options{
 		ReadOnly: true, ChkMode: options.OnTableRead, Compression: c, BlockSize: 4 << 10,
 	})
 	if err != nil {
-		return damaged(path, "not readable", err)
+		return 0, damaged(path, "not readable", err)
 	}
-	return t.Close(-1)
+	return t.MaxVersion(), t.Close(-1)
 }
 
 // logHeader is how many bytes a memtable's log has before its records.
@@ -153,50 +156,26 @@ func checkLog(path string) error {
 	}
 	at := logHeader
 	for n := 0; at < len(b); at += n {
-		if n = logRecord(b[at:]); n == 0 {
+		r, ok := parseRecord(b[at:])
+		if n = r.size; !ok {
 			break
 		}
 	}
 	// A transaction ends with a record of this key, after a header of 5 bytes.
-	mark := []byte("!badger!txn")
+	mark := []byte(txnEnd)
 	for from := at + 1; from < len(b); {
 		n := bytes.Index(b[from:], mark)
 		if n < 0 {
 			return nil
 		}
-		if from += n; logRecord(b[from-5:]) > 0 {
+		from += n
+		if _, ok := parseRecord(b[from-5:]); ok {
 			return damaged(path, fmt.Sprintf("bad record at byte %d", at), nil)
 		}
 		from++
 	}
 	return nil
 }
-
-// logRecord returns the length of the record that b begins with: two bytes, the
-// lengths of key and value and a time as varints, key, value, checksum. 0 if
-// there is none.
-func logRecord(b []byte) int {
-	n, length := 2, uint64(0)
-	for i := range 3 {
-		if n >= len(b) {
-			return 0
-		}
-		u, size := binary.Uvarint(b[n:])
-		if size <= 0 || i == 0 && u == 0 || i < 2 && u > uint64(len(b)) {
-			return 0
-		}
-		if n += size; i < 2 {
-			length += u
-		}
-	}
-	end := uint64(n) + length
-	if end+4 > uint64(len(b)) || crc32.Checksum(b[:end], castagnoli) != binary.BigEndian.Uint32(b[end:]) {
-		return 0
-	}
-	return int(end) + 4
-}
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // markManifest remembers the manifest as it is now.
 func markManifest(dir, bootID string) error {

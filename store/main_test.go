@@ -317,7 +317,7 @@ func copyContent(from, to *DB, h crdt.Hash) error {
 		}
 	}
 	encoded, _ := m.Encode()
-	return errors.Join(in.Commit(false), to.Index().PutManifest(h, encoded))
+	return errors.Join(in.Commit(), to.Index().PutManifest(h, encoded))
 }
 
 // opsSince counts the own ops after a vector, sealed or not.

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
@@ -32,7 +34,7 @@ func (v *Volume) Create(r Request, dir NodeID, name string, n NewNode) (a Attr, 
 	}
 	n.Kind = crdt.KindFile
 	d := &draft{handles: 1}
-	h = Handle(randomID())
+	h = Handle(v.db.randomID())
 	a, err = v.create(r, dir, name, n, &h, func(c *change, i crdt.NewInode, p *crdt.Plan) error {
 		d.node, d.name, d.mtime = NodeID(i.Ino), v.draftName(NodeID(i.Ino)), i.Time
 		d.rec = draftRecord{Ino: i.Ino, Created: true, Dirty: true, Truncated: true}
@@ -95,8 +97,11 @@ func (v *Volume) create(r Request, dir NodeID, name string, n NewNode, h *Handle
 			return err
 		}
 		i := crdt.NewInode{
-			Ino: crdt.Ino(randomID()), Link: crdt.LinkID(randomID()), Kind: n.Kind, Target: n.Target,
+			Ino: crdt.Ino(v.db.randomID()), Link: crdt.LinkID(v.db.randomID()), Kind: n.Kind, Target: n.Target,
 			Rdev: n.Rdev, Mode: n.Mode & 0o7777, UID: n.UID, GID: n.GID, Time: crdt.TimeOf(c.now.UnixNano()),
+		}
+		if err := c.inherit(&i, parent); err != nil {
+			return err
 		}
 		p := c.plan()
 		if err := p.Create(parent, name, i); err != nil {
@@ -112,6 +117,20 @@ func (v *Volume) create(r Request, dir NodeID, name string, n NewNode, h *Handle
 		return c.setDone(r, i.Ino, *h)
 	})
 	return a, err
+}
+
+// inherit gives what is made in a directory with the set-group-id bit the
+// directory's group, and a subdirectory the bit too.
+func (c *change) inherit(i *crdt.NewInode, dir crdt.Ino) error {
+	parent, err := c.Inode(dir)
+	if err != nil || parent == nil || parent.Mode.Value&unix.S_ISGID == 0 {
+		return err
+	}
+	i.GID = parent.Owner.Value.GID
+	if i.Kind == crdt.KindDir {
+		i.Mode |= unix.S_ISGID
+	}
+	return nil
 }
 
 // Link gives a file a further name.
@@ -140,7 +159,7 @@ func (v *Volume) Link(r Request, node, dir NodeID, name string) (Attr, error) {
 			return crdt.ErrNotExist // it was removed, and that is known
 		}
 		p := c.plan()
-		if err := p.Link(i, inos[1], name, crdt.LinkID(randomID())); err != nil {
+		if err := p.Link(i, inos[1], name, crdt.LinkID(v.db.randomID())); err != nil {
 			return err
 		}
 		if err := c.commitSplit(p.Writes, hold{}); err != nil {

@@ -17,6 +17,7 @@ type viewer struct {
 	knows   map[crdt.Ino]bool
 	all     bool
 	told    []*Changes
+	nodes   map[NodeID]bool // that are open
 	pending *Changes
 	aborted int
 }
@@ -29,7 +30,7 @@ func (w *viewer) Prepare(c *Changes) (switched []crdt.Ino) {
 	}
 	w.pending = c
 	for _, i := range c.Inodes {
-		if i.Content && i.Before != nil && (c.By == 0 || c.By != w.mount) && (w.all || w.knows[i.Ino]) {
+		if i.Content && i.Before != nil && c.By == 0 && (w.all || w.knows[i.Ino]) {
 			switched = append(switched, i.Ino)
 		}
 	}
@@ -52,12 +53,30 @@ func (w *viewer) Aborted(*Changes) {
 	w.aborted++
 }
 
+func (w *viewer) Knows(node NodeID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.nodes[node]
+}
+
+// forget closes a node.
+func (w *viewer) forget(v *Volume, node NodeID) {
+	w.mu.Lock()
+	delete(w.nodes, node)
+	w.mu.Unlock()
+	v.LetGo(node)
+}
+
 func watch(t testing.TB, v *Volume, inos ...crdt.Ino) *viewer {
-	w := &viewer{t: t, mount: 1, knows: map[crdt.Ino]bool{}}
+	return watchBy(t, v, 1, inos...)
+}
+
+func watchBy(t testing.TB, v *Volume, mount MountID, inos ...crdt.Ino) *viewer {
+	w := &viewer{t: t, mount: mount, knows: map[crdt.Ino]bool{}, nodes: map[NodeID]bool{}}
 	for _, i := range inos {
-		w.knows[i] = true
+		w.knows[i], w.nodes[v.Node(i)] = true, true
 	}
-	v.AddViewer(1, w)
+	v.AddViewer(mount, w)
 	return w
 }
 
@@ -69,7 +88,7 @@ func TestP2SwitchedNodeKeepsTheOldVersion(t *testing.T) {
 		_, err := a.Link(Request{}, node, root, "hard")
 		check(t, err, nil)
 		give(t, a, b)
-		watch(t, b, crdt.Ino(node))
+		w := watch(t, b, crdt.Ino(node))
 		write(t, a, root, "f", text)
 		give(t, a, b)
 		if got := readNode(t, b, node); got != old {
@@ -88,7 +107,7 @@ func TestP2SwitchedNodeKeepsTheOldVersion(t *testing.T) {
 		if at, err := b.Attr(node); err != nil || at.Size != int64(size) || at.Ino != crdt.Ino(node) {
 			t.Errorf("%+v %v", at, err)
 		}
-		b.ForgetNode(node)
+		w.forget(b, node)
 		if got := readNode(t, b, node); got != text { // the inode number means what it says again
 			t.Errorf("after the forget: %d bytes", len(got))
 		}
@@ -102,8 +121,8 @@ func TestP2SwitchedNodeKeepsTheOldVersion(t *testing.T) {
 	}
 }
 
-// TestP2SwitchOverManyVersions: versions between the one that the kernel shows
-// and the newest are forgotten, but not that one.
+// TestP2SwitchOverManyVersions: of the versions between the one that the kernel
+// shows and the newest only the history stays, but that one always.
 func TestP2SwitchOverManyVersions(t *testing.T) {
 	a, b := pair(t, Options{})
 	node := write(t, a, root, "f", "version 0")
@@ -124,15 +143,20 @@ func TestP2SwitchOverManyVersions(t *testing.T) {
 	if len(w.told) == 0 || w.aborted > 0 {
 		t.Errorf("told %d times, %d aborted", len(w.told), w.aborted)
 	}
-	b.ForgetNode(node)
+	check(t, b.pruneQueued(), nil)
+	if got := readNode(t, b, node); got != "version 0" {
+		t.Errorf("after pruning the first node reads %q", got)
+	}
+	w.forget(b, node)
 	write(t, a, root, "f", "version 60")
 	give(t, a, b)
+	check(t, b.pruneQueued(), nil)
 	n := 0
 	check(t, b.read(func(tr *tree) error {
 		return tr.t.scan(tr.keys.key('c', uint64(node)), nil, func(k, _ []byte) (bool, error) { n++; return true, nil })
 	}), nil)
-	if frozen := len(b.nodes) - 1; n > 1+frozen {
-		t.Errorf("%d versions kept for %d frozen nodes", n, frozen)
+	if frozen := len(b.nodes) - 1; n > 1+10+frozen {
+		t.Errorf("%d versions kept for %d frozen nodes and a history of 10", n, frozen)
 	}
 }
 
@@ -265,4 +289,54 @@ func TestP3OpenFileDelaysNobody(t *testing.T) {
 	w.close()
 	give(t, a, b)
 	same(t, a, b)
+}
+
+// TestDirectoryTimesThatChangeAreTold: a kernel that asks again only when it is
+// told, or has itself changed a name, has a directory's times right after each
+// call; and it is told nothing by files that are made one after another.
+func TestDirectoryTimesThatChangeAreTold(t *testing.T) {
+	for _, calls := range []string{ // a creation or, the second time, a close
+		"a a b b", "a b a b", "a b b a", "a b c b a c", "a mtime a", "a b mtime b a", "a b b mtime a",
+	} {
+		v := testVolume(t, NewVolumeID())
+		dir := mkdir(t, v, root, "d")
+		w := watch(t, v)
+		files := map[string]writing{}
+		var cached Attr
+		toldOf := 0
+		for call := range strings.FieldsSeq(calls) {
+			w.told = nil
+			f, open := files[call]
+			asks := true
+			switch {
+			case call == "mtime":
+				_, err := v.SetAttr(Request{Mount: 1}, dir, SetAttr{Mtime: &crdt.Time{Sec: 7}})
+				check(t, err, nil)
+			case !open:
+				files[call] = create(t, v, dir, call)
+			default:
+				f.write("x", 0).flush().close()
+				asks = false
+			}
+			for _, c := range w.told {
+				for _, i := range c.Inodes {
+					if i.Ino == crdt.Ino(dir) && !asks {
+						toldOf++
+						asks = true
+					}
+				}
+			}
+			now, err := v.Attr(dir)
+			check(t, err, nil)
+			if asks {
+				cached = now
+			}
+			if cached != now {
+				t.Errorf("%s: after %s the directory shows %+v, and the kernel has %+v", calls, call, now, cached)
+			}
+		}
+		if calls == "a a b b" && toldOf > 0 {
+			t.Errorf("%s: told of the directory %d times", calls, toldOf)
+		}
+	}
 }

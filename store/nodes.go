@@ -1,8 +1,9 @@
 package store
 
 import (
-	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -34,7 +35,7 @@ func (c *change) switchNode(ino crdt.Ino, told *Changes) error {
 		return nil
 	}
 	old, was := &nodeRecord{Ino: ino, Frozen: before}, c.v.Node(ino)
-	next := NodeID(randomID()) | switchedNode
+	next := NodeID(c.v.db.randomID()) | switchedNode
 	if c.nodes.put == nil {
 		c.nodes.put, c.nodes.current = map[NodeID]*nodeRecord{}, map[crdt.Ino]NodeID{}
 	}
@@ -46,19 +47,12 @@ func (c *change) switchNode(ino crdt.Ino, told *Changes) error {
 	return putJSON(c.t, c.keys.key('n', uint64(next)), c.nodes.put[next])
 }
 
-// frozen reports whether some node shows an old version, or will when the
-// transaction is committed.
-func (c *change) frozen(ino crdt.Ino, id crdt.VersionID) bool {
-	shows := func(r *nodeRecord) bool { return r.Ino == ino && r.Frozen != nil && r.Frozen.ID == id }
-	for _, r := range c.nodes.put {
-		if shows(r) {
-			return true
-		}
-	}
-	c.v.nodesMu.RLock()
-	defer c.v.nodesMu.RUnlock()
-	for _, r := range c.v.nodes {
-		if shows(r) {
+// frozen reports whether some node shows an old version.
+func (v *Volume) frozen(ino crdt.Ino, id crdt.VersionID) bool {
+	v.nodesMu.RLock()
+	defer v.nodesMu.RUnlock()
+	for _, r := range v.nodes {
+		if r.Ino == ino && r.Frozen != nil && r.Frozen.ID == id {
 			return true
 		}
 	}
@@ -109,52 +103,69 @@ func (v *Volume) Inode(id NodeID) (crdt.Ino, bool) {
 	return ino, err == nil
 }
 
-// ForgetNode drops a frozen version that the kernel no longer knows.
-func (v *Volume) ForgetNode(id NodeID) {
-	v.nodesMu.Lock()
+// Kept reports whether something is kept for those who have a node open: an old
+// version, or the draft of a file without a name.
+func (v *Volume) Kept(id NodeID) bool {
+	if d := v.draftOf(id); d != nil && d.kept.Load() {
+		return true
+	}
+	v.nodesMu.RLock()
+	defer v.nodesMu.RUnlock()
 	r := v.nodes[id]
-	if r == nil || r.Frozen == nil {
-		v.nodesMu.Unlock()
+	return r != nil && r.Frozen != nil
+}
+
+// knownLocked reports whether some mount's kernel knows a node.
+func (v *Volume) knownLocked(id NodeID) bool {
+	for _, w := range v.viewers {
+		if w.Knows(id) {
+			return true
+		}
+	}
+	return false
+}
+
+// LetGo ends what is kept for a node if no kernel knows it any more, or, of a
+// draft, if its file has got a name again.
+func (v *Volume) LetGo(id NodeID) {
+	if d := v.draftOf(id); d != nil && d.kept.Load() {
+		d.mu.Lock()
+		if d.kept.Load() && !d.dead && !v.closed.Load() {
+			v.finish(d, 0) // logs, and tries again
+		}
+		d.mu.Unlock()
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.nodesMu.RLock()
+	r := v.nodes[id]
+	v.nodesMu.RUnlock()
+	if r == nil || r.Frozen == nil || v.knownLocked(id) || v.closed.Load() {
 		return
 	}
+	v.nodesMu.Lock()
 	delete(v.nodes, id)
 	v.nodesMu.Unlock()
-	if err := v.db.kv.update(func(t txn) error { return v.dropNode(t, id, r) }); err != nil {
-		v.db.opts.Log.Error("forget node", "volume", v.Name(), "node", uint64(id), "err", err)
+	v.pruning.add([]pastKey{{ino: r.Ino}}) // history kept the version for this node
+	if err := v.db.kv.update(func(t txn) error { return t.del(v.keys.key('n', uint64(id))) }); err != nil {
+		v.db.opts.Log.Error("forget node", "volume", v.name, "node", uint64(id), "err", err)
 	}
 }
 
-// dropNode forgets a node record, and the bytes of the version that it kept.
-func (v *Volume) dropNode(t txn, id NodeID, r *nodeRecord) error {
-	if err := t.del(v.keys.key('n', uint64(id))); err != nil || r.Frozen == nil || r.Frozen.Manifest {
-		return err
+// letGoAll is LetGo of all nodes for which something is kept.
+func (v *Volume) letGoAll() {
+	v.draftsMu.Lock()
+	ids := slices.Collect(maps.Keys(v.drafts))
+	v.draftsMu.Unlock()
+	v.nodesMu.RLock()
+	ids = slices.AppendSeq(ids, maps.Keys(v.nodes))
+	v.nodesMu.RUnlock()
+	for _, id := range ids {
+		if v.Kept(id) {
+			v.LetGo(id)
+		}
 	}
-	i, err := newTree(t, &v.keys, v.sets.Load()).Inode(r.Ino)
-	if err != nil || i != nil && i.Version(r.Frozen.ID) != nil {
-		return err
-	}
-	return t.del(v.keys.version('c', r.Ino, r.Frozen.ID))
 }
 
 // clearNodes forgets all switched nodes, when no kernel knows any.
-func (v *Volume) clearNodes() error {
-	records := map[NodeID]*nodeRecord{}
-	if err := v.db.kv.view(func(t txn) error {
-		return t.scan(v.keys.key('n'), nil, func(key, value []byte) (bool, error) {
-			r := &nodeRecord{}
-			if err := json.Unmarshal(value, r); err != nil {
-				return false, fmt.Errorf("%w: node record %x: %w", ErrDamaged, key, err)
-			}
-			records[NodeID(v.keys.tail(key, 0))] = r
-			return true, nil
-		})
-	}); err != nil {
-		return err
-	}
-	for id, r := range records {
-		if err := v.db.kv.update(func(t txn) error { return v.dropNode(t, id, r) }); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (v *Volume) clearNodes() error { return v.db.deletePrefix(v.keys.key('n')) }

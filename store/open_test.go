@@ -153,8 +153,8 @@ func TestP8KilledStoreIsNotDamaged(t *testing.T) {
 			check(t, err, nil)
 			at := logHeader
 			last := at
-			for n := logRecord(b[at:]); n > 0; n = logRecord(b[at:]) {
-				last, at = at, at+n
+			for r, ok := parseRecord(b[at:]); ok; r, ok = parseRecord(b[at:]) {
+				last, at = at, at+r.size
 			}
 			flip(t, path, int64(last+7))
 		}

@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 
 	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -23,24 +25,38 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		}
 		return v.dropDraft(d, handle)
 	}
+	if final {
+		v.mu.Lock()
+		err := v.read(func(t *tree) error { return v.letGoLocked(t, d) })
+		v.mu.Unlock()
+		if err != nil {
+			return err // else it would be hashed for nothing
+		}
+	}
 	was := d.rec
 	c, err := v.draftContent(d, final)
 	if err != nil {
 		return diskError(err)
 	}
 	by := MountID(d.by.Load())
-	if v.Node(d.rec.Ino) != d.node {
+	if v.Node(v.inoOf(d)) != d.node {
 		by = 0 // the mount shows another version by now
 	}
 	err = v.change(by, func(ch *change) error {
+		if final {
+			if err := v.letGoLocked(ch.tree, d); err != nil {
+				return err
+			}
+		}
 		done, err := ch.publish(d, c, final)
 		if err != nil {
 			return err
 		}
 		if final {
+			ch.after = append(ch.after, func() { v.unborn(d) })
 			return ch.forgetDraft(d, handle)
 		}
-		d.rec.Dirty = !done
+		d.rec.Dirty, d.rec.Synced = !done, false
 		return v.putDraft(ch.t, d)
 	})
 	if err != nil {
@@ -51,6 +67,41 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		return v.removeDraftFile(d)
 	}
 	return nil
+}
+
+// errKept says that a draft is not to be finished yet.
+var errKept = errors.New("a kernel knows the file, which has no name")
+
+// letGoLocked returns errKept if a draft has no name any more and some mount's
+// kernel knows the file: others may have it open. Volume.LetGo will end it.
+func (v *Volume) letGoLocked(t *tree, d *draft) error {
+	ino := v.inoOf(d)
+	i, err := t.Inode(ino)
+	if err != nil || v.orphaned(d, ino, i) {
+		return err
+	}
+	if _, gone, err := v.draftLinks(t, d, i); err != nil || !gone {
+		return err
+	}
+	d.kept.Store(true) // first: a kernel that forgets it from now on says so
+	if v.knownLocked(d.node) {
+		return errKept
+	}
+	d.kept.Store(false)
+	return nil
+}
+
+// draftLinks returns the names of a draft's file. gone says that it has none
+// because of what was done here: a close does not bring it back.
+func (v *Volume) draftLinks(t *tree, d *draft, i *crdt.Inode) (links []crdt.LinkID, gone bool, err error) {
+	if i == nil {
+		return nil, true, nil
+	}
+	if links, err = t.links(i); err != nil || len(links) > 0 {
+		return links, false, err
+	}
+	live, err := crdt.LiveLinks(t, i) // a file that is not published has taken their names
+	return nil, d.rec.Created || len(live) > 0 || d.rec.Unlinked || i.RemovedBy(v.replica), err
 }
 
 // reopenDraft opens a draft's file again after its final publication, which
@@ -110,32 +161,27 @@ func (v *Volume) draftContent(d *draft, final bool) (*crdt.Content, error) {
 // publish commits the version. done is false if nobody can see the file by a
 // name any more: then there is none.
 func (c *change) publish(d *draft, content *crdt.Content, final bool) (done bool, err error) {
-	ino := d.rec.Ino
-	if now, _, err := c.v.node(d.node); err == nil {
-		ino = now // it has another number since the replica began anew
-	}
+	ino := c.v.inoOf(d)
 	i, err := c.Inode(ino)
 	if err != nil {
 		return false, err
 	}
-	if i == nil || c.v.gone[ino] != nil {
+	if c.v.orphaned(d, ino, i) {
 		if !final || !d.rec.Dirty {
 			return false, nil
 		}
 		return true, c.lostFile(d, *content)
 	}
-	links, err := crdt.LiveLinks(c.tree, i)
-	if err != nil {
+	links, gone, err := c.v.draftLinks(c.tree, d, i)
+	switch {
+	case err != nil:
 		return false, err
-	}
-	if d.rec.Created {
-		if len(links) == 0 {
-			return false, c.retract(i.Ino) // created and unlinked: nobody else ever knew it
-		}
-		return true, c.publishNew(i, content)
-	}
-	if len(links) == 0 && (d.rec.Unlinked || i.RemovedBy(c.v.replica)) {
-		return false, nil // unlinked here, or known to be: a close does not bring it back
+	case gone && d.rec.Created:
+		return false, c.retract(d.rec.Ino) // nobody else ever knew it
+	case gone:
+		return false, nil
+	case d.rec.Created:
+		return true, c.quietly(d.dir, func() error { return c.publishNew(i, content) })
 	}
 	return true, c.publishVersion(d, i, links, content)
 }
@@ -160,6 +206,40 @@ func (c *change) publishNew(i *crdt.Inode, content *crdt.Content) error {
 		return err
 	}
 	return c.commit(p.Writes, hold{})
+}
+
+// quietly publishes what was made in a directory, and drops the directory from
+// what the viewers hear if its times are those it has shown since: a kernel that
+// is told asks for them again.
+func (c *change) quietly(dir crdt.Ino, publish func() error) error {
+	b := c.v.birthIn(dir)
+	before, err := c.dirTimes(dir, b)
+	if err != nil {
+		return err
+	}
+	if err := publish(); err != nil {
+		return err
+	}
+	if b.n == 1 { // it ends with this draft
+		b = birth{}
+	}
+	after, err := c.dirTimes(dir, b)
+	if err != nil || after != before {
+		return err
+	}
+	for _, e := range c.effects {
+		e.Inodes = slices.DeleteFunc(e.Inodes, func(i crdt.InodeChange) bool { return i.Ino == dir })
+	}
+	return nil
+}
+
+// dirTimes are those of a directory, zero if it is not known.
+func (c *change) dirTimes(dir crdt.Ino, b birth) (dirTimes, error) {
+	i, err := c.Inode(dir)
+	if err != nil || i == nil {
+		return dirTimes{}, err
+	}
+	return dirTimesOf(i, b), nil
 }
 
 // keepTimes repeats the time that was set on a directory after the inode was
@@ -262,11 +342,20 @@ func (v *Volume) dropDraft(d *draft, handle []Handle) error {
 }
 
 // removeDraftFile leaves the draft as new, for those who opened it again
-// meanwhile.
+// meanwhile. Bytes that an fsync has promised go after what took their place
+// is on the disk.
 func (v *Volume) removeDraftFile(d *draft) error {
+	synced := d.rec.Synced
 	d.rec, d.mtime = draftRecord{Ino: d.rec.Ino}, crdt.Time{}
 	if d.file == nil {
 		return nil
+	}
+	if synced {
+		if err := v.db.syncs.wait(); err != nil {
+			err = errors.Join(err, d.file.Close())
+			d.file = nil
+			return err
+		}
 	}
 	err := d.file.Remove()
 	d.file = nil
@@ -274,16 +363,36 @@ func (v *Volume) removeDraftFile(d *draft) error {
 }
 
 // recoverDrafts publishes, after a restart, the drafts that were closed after
-// their last write (P8). Those that were not are kept aside as unfinished: the
-// last version stands.
-func (v *Volume) recoverDrafts() error {
+// their last write, or synced (P8). Those that were not are kept aside as
+// unfinished: the last version stands. After an unclean boot only what was
+// synced is known to be whole.
+func (v *Volume) recoverDrafts(unclean bool) error {
 	drafts, err := v.draftRecords()
 	if err != nil {
 		return err
 	}
-	for node, rec := range drafts {
-		if err := v.recoverDraft(node, rec); err != nil {
+	// What was not closed gives its names back first; then new files take
+	// theirs, with what stood there as they knew it.
+	var closed []*draft
+	for _, node := range slices.Sorted(maps.Keys(drafts)) {
+		rec := drafts[node]
+		d, err := v.recoverDraft(node, rec, unclean)
+		if err != nil {
 			return fmt.Errorf("recover draft of inode %d: %w", rec.Ino, err)
+		}
+		switch {
+		case d != nil && rec.Created:
+			closed = slices.Insert(closed, 0, d)
+		case d != nil:
+			closed = append(closed, d)
+		}
+	}
+	for _, d := range closed {
+		d.mu.Lock()
+		err := v.publish(d, true)
+		d.mu.Unlock()
+		if err != nil {
+			return fmt.Errorf("publish recovered draft of inode %d: %w", d.rec.Ino, err)
 		}
 	}
 	if err := v.db.deletePrefix(v.keys.key('w')); err != nil {
@@ -320,26 +429,33 @@ func (v *Volume) removeDrafts() error {
 	return err
 }
 
-func (v *Volume) recoverDraft(node NodeID, rec draftRecord) error {
+// recoverDraft returns a draft that was closed or synced; another one is
+// abandoned.
+func (v *Volume) recoverDraft(node NodeID, rec draftRecord, unclean bool) (*draft, error) {
 	d := &draft{node: node, name: v.draftName(node), rec: rec}
 	d.mtime = rec.Mtime
+	switch {
+	case rec.Abandoned:
+		v.unfinished++
+		return nil, nil
+	case unclean && !rec.Synced:
+		return nil, v.abandon(d)
+	}
 	if err := v.openDraftFile(d); err != nil {
-		return err
+		return nil, err
 	}
 	if small, ok := d.file.(*content.SmallDraft); ok && small.Closed() != nil {
 		d.mtime, d.rec.Flushed = *small.Closed(), true
 	}
-	if !d.rec.Flushed {
-		if d.file != nil {
-			if err := d.file.Close(); err != nil {
-				return err
-			}
-		}
-		return v.abandon(d)
+	if d.rec.Flushed || d.rec.Synced {
+		return d, nil
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return v.publish(d, true)
+	if d.file != nil {
+		if err := d.file.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return nil, v.abandon(d)
 }
 
 // abandon keeps the bytes of a draft that was not closed, and takes it out of
@@ -351,8 +467,11 @@ func (v *Volume) abandon(d *draft) error {
 	v.unfinished++
 	return v.change(0, func(c *change) error {
 		if d.rec.Created {
-			return c.retract(d.rec.Ino)
+			if err := c.retract(d.rec.Ino); err != nil {
+				return err
+			}
 		}
-		return nil
+		d.rec.Abandoned = true
+		return v.putDraft(c.t, d)
 	})
 }

@@ -92,14 +92,15 @@ func (v *Volume) attr(t *tree, node NodeID) (Attr, error) {
 	}
 	switch i.Kind {
 	case crdt.KindDir:
-		v.dirAttr(&a, i)
+		t := dirTimesOf(i, v.birthIn(ino))
+		a.Mtime, a.Ctime = t.mtime, t.ctime
 	case crdt.KindFile:
 		v.fileAttr(&a, i, rec)
 	default:
 		a.Mtime, a.Size = i.Mtime.Value, int64(len(i.Target))
 	}
 	if i.Kind != crdt.KindDir {
-		links, err := crdt.LiveLinks(t, i)
+		links, err := t.links(i)
 		if err != nil {
 			return Attr{}, err
 		}
@@ -355,14 +356,14 @@ type PlacedName struct {
 	Name string
 }
 
-// Names returns the names at which an inode's live links stand.
+// Names returns the names at which an inode shows.
 func (v *Volume) Names(ino crdt.Ino) (out []PlacedName, err error) {
 	err = v.read(func(t *tree) error {
 		i, err := t.Inode(ino)
 		if err != nil || i == nil {
 			return err
 		}
-		links, err := crdt.LiveLinks(t, i)
+		links, err := t.links(i)
 		if err != nil {
 			return err
 		}

@@ -42,12 +42,9 @@ func (v *Volume) eachBatch(t txn, r crdt.ReplicaID, fn func(*Batch) (bool, error
 	})
 }
 
-// Renew gives the replica a new id.
-func (v *Volume) Renew() error { return v.renew() }
-
 // NewReplicaID returns an id for a replica that is about to begin anew: a peer
 // must count it before it gives its snapshot.
-func NewReplicaID() crdt.ReplicaID { return newReplicaID() }
+func (db *DB) NewReplicaID() crdt.ReplicaID { return crdt.ReplicaID(db.randomID()) }
 
 // BeginAnew takes a peer's state in the place of the present one, under a new
 // id, and makes the changes that only this replica has again on top of it: for
@@ -131,7 +128,7 @@ type anew struct {
 // written, then what came meanwhile, and changes over.
 func (a *anew) finish() error {
 	v := a.v
-	a.rebase = crdt.NewRebase(nil, &pastState{v: v}, randomID)
+	a.rebase = crdt.NewRebase(nil, &pastState{v: v}, v.db.randomID)
 	if err := v.sealNow(); err != nil {
 		return err
 	}
@@ -451,12 +448,26 @@ type uncached struct{ *tree }
 func (u uncached) Inode(ino crdt.Ino) (*crdt.Inode, error) {
 	i, err := u.tree.Inode(ino)
 	delete(u.inodes, ino)
-	delete(u.loaded, ino)
 	return i, err
+}
+
+// inoOf is the inode of a draft: its file may have another number since the
+// replica began anew.
+func (v *Volume) inoOf(d *draft) crdt.Ino {
+	if ino, _, err := v.node(d.node); err == nil {
+		return ino
+	}
+	return d.rec.Ino
+}
+
+// orphaned reports whether a draft's file is gone since the replica began anew:
+// its bytes will be a lost file.
+func (v *Volume) orphaned(d *draft, ino crdt.Ino, i *crdt.Inode) bool {
+	return !d.rec.Created && (i == nil || v.gone[ino] != nil)
 }
 
 // lostFile keeps the content of a draft whose file is gone.
 func (c *change) lostFile(d *draft, content crdt.Content) error {
-	made, w := crdt.LostFile(c.v.gone[d.rec.Ino], d.rec.Ino, content, crdt.Ino(randomID()), crdt.LinkID(randomID()))
+	made, w := crdt.LostFile(c.v.gone[d.rec.Ino], d.rec.Ino, content, crdt.Ino(c.v.db.randomID()), crdt.LinkID(c.v.db.randomID()))
 	return c.commit(append(made, w), hold{})
 }

@@ -17,7 +17,7 @@ import (
 // beginAnew has a replica take another's state for its own.
 func beginAnew(t testing.TB, from, to *Volume) {
 	t.Helper()
-	id := NewReplicaID()
+	id := to.db.NewReplicaID()
 	from.Know(id, to.db.opts.Dir)
 	check(t, to.BeginAnew(context.Background(), id, replay(snapshotOf(t, from), io.EOF), fetchFrom(from, to)), nil)
 	if to.Replica() != id {
@@ -148,6 +148,7 @@ func (r *recorder) Prepare(c *Changes) []crdt.Ino {
 	}
 	return out
 }
+func (r *recorder) Knows(NodeID) bool    { return true }
 func (r *recorder) Committed(c *Changes) { r.calls++; r.names = append(r.names, c.Names...) }
 func (r *recorder) Aborted(*Changes)     {}
 
@@ -266,14 +267,14 @@ func TestP8BeginAnewIsAllOrNothing(t *testing.T) {
 	was, chunks := dump(t, b), snapshotOf(t, a)
 	id := b.Replica()
 	for _, cut := range []int{0, 1, len(chunks) / 2} {
-		err := b.BeginAnew(context.Background(), NewReplicaID(), replay(chunks[:cut], io.ErrUnexpectedEOF), fetchFrom(a, b))
+		err := b.BeginAnew(context.Background(), b.db.NewReplicaID(), replay(chunks[:cut], io.ErrUnexpectedEOF), fetchFrom(a, b))
 		check(t, err, io.ErrUnexpectedEOF)
 		if !maps.Equal(was, dump(t, b)) || b.Replica() != id {
 			t.Fatalf("cut after %d chunks: the state changed", cut)
 		}
 	}
 	// As after a crash: what was built is there, and does no harm.
-	s, err := b.beside(NewReplicaID())
+	s, err := b.beside(b.db.NewReplicaID())
 	check(t, err, nil)
 	check(t, s.JoinSnapshot(context.Background(), replay(chunks, io.EOF), fetchFrom(a, b)), nil)
 	n := keysOf(t, s, 'i')

@@ -1,10 +1,10 @@
 package store
 
 import (
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -26,7 +26,7 @@ func (db *DB) CreateReplica(id VolumeID, name string, ready bool) (*Volume, erro
 	if err := db.deletePrefix(keys.prefix[:]); err != nil {
 		return nil, fmt.Errorf("create replica of volume %q: %w", name, err)
 	}
-	r := replicaRecord{Name: name, Replica: newReplicaID(), Ready: ready}
+	r := replicaRecord{Name: name, Replica: crdt.ReplicaID(db.randomID()), Ready: ready}
 	err := db.kv.update(func(t txn) error {
 		if err := putJSON(t, replicaKey(id), r); err != nil {
 			return err
@@ -107,14 +107,12 @@ func (db *DB) deletePrefix(prefix []byte) error {
 	return nil
 }
 
-func newReplicaID() crdt.ReplicaID { return crdt.ReplicaID(randomID()) }
-
 // randomID returns a random number that is no reserved one: positive as a
 // signed number, and beyond the root's.
-func randomID() uint64 {
+func (db *DB) randomID() uint64 {
 	var b [8]byte
 	for {
-		rand.Read(b[:]) // never fails: crypto/rand aborts the process instead
+		io.ReadFull(db.opts.Random, b[:]) // never fails: crypto/rand aborts the process instead
 		if n := binary.LittleEndian.Uint64(b[:]) >> 1; n > 1<<16 {
 			return n
 		}

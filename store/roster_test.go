@@ -41,7 +41,9 @@ func cluster(t testing.TB, n int, o Options) (*testClock, []*Volume) {
 	var vs []*Volume
 	for range n {
 		o.Dir = t.TempDir()
-		vs = append(vs, volumeWith(t, id, o))
+		v := volumeWith(t, id, o)
+		v.SetLimits(Limits{HistoryAge: time.Hour})
+		vs = append(vs, v)
 	}
 	return clock, vs
 }
@@ -65,6 +67,11 @@ func talk(t testing.TB, vs ...*Volume) {
 func tidy(t testing.TB, vs ...*Volume) {
 	t.Helper()
 	for _, v := range vs {
+		for done := false; !done; {
+			var err error
+			done, err = v.sweep()
+			check(t, err, nil)
+		}
 		check(t, v.Tidy(), nil)
 	}
 }

@@ -51,13 +51,20 @@ func (q *sealQueue) add(o queued, now time.Time) {
 	q.bytes += o.size
 }
 
-// release ends the holds that wait for h.
-func (q *sealQueue) release(h hold) {
+// release ends the holds that wait for h, and reports whether any did.
+func (q *sealQueue) release(h hold) (any bool) {
 	for n := range q.ops {
 		if q.ops[n].hold == h {
 			q.ops[n].hold, q.ops[n].until = hold{}, time.Time{}
+			any = true
 		}
 	}
+	return any
+}
+
+// urgent reports whether waiting is of no use any more.
+func (q *sealQueue) urgent() bool {
+	return q.flush || len(q.ops) >= maxBatchOps || q.bytes >= maxBatchBytes
 }
 
 // next says when the first ops of the queue are to leave, and how many; 0 if it
@@ -67,7 +74,7 @@ func (q *sealQueue) next() (at time.Time, n int) {
 		return at, 0
 	}
 	at = q.ops[0].at
-	if q.flush || len(q.ops) >= maxBatchOps || q.bytes >= maxBatchBytes {
+	if q.urgent() {
 		return at, len(q.ops)
 	}
 	if n := slices.IndexFunc(q.ops, func(o queued) bool { return o.held }); n > 0 {
@@ -109,57 +116,62 @@ func (q *sealQueue) drop(n int) {
 	}
 }
 
-// Batches leave at most every sealInterval on average, but for a burst that
-// takes up to sealBurst of intervals ahead (a leaky bucket): on a quiet volume
-// nothing waits, under load ops gather into fewer signatures and messages.
+// A volume on which less than one op comes each opInterval sends each at once.
+// Of a faster stream opBurst of intervals may be taken ahead; what comes then is
+// gathered, the longer the more there is, up to gatherMost: a signature, a
+// message and a merge for each small file would cost all nodes more than the
+// file does.
 const (
-	sealInterval = 2 * time.Millisecond
-	sealBurst    = 5 * sealInterval
+	opInterval = 2 * time.Millisecond
+	opBurst    = 5 * opInterval
+	gatherMost = 20 * time.Millisecond
 )
 
-// sealer seals the queue whenever it is due.
-func (v *Volume) sealer() {
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	var bucket time.Time // when the batches so far would have left, evenly spaced
-	for {
-		v.mu.Lock()
-		at, n := v.queue.next()
-		v.mu.Unlock()
-		if next := bucket.Add(-sealBurst); at.Before(next) {
-			at = next
-		}
-		wait := time.Hour
-		if n > 0 {
-			wait = at.Sub(v.db.opts.Now())
-		}
-		if wait <= 0 {
-			if err := v.seal(false); err == nil {
-				if now := v.db.opts.Now(); bucket.Before(now) {
-					bucket = now
-				}
-				bucket = bucket.Add(sealInterval)
-				continue
-			} else {
-				v.db.opts.Log.Error("seal batch", "volume", v.Name(), "err", err)
-				wait = time.Second
-			}
-		}
-		timer.Reset(wait)
-		select {
-		case <-v.stop:
-			return
-		case <-timer.C:
-		case <-v.kick:
-		}
+// A pace says when the next batch may leave (a leaky bucket of ops).
+type pace struct {
+	until time.Time // when the ops so far would have left, evenly spaced
+}
+
+// next is the earliest time for the next batch.
+func (p *pace) next() time.Time { return p.until.Add(-opBurst) }
+
+// left counts n ops that have left now.
+func (p *pace) left(n int, now time.Time) {
+	if p.until.Before(now) {
+		p.until = now
+	}
+	p.until = p.until.Add(time.Duration(n) * opInterval)
+	if most := now.Add(opBurst + gatherMost); p.until.After(most) {
+		p.until = most
 	}
 }
 
-func (v *Volume) wakeSealer() {
-	select {
-	case v.kick <- struct{}{}:
-	default:
-	}
+// startSealer has the queue sealed whenever it is due.
+func (v *Volume) startSealer() {
+	var pace pace
+	v.wakeSealer, v.stopSealer = v.db.opts.Scheduler.Loop(func() time.Duration {
+		for {
+			v.mu.Lock()
+			at, n := v.queue.next()
+			urgent := v.queue.urgent()
+			v.mu.Unlock()
+			if n == 0 {
+				return time.Hour
+			}
+			if next := pace.next(); !urgent && at.Before(next) {
+				at = next
+			}
+			if wait := at.Sub(v.db.opts.Now()); wait > 0 || v.closed.Load() {
+				return wait
+			}
+			left, err := v.seal(false)
+			if err != nil {
+				v.db.opts.Log.Error("seal batch", "volume", v.Name(), "err", err)
+				return time.Second
+			}
+			pace.left(left, v.db.opts.Now())
+		}
+	})
 }
 
 // sealNow puts all own ops into batches, held or not.
@@ -171,22 +183,23 @@ func (v *Volume) sealNow() error {
 		if n == 0 {
 			return nil
 		}
-		if err := v.seal(true); err != nil {
+		if _, err := v.seal(true); err != nil {
 			return err
 		}
 	}
 }
 
-// seal makes one batch of the ops that are due, or of all, and hands it to the
-// subscribers. No op leaves the node before its batch is in the journal.
-func (v *Volume) seal(all bool) error {
+// seal makes one batch of the ops that are due, or of all, hands it to the
+// subscribers and returns how many ops it has. No op leaves the node before its
+// batch is in the journal.
+func (v *Volume) seal(all bool) (int, error) {
 	v.sealMu.Lock()
 	defer v.sealMu.Unlock()
 	v.mu.Lock()
 	b, n := v.nextBatchLocked(all)
 	v.mu.Unlock()
 	if n == 0 {
-		return nil
+		return 0, nil
 	}
 	digest := b.Digest()
 	if v.db.opts.Sign != nil {
@@ -196,12 +209,12 @@ func (v *Volume) seal(all bool) error {
 	err := v.journalLocked(b, digest, n)
 	v.mu.Unlock()
 	if err != nil {
-		return fmt.Errorf("seal batch %v:%d: %w", b.Origin, b.First, err)
+		return 0, fmt.Errorf("seal batch %v:%d: %w", b.Origin, b.First, err)
 	}
 	for _, fn := range subscribed(v, v.onSeal) {
 		fn(b)
 	}
-	return nil
+	return n, nil
 }
 
 func (v *Volume) nextBatchLocked(all bool) (*Batch, int) {
@@ -257,6 +270,7 @@ func (v *Volume) journalLocked(b *Batch, digest [32]byte, n int) error {
 	v.vector[b.Origin] = entry
 	v.journaledLocked(b, b.size())
 	v.queue.drop(n)
+	v.wakeSealer() // if somebody else sealed, it waits for what is gone
 	return nil
 }
 

@@ -109,6 +109,58 @@ func TestP2SealQueue(t *testing.T) {
 	}
 }
 
+// TestPace: a quiet volume waits for nothing, a busy one gathers and never waits
+// longer than it may.
+func TestPace(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		every   time.Duration // an op comes
+		ops     int
+		batches int           // at most
+		wait    time.Duration // at most, of any op
+	}{
+		{name: "now and then", every: 3 * opInterval, ops: 100, batches: 100, wait: 0},
+		{name: "a handful at once", every: 0, ops: int(opBurst / opInterval), batches: 5, wait: 0},
+		{name: "a stream", every: opInterval / 10, ops: 1000, batches: 30, wait: gatherMost},
+		{name: "a stream that stops", every: opInterval / 4, ops: 20, batches: 15, wait: gatherMost},
+	} {
+		now := time.Unix(1000, 0)
+		var p pace
+		var waiting []time.Time
+		batches := 0
+		leave := func(until time.Time) {
+			for len(waiting) > 0 {
+				at := waiting[0]
+				if next := p.next(); at.Before(next) {
+					at = next
+				}
+				if at.After(until) {
+					return
+				}
+				n := 0
+				for n < len(waiting) && !waiting[n].After(at) {
+					if w := at.Sub(waiting[n]); w > c.wait {
+						t.Errorf("%s: an op waited for %v, want at most %v", c.name, w, c.wait)
+					}
+					n++
+				}
+				batches++
+				p.left(n, at)
+				waiting = waiting[n:]
+			}
+		}
+		for range c.ops {
+			waiting = append(waiting, now)
+			leave(now)
+			now = now.Add(c.every)
+		}
+		leave(now.Add(time.Second))
+		if batches > c.batches || len(waiting) > 0 {
+			t.Errorf("%s: %d batches, want at most %d; %d ops stayed", c.name, batches, c.batches, len(waiting))
+		}
+	}
+}
+
 // TestP2Compose: what several ops of one batch look like as one change.
 func TestP2Compose(t *testing.T) {
 	file := func(n crdt.Ino) crdt.Entry { return crdt.Entry{Ino: n, Link: crdt.LinkID(n), Kind: crdt.KindFile} }

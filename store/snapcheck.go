@@ -55,6 +55,8 @@ func (c *snapCheck) record(ctx context.Context, tag byte, body []byte) error {
 		return nil
 	case snapMove:
 		return c.moves(body)
+	case snapHistory:
+		return c.history(body)
 	case snapInode:
 		i, err := crdt.DecodeInode(body)
 		if err != nil {

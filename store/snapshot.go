@@ -20,6 +20,7 @@ import (
 //	K replica id (64 bit), identity record
 //	I inode; a directory stands where it stood before its first move
 //	C inode number, stamp, replica, n, bytes: an inline version
+//	H a version of history, see snapHistory
 //	M the directory moves of one op, oldest op first; each a 32-bit length and the move
 const (
 	snapVector    = 'V'
@@ -199,7 +200,10 @@ func (t *tree) snapInodes(w *snapWriter, moves []crdt.Move) error {
 				return false, err
 			}
 		}
-		return true, w.record(snapInode, crdt.AppendInode(nil, i))
+		if err := w.record(snapInode, crdt.AppendInode(nil, i)); err != nil {
+			return false, err
+		}
+		return true, t.snapHistory(w, i.Ino)
 	})
 }
 
@@ -376,6 +380,8 @@ func (c *change) join(tag byte, body []byte, theirs *crdt.Vector) (err error) {
 		if i, err = crdt.DecodeInode(body); err == nil {
 			e, err = crdt.Join(c.tree, i, c.v.vector, *theirs)
 		}
+	case snapHistory:
+		err = c.joinHistory(body)
 	case snapMove:
 		var moves []crdt.Move
 		if moves, err = decodeMoves(body); err == nil {

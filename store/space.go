@@ -25,24 +25,14 @@ const (
 )
 
 // watchSpace keeps db.full and db.critical true while they are.
-func (db *DB) watchSpace() {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-db.stop:
-			return
-		case <-timer.C:
-		}
-		if err := db.checkSpace(); err != nil {
-			db.opts.Log.Error("check disk space", "err", err)
-		}
-		wait := spaceInterval
-		if db.free.Load() < nearlyFull {
-			wait = spaceNear
-		}
-		timer.Reset(wait)
+func (db *DB) watchSpace() time.Duration {
+	if err := db.checkSpace(); err != nil {
+		db.opts.Log.Error("check disk space", "err", err)
 	}
+	if db.free.Load() < nearlyFull {
+		return spaceNear
+	}
+	return spaceInterval
 }
 
 // headroom is how much disk the database may take without being asked.

@@ -30,20 +30,12 @@ func (db *DB) TurnEvery() time.Duration {
 	return max(min(db.opts.ReplicaRetention/16, mostTurn), leastTurn)
 }
 
-// keeper keeps journal and tombstones within their bounds.
-func (v *Volume) keeper() {
-	ticker := time.NewTicker(v.db.TurnEvery())
-	defer ticker.Stop()
-	for {
-		select {
-		case <-v.stop:
-			return
-		case <-ticker.C:
-		}
-		if err := v.Tidy(); err != nil {
-			v.db.opts.Log.Error("tidy volume", "volume", v.Name(), "err", err)
-		}
+// keep keeps journal and tombstones within their bounds, again and again.
+func (v *Volume) keep() time.Duration {
+	if err := v.Tidy(); err != nil {
+		v.db.opts.Log.Error("tidy volume", "volume", v.Name(), "err", err)
 	}
+	return v.db.TurnEvery()
 }
 
 // Tidy drops what all replicas have and nobody needs any more: now, instead of
@@ -130,7 +122,7 @@ func (v *Volume) compactJournal() error {
 // have to begin anew from a snapshot, they are what is left of its work.
 func (v *Volume) compactSomeLocked() (more bool, err error) {
 	limit := v.db.opts.JournalLimit
-	if v.journal.bytes <= min(keepTail, limit) {
+	if v.journal.bytes <= min(keepTail, limit) || v.roster.self.Node == "" {
 		return false, nil
 	}
 	stable := v.stableLocked()

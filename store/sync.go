@@ -1,9 +1,6 @@
 package store
 
-import (
-	"errors"
-	"sync"
-)
+import "sync"
 
 // syncGroup lets one sync serve all callers that are waiting when it begins.
 type syncGroup struct {
@@ -47,9 +44,4 @@ func (g *syncGroup) serve() {
 		g.mu.Lock()
 	}
 	g.running = false
-}
-
-// syncAll brings content before the records that name it to the disk.
-func (db *DB) syncAll() error {
-	return errors.Join(db.content.Sync(), db.kv.sync())
 }

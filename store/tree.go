@@ -32,11 +32,11 @@ type tree struct {
 	t      txn
 	keys   *keyspace
 	sets   *sets
-	inodes map[crdt.Ino]*crdt.Inode      // read or written in this transaction
-	dirty  map[crdt.Ino]struct{}         // of inodes, written by flush
-	loaded map[crdt.Ino]*crdt.Inode      // as they were before
-	fresh  map[crdt.Ino][]crdt.VersionID // whose bytes this transaction put
-	reset  bool                          // sets is our own copy
+	inodes map[crdt.Ino]*crdt.Inode // read or written in this transaction
+	dirty  map[crdt.Ino]struct{}    // of inodes, written by flush
+	stoned map[crdt.Ino]bool        // inodes that are in the index of tombstones
+	reset  bool                     // sets is our own copy
+	past   []pastKey                // what of history grew in this transaction
 }
 
 func newTree(t txn, keys *keyspace, s *sets) *tree {
@@ -45,8 +45,7 @@ func newTree(t txn, keys *keyspace, s *sets) *tree {
 	}
 	return &tree{
 		t: t, keys: keys, sets: s, inodes: map[crdt.Ino]*crdt.Inode{},
-		dirty: map[crdt.Ino]struct{}{}, loaded: map[crdt.Ino]*crdt.Inode{},
-		fresh: map[crdt.Ino][]crdt.VersionID{},
+		dirty: map[crdt.Ino]struct{}{}, stoned: map[crdt.Ino]bool{},
 	}
 }
 
@@ -62,7 +61,10 @@ func (t *tree) Inode(ino crdt.Ino) (*crdt.Inode, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: inode %d: %w", ErrDamaged, ino, err)
 	}
-	t.inodes[ino], t.loaded[ino] = i, i
+	t.inodes[ino] = i
+	if i.Tombstones() {
+		t.stoned[ino] = true
+	}
 	return i, nil
 }
 
@@ -82,17 +84,13 @@ func (t *tree) DeleteInode(ino crdt.Ino) error {
 	return t.t.del(t.keys.inode(ino))
 }
 
-// flush writes the inodes changed, and forgets the bytes of what they replaced,
-// but those that keep says somebody still reads.
-func (t *tree) flush(keep func(crdt.Ino, crdt.VersionID) bool) error {
+// flush writes the inodes changed.
+func (t *tree) flush() error {
 	for ino := range t.dirty {
 		if err := t.t.set(t.keys.inode(ino), crdt.AppendInode(nil, t.inodes[ino])); err != nil {
 			return err
 		}
 		if err := t.tombstoned(ino); err != nil {
-			return err
-		}
-		if err := t.dropReplaced(ino, keep); err != nil {
 			return err
 		}
 	}
@@ -121,6 +119,27 @@ func (t *tree) PutClaims(dir crdt.Ino, name string, claims []crdt.Claim) error {
 		return t.t.del(t.keys.entry(dir, name))
 	}
 	return t.t.set(t.keys.entry(dir, name), crdt.AppendClaims(nil, claims))
+}
+
+// links returns the live links of an inode, but those whose name a file that is
+// not published has taken: their removal leaves with its publication.
+func (t *tree) links(i *crdt.Inode) ([]crdt.LinkID, error) {
+	live, err := crdt.LiveLinks(t, i)
+	if err != nil || i.Kind == crdt.KindDir {
+		return live, err
+	}
+	var out []crdt.LinkID
+	for _, l := range live {
+		p, _ := i.PlaceOf(l)
+		claims, err := crdt.ClaimsAt(t, p.Parent, p.Name)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(claims, func(c crdt.Claim) bool { return c.Ino != i.Ino && c.At.Stamp == crdt.LocalStamp }) {
+			out = append(out, l)
+		}
+	}
+	return out, nil
 }
 
 func (t *tree) EachName(dir crdt.Ino, fn func(string, []crdt.Claim) error) error {
@@ -190,29 +209,7 @@ func (t *tree) PutMove(m crdt.Move) error {
 }
 
 func (t *tree) PutInline(ino crdt.Ino, id crdt.VersionID, bytes []byte) error {
-	t.fresh[ino] = append(t.fresh[ino], id)
 	return t.t.set(t.keys.version('c', ino, id), bytes)
-}
-
-// dropReplaced forgets the bytes of an inode's versions that this transaction
-// replaced, but those that keep says somebody still reads.
-func (t *tree) dropReplaced(ino crdt.Ino, keep func(crdt.Ino, crdt.VersionID) bool) error {
-	gone := t.fresh[ino]
-	if was := t.loaded[ino]; was != nil {
-		for _, v := range was.Contents {
-			if !v.Manifest {
-				gone = append(gone, v.ID)
-			}
-		}
-	}
-	for _, id := range gone {
-		if t.inodes[ino].Version(id) == nil && !keep(ino, id) {
-			if err := t.t.del(t.keys.version('c', ino, id)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 func (t *tree) inline(ino crdt.Ino, id crdt.VersionID) ([]byte, error) {

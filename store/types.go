@@ -107,7 +107,7 @@ type Changes struct {
 // A Viewer shows a volume to programs on this node: a mount. Its methods are
 // called with the volume's lock held, in commit order: they must not block,
 // take a lock that is held during a call of the volume, or call the volume:
-// but Volume.Node, which takes a leaf lock only.
+// but Volume.Node and Volume.Kept, which take leaf locks only.
 type Viewer interface {
 	// Prepare is called before the changes can be seen by any reader. It
 	// returns the files whose new content must get a new node id because
@@ -117,6 +117,9 @@ type Viewer interface {
 	Committed(c *Changes)
 	// Aborted takes Prepare back: the changes were not made.
 	Aborted(c *Changes)
+	// Knows reports whether the mount's kernel knows a node. Who stops
+	// knowing one that is Kept calls Volume.LetGo.
+	Knows(node NodeID) bool
 }
 
 // NewNode says what a create, mkdir, mknod or symlink makes.

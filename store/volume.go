@@ -20,9 +20,6 @@ type Volume struct {
 	keys    keyspace
 	replica crdt.ReplicaID
 
-	stop   chan struct{}
-	kick   chan struct{} // wakes the sealer
-	done   sync.WaitGroup
 	timers sync.WaitGroup // of drafts
 	joinMu sync.Mutex     // one JoinSnapshot at a time; taken before mu
 	sets   atomic.Pointer[sets]
@@ -30,6 +27,10 @@ type Volume struct {
 	closed atomic.Bool
 	ops    atomic.Uint64 // local ops committed since open
 	merged atomic.Uint64 // remote ops merged since open
+
+	forcedOut atomic.Uint64 // records dismissed for the conflict-limit since open
+
+	wakeSealer, stopSealer, stopKeeper, stopPruner func()
 
 	mu         sync.Mutex // serialises Commit and Merge; guards what follows
 	name       string
@@ -70,20 +71,23 @@ type Volume struct {
 	published chan struct{}      // closed and renewed when a draft is finished
 	handles   map[Handle]NodeID
 
+	pruning pruneQueue // of history
+	limits  atomic.Pointer[Limits]
+
 	atimes sync.Map // crdt.Ino -> crdt.Time, explicit access times; node-local
 }
 
 func newVolume(db *DB, id VolumeID, r replicaRecord) *Volume {
 	v := &Volume{
 		db: db, id: id, keys: newKeyspace(id, r.Gen), twoStates: r.TwoStates, replica: r.Replica, name: r.Name,
-		stop: make(chan struct{}), kick: make(chan struct{}, 1),
 		vector: crdt.Vector{}, deps: map[crdt.ReplicaID]crdt.Seq{},
 		viewers: map[MountID]Viewer{},
 		onSeal:  map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){},
 		nodes: map[NodeID]*nodeRecord{}, current: map[crdt.Ino]NodeID{},
-		drafts: map[NodeID]*draft{}, births: map[crdt.Ino]birth{}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
+		drafts: map[NodeID]*draft{}, births: map[crdt.Ino]birth{}, wakeSealer: func() {}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
 	}
 	v.ready.Store(r.Ready)
+	v.SetLimits(Limits{})
 	v.queue.opts = &db.opts
 	return v
 }
@@ -118,11 +122,12 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 			return nil, err
 		}
 	}
-	if err := v.recoverDrafts(); err != nil {
+	if err := v.recoverDrafts(unclean); err != nil {
 		return nil, err
 	}
-	v.done.Go(v.sealer)
-	v.done.Go(v.keeper)
+	v.startSealer()
+	_, v.stopKeeper = db.opts.Scheduler.Loop(v.keep)
+	_, v.stopPruner = db.opts.Scheduler.Loop(v.pruner())
 	return v, nil
 }
 
@@ -203,7 +208,7 @@ func (v *Volume) renew() error {
 // renewLocked needs all own ops in batches.
 func (v *Volume) renewLocked() error {
 	old := v.replica
-	v.replica = newReplicaID()
+	v.replica = crdt.ReplicaID(v.db.randomID())
 	if err := v.putRecordLocked(); err != nil {
 		v.replica = old
 		return err
@@ -228,8 +233,9 @@ func (v *Volume) close() error {
 	if v.closed.Swap(true) {
 		return nil
 	}
-	close(v.stop)
-	v.done.Wait()
+	v.stopPruner()
+	v.stopKeeper()
+	v.stopSealer()
 	err := errors.Join(v.sealNow(), v.closeDrafts())
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -282,15 +288,17 @@ func (v *Volume) Vector() crdt.Vector {
 	return v.vector.Clone()
 }
 
-// AddViewer shows every later change to a mount.
+// AddViewer shows every later change to a mount, until it is canceled: the
+// mount has ended, and what it alone knew is dropped.
 func (v *Volume) AddViewer(m MountID, w Viewer) (cancel func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.viewers[m] = w
 	return func() {
 		v.mu.Lock()
-		defer v.mu.Unlock()
 		delete(v.viewers, m)
+		v.mu.Unlock()
+		v.letGoAll()
 	}
 }
 
@@ -330,8 +338,11 @@ type Stats struct {
 	Merged     uint64 // remote ops merged since then
 	Unsealed   int    // own ops that have not left yet
 	OpenDrafts int
+	Kept       int // of them, closed ones without a name that a kernel knows
+	Frozen     int // old versions that a kernel knows
 	Unfinished int // drafts whose writer died before closing them
 	Full       bool
+	ForcedOut  uint64 // conflicts dismissed for the conflict-limit since the daemon started
 }
 
 // Stats returns the replica's counters.
@@ -341,8 +352,21 @@ func (v *Volume) Stats() Stats {
 	v.mu.Unlock()
 	v.draftsMu.Lock()
 	s.OpenDrafts = len(v.drafts)
+	for _, d := range v.drafts {
+		if d.kept.Load() {
+			s.Kept++
+		}
+	}
 	v.draftsMu.Unlock()
+	v.nodesMu.RLock()
+	for _, r := range v.nodes {
+		if r.Frozen != nil {
+			s.Frozen++
+		}
+	}
+	v.nodesMu.RUnlock()
 	s.Full = v.db.full.Load()
+	s.ForcedOut = v.forcedOut.Load()
 	return s
 }
 

@@ -77,6 +77,9 @@ func TestCommandsAlone(t *testing.T) {
 		{"version", exitOK, "synapsefs ", ""},
 		{"version --output json", exitOK, `"version"`, ""},
 		{"status", exitNotRunning, "", "DIR/none.sock: the daemon is not running"},
+		{"umount DIR", exitNotFound, "", "nothing of synapsefs is mounted there"},
+		{"umount DIR/none", exitNotFound, "", "no such file"},
+		{"umount /proc", exitNotFound, "", "nothing of synapsefs is mounted there, but something of type proc"},
 		{"mount v DIR", exitNotRunning, "", "start one with: synapsefs daemon"},
 		{"mount v", exitUsage, "", "usage: synapsefs mount VOLUME"},
 		{"status extra", exitUsage, "", "usage: synapsefs status"},
@@ -105,7 +108,9 @@ func TestCommandsAlone(t *testing.T) {
 // Every command documents the exit codes, and none panics for want of help.
 func TestHelp(t *testing.T) {
 	for _, c := range []string{"", "daemon", "mount", "umount", "mounts", "status", "peers", "volumes", "volumes list",
-		"volumes create", "volumes delete", "wait", "keys", "keys init", "keys issue", "demo"} {
+		"volumes create", "volumes delete", "wait",
+		"conflicts", "conflicts show", "conflicts diff", "conflicts restore", "conflicts dismiss",
+		"history", "history show", "history restore", "keys", "keys init", "keys issue", "demo"} {
 		code, stdout, stderr := synapsefs(t, "", c+" --help")
 		if code != exitOK || !strings.Contains(stdout, "Exit status:") || stderr != "" {
 			t.Errorf("%s --help: exit %d, %q, %q", c, code, stdout, stderr)
@@ -158,10 +163,11 @@ func TestCommandsOfVolumes(t *testing.T) {
 		{"volumes create Configs", exitUsage, "", "no DNS label"},
 		{"volumes list", exitOK, "configs  ready", ""},
 		{"volumes delete konfigs", exitNotFound, "", "no such volume: there are configs"},
-		{"wait configs", exitOK, "all live peers have volume configs", ""},
+		{"wait configs", exitOK, "this host is the only one of its cluster, and alone has volume configs", ""},
 		{"wait nope", exitNotFound, "", "no such volume"},
 		{"mounts --output json", exitOK, "[]", ""},
-		{"umount DIR", exitNotFound, "", "nothing of this daemon is mounted there"},
+		{"umount DIR", exitNotFound, "", "nothing of synapsefs is mounted there"},
+		{"umount /proc", exitNotFound, "", "nothing of synapsefs is mounted there, but something of type proc"},
 		{"daemon --node node1 --cluster test --state-dir DIR/state --keys DIR/keys --admin-socket DIR/admin.sock",
 			exitRefused, "", "running already"},
 		{"daemon --node node1 --cluster test --state-dir DIR/state --keys DIR/keys --admin-socket DIR/other.sock",
@@ -194,9 +200,10 @@ func TestCommandsOfMounts(t *testing.T) {
 		{"mount v DIR/b --read-only", exitOK, "mounted volume v at DIR/b", ""},
 		{"mounts", exitOK, "DIR/b", ""},
 		{"volumes delete v", exitRefused, "", "volume is mounted on this node at DIR/a, DIR/b"},
-		{"umount DIR/b", exitOK, "", ""},
+		{"umount DIR/b --socket DIR/none.sock", exitRefused, "", "a daemon serves this mount"},
+		{"umount DIR/b", exitOK, "unmounted DIR/b", ""},
 		{"umount DIR/b", exitNotFound, "", "nothing"},
-		{"umount DIR/a", exitOK, "", ""},
+		{"umount DIR/a --output json", exitOK, `"left_guards": 0`, ""},
 		{"volumes delete v", exitOK, "deleted volume v", ""},
 	} {
 		t.Run(r.line, func(t *testing.T) { r.check(t, dir) })

@@ -289,7 +289,7 @@ func appendTo(path, text string) error {
 // clean stops what this demo started and removes its directory.
 func (d *demo) clean() error {
 	if d.cluster != nil {
-		if err := d.cluster.Close(); err != nil {
+		if err := d.cluster.Close(); err != nil { // guards, too
 			return fmt.Errorf("clean up %s: %w", d.dir, err)
 		}
 		for _, nd := range d.cluster.Nodes {

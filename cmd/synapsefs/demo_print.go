@@ -69,8 +69,9 @@ func (d *demo) explain() {
 		self = "synapsefs"
 	}
 	first := d.cluster.Nodes[0]
-	stop, sockets := "kill", ""
+	umount, stop, sockets := "", "kill", ""
 	for _, nd := range d.cluster.Nodes {
+		umount += fmt.Sprintf("  %s --socket %s umount %s\n", self, nd.Socket, nd.Mount)
 		stop += " " + strconv.Itoa(nd.PID())
 		sockets += fmt.Sprintf("  %s  %s\n", nd.Name, nd.Mount)
 	}
@@ -83,9 +84,9 @@ Write in one, look in another:
 Ask a daemon:
   %s --socket %s status
 
-Stop it and remove everything:
-  %s; sleep 2; rm -r --one-file-system %s
+Unmount, stop it and remove everything:
+%s  %s; sleep 2; rm -r --one-file-system %s
 `, sockets,
 		filepath.Join(first.Mount, "now"), filepath.Join(d.cluster.Nodes[1].Mount, "now"),
-		self, first.Socket, stop, d.dir)
+		self, first.Socket, umount, stop, d.dir)
 }

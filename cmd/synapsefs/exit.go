@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
 	"github.com/synapsefs/synapsefs/internal/admin"
 	"github.com/synapsefs/synapsefs/internal/node"
 )
@@ -30,7 +31,7 @@ Exit status:
   1    an error that is none of the following
   2    wrong usage, or a name that cannot be one
   3    the daemon is not running, or its socket is not yours
-  4    no such volume, mount or directory
+  4    no such volume, mount, directory, conflict or version
   5    not done within --timeout
   6    refused in this state: exists already, in use, not empty, not ready
   130  interrupted`
@@ -64,7 +65,9 @@ func exitCode(err error) int {
 		return exitTimeout
 	case errors.Is(err, context.Canceled):
 		return exitInterrupt
-	case errors.Is(err, node.ErrRunning):
+	case errors.Is(err, kernel.ErrNotMounted):
+		return exitNotFound
+	case errors.Is(err, node.ErrRunning), errors.Is(err, kernel.ErrServed):
 		return exitRefused
 	case errors.As(err, &answer):
 		if code, ok := codeExits[answer.Code]; ok {

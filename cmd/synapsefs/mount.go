@@ -18,7 +18,8 @@ const mountHelp = `Mount a volume on an empty directory of this host.
 The command returns when the mount serves: when this host's replica has caught
 up with a live peer. A volume that exists nowhere is an error, unless --create
 is given. A replica that has caught up before serves what it has if no peer
-answers within the daemon's catch-up-timeout; the command then says "stale".
+answers within the daemon's catch-up-timeout; the command then says "stale", and
+so do mounts and status until it has caught up.
 ` + exitHelp
 
 type mountOptions struct {

@@ -12,11 +12,23 @@ import (
 	"github.com/synapsefs/synapsefs/internal/wire"
 )
 
+const peersHelp = `List the other members of the cluster as this host sees them.
+
+  up       linked both ways
+  linking  a member, but not linked both ways
+  gone     no member any more, or not yet again
+  refused  no peer: one of the two refuses the other, and the note says why
+
+A line without a node's name is an address whose node answers under another
+gossip key (see gossip.key in the directories of keys of both), or has the name
+of this one.
+` + exitHelp
+
 func newPeersCommand(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "peers",
 		Short: "List the other members of the cluster as this host sees them",
-		Long:  "List the other members of the cluster as this host sees them.\n" + exitHelp,
+		Long:  peersHelp,
 		Args:  exactly(),
 		RunE:  func(cmd *cobra.Command, _ []string) error { return runPeers(cmd.Context(), env) },
 	}
@@ -92,6 +104,6 @@ func printPeers(w io.Writer, peers []peerView) {
 		if p.RTT > 0 {
 			rtt = fmt.Sprintf("%.2f ms", p.RTT*1000)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", p.Node, dash(p.Address), p.State, rtt, p.Lag, dash(p.Error))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", dash(p.Node), dash(p.Address), p.State, rtt, p.Lag, dash(p.Error))
 	}
 }

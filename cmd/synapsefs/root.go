@@ -78,17 +78,21 @@ func newRootCommand(env *environment) *cobra.Command {
 	root.AddCommand(
 		newDaemonCommand(env), newMountCommand(env), newUmountCommand(env), newMountsCommand(env),
 		newStatusCommand(env), newPeersCommand(env), newVolumesCommand(env), newWaitCommand(env),
+		newConflictsCommand(env), newHistoryCommand(env),
 		newKeysCommand(env), newDemoCommand(env), newVersionCommand(env), newRevealHelperCommand(),
 	)
 	return root
 }
 
-// call runs fn with a connection to the daemon, within --timeout.
+// call runs fn with a connection to the daemon, within --timeout. The time is
+// kept here alone: told a deadline, the daemon may find it passed before we do,
+// and what gRPC then reports looks like a broken stream.
 func (env *environment) call(ctx context.Context, fn func(context.Context, *admin.Client) error) error {
 	if env.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, env.timeout)
-		defer cancel()
+		var cancel context.CancelCauseFunc
+		ctx, cancel = context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer time.AfterFunc(env.timeout, func() { cancel(context.DeadlineExceeded) }).Stop()
 	}
 	client, err := admin.Dial(env.socket)
 	if err != nil {
@@ -96,8 +100,8 @@ func (env *environment) call(ctx context.Context, fn func(context.Context, *admi
 	}
 	defer client.Close()
 	err = admin.Explain(fn(ctx, client))
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) && err != nil {
-		return fmt.Errorf("not done within --timeout %v: %w", env.timeout, ctx.Err())
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, context.DeadlineExceeded) {
+		return fmt.Errorf("not done within --timeout %v: %w", env.timeout, cause)
 	}
 	return err
 }

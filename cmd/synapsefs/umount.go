@@ -2,13 +2,26 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
 	"github.com/synapsefs/synapsefs/internal/admin"
 	"github.com/synapsefs/synapsefs/internal/wire"
 )
+
+const umountHelp = `Take a mount away, and the guard below it: the bare directory shows. The replica
+stays on this host and stays up to date.
+
+A daemon that stops, is killed, or learns that a volume was deleted leaves a
+guard (or a dead mount) behind: the directory answers with an error instead of
+looking empty. umount lifts that as well, also when no daemon runs. It touches
+no mount that another daemon serves, and none of another file system.
+` + exitHelp
 
 func newUmountCommand(env *environment) *cobra.Command {
 	var force bool
@@ -16,7 +29,7 @@ func newUmountCommand(env *environment) *cobra.Command {
 		Use:     "umount DIR",
 		Aliases: []string{"unmount"},
 		Short:   "Take a mount away",
-		Long:    "Take a mount away. The replica stays on this host and stays up to date.\n" + exitHelp,
+		Long:    umountHelp,
 		Args:    exactly("DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runUmount(cmd.Context(), env, args[0], force)
@@ -26,13 +39,45 @@ func newUmountCommand(env *environment) *cobra.Command {
 	return cmd
 }
 
+// An umountView says what was taken away: a mount of the daemon if both counts
+// are 0, else what was left of an earlier run.
+type umountView struct {
+	Dir        string `json:"dir"`
+	LeftMounts int    `json:"left_mounts"`
+	LeftGuards int    `json:"left_guards"`
+}
+
 func runUmount(ctx context.Context, env *environment, dir string, force bool) error {
-	dir, err := filepath.Abs(dir)
+	v := umountView{}
+	var err error
+	if v.Dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	err = env.call(ctx, func(ctx context.Context, c *admin.Client) error {
+		reply, err := c.Unmount(ctx, &wire.UnmountRequest{Dir: []byte(v.Dir), Force: force})
+		v.LeftMounts, v.LeftGuards = int(reply.GetLeftMounts()), int(reply.GetLeftGuards())
+		return err
+	})
+	if errors.Is(err, admin.ErrNotRunning) {
+		var left kernel.Cleared
+		left, err = kernel.Clear(v.Dir)
+		v.LeftMounts, v.LeftGuards = left.Dead, left.Guards
+	}
 	if err != nil {
 		return err
 	}
-	return env.call(ctx, func(ctx context.Context, c *admin.Client) error {
-		_, err := c.Unmount(ctx, &wire.UnmountRequest{Dir: []byte(dir), Force: force})
-		return err
-	})
+	return env.print(v, func(w io.Writer) { printUnmounted(w, v) })
+}
+
+func printUnmounted(w io.Writer, v umountView) {
+	what := "unmounted"
+	switch {
+	case v.LeftMounts > 0 && v.LeftGuards > 0:
+		what = "removed the dead mount of an earlier run and its guard at"
+	case v.LeftMounts > 0:
+		what = "removed the dead mount of an earlier run at"
+	case v.LeftGuards > 0:
+		what = "lifted the guard that an earlier run left at"
+	}
+	fmt.Fprintf(w, "%s %s\n", what, v.Dir)
 }

@@ -17,7 +17,7 @@ func newVolumesCommand(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "volumes",
 		Short: "List, create and delete volumes",
-		Long:  "List, create and delete the cluster's volumes.\n" + exitHelp,
+		Long:  "List, create and delete the cluster's volumes. Where a volume is named, by any\ncommand, its id does as well.\n" + exitHelp,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usageError{fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())}
@@ -41,15 +41,24 @@ func newVolumesListCommand(env *environment) *cobra.Command {
 }
 
 func newVolumesCreateCommand(env *environment) *cobra.Command {
-	return &cobra.Command{
+	var options map[string]string
+	cmd := &cobra.Command{
 		Use:   "create VOLUME",
 		Short: "Make a volume",
-		Long:  "Make an empty volume, with its first replica on this host. Its name is a DNS label.\n" + exitHelp,
-		Args:  exactly("VOLUME"),
+		Long: "Make an empty volume, with its first replica on this host. Its name is a DNS label.\n" +
+			"A volume of a free name that this host holds and the catalogue does not list is\n" +
+			"listed again instead, with what is in it.\n\n" +
+			"Options of a volume, the same on all hosts:\n" +
+			"  history=10          how many old versions of a file are kept\n" +
+			"  history-age=720h    how long they are kept after they were replaced or deleted\n" +
+			"  conflict-limit=1GiB how much the losers of conflicts may take before the oldest are dismissed\n" + exitHelp,
+		Args: exactly("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return runVolumesCreate(cmd.Context(), env, args[0])
+			return runVolumesCreate(cmd.Context(), env, args[0], options)
 		},
 	}
+	cmd.Flags().StringToStringVar(&options, "option", nil, "an option of the volume, KEY=VALUE; may be repeated")
+	return cmd
 }
 
 func newVolumesDeleteCommand(env *environment) *cobra.Command {
@@ -58,7 +67,8 @@ func newVolumesDeleteCommand(env *environment) *cobra.Command {
 		Use:   "delete VOLUME",
 		Short: "Delete a volume on all hosts, for ever",
 		Long: "Delete a volume, its replicas and its mounts on all hosts, for ever.\n" +
-			"Refused while the volume is mounted on this host, unless --force is given.\n" + exitHelp,
+			"Refused while the volume is mounted on this host, unless --force is given.\n" +
+			"Where it was mounted the directory answers with an error until umount.\n" + exitHelp,
 		Args: exactly("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runVolumesDelete(cmd.Context(), env, args[0], force)
@@ -88,6 +98,8 @@ type replicaView struct {
 	Unsealed   uint64 `json:"unsealed"`    // local changes that have not left yet
 	OpenDrafts uint64 `json:"open_drafts"` // files being written
 	Unfinished uint64 `json:"unfinished"`  // files whose writer died before the close
+	Conflicts  uint64 `json:"conflicts"`   // what lost a conflict and was not dismissed
+	ForcedOut  uint64 `json:"forced_out"`  // conflicts dismissed for the conflict-limit since the daemon started
 
 	// What is kept for replicas that are away.
 	JournalBytes uint64 `json:"journal_bytes"`
@@ -107,7 +119,7 @@ func viewVolume(v *wire.VolumeStatus) volumeView {
 	if v.Held {
 		view.Replica = &replicaView{
 			ID: v.Replica, Ready: v.Ready, Ops: v.Ops, Merged: v.Merged, Unsealed: v.Unsealed,
-			OpenDrafts: v.OpenDrafts, Unfinished: v.Unfinished,
+			OpenDrafts: v.OpenDrafts, Unfinished: v.Unfinished, Conflicts: v.Conflicts, ForcedOut: v.ForcedOut,
 			JournalBytes: v.JournalBytes, JournalLimit: v.JournalLimit, Unstable: v.Unstable,
 			Counting: v.Counting, Out: v.Out, Tombstones: v.Tombstones, Lost: v.Lost,
 		}
@@ -134,9 +146,9 @@ func runVolumesList(ctx context.Context, env *environment) error {
 	})
 }
 
-func runVolumesCreate(ctx context.Context, env *environment, name string) error {
+func runVolumesCreate(ctx context.Context, env *environment, name string, options map[string]string) error {
 	return env.call(ctx, func(ctx context.Context, c *admin.Client) error {
-		reply, err := c.CreateVolume(ctx, &wire.CreateVolumeRequest{Name: name})
+		reply, err := c.CreateVolume(ctx, &wire.CreateVolumeRequest{Name: name, Options: options})
 		if err != nil {
 			return err
 		}
@@ -159,20 +171,20 @@ func runVolumesDelete(ctx context.Context, env *environment, name string, force 
 }
 
 func printVolumes(w io.Writer, volumes []volumeView) {
-	fmt.Fprintln(w, "VOLUME\tSTATE\tWRITTEN\tMERGED\tJOURNAL\tMOUNTS\tNOTE")
+	fmt.Fprintln(w, "VOLUME\tSTATE\tWRITTEN\tMERGED\tCONFLICTS\tJOURNAL\tMOUNTS\tNOTE")
 	for _, v := range volumes {
-		state, written, merged, journal := "not here", "-", "-", "-"
+		state, written, merged, conflicts, journal := "not here", "-", "-", "-", "-"
 		if r := v.Replica; r != nil {
 			state = "catching up"
 			if r.Ready {
 				state = "ready"
 			}
-			written, merged = fmt.Sprint(r.Ops), fmt.Sprint(r.Merged)
+			written, merged, conflicts = fmt.Sprint(r.Ops), fmt.Sprint(r.Merged), fmt.Sprint(r.Conflicts)
 			journal = fmt.Sprintf("%.1f MiB", float64(r.JournalBytes)/(1<<20))
 			if r.Lost > 0 {
 				v.Problem = strings.TrimPrefix(fmt.Sprintf("%s; %d files have lost their place", v.Problem, r.Lost), "; ")
 			}
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", v.Name, state, written, merged, journal, v.Mounts, dash(v.Problem))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", v.Name, state, written, merged, conflicts, journal, v.Mounts, dash(v.Problem))
 	}
 }

@@ -13,7 +13,15 @@ import (
 )
 
 const waitHelp = `Return when all live peers that hold the volume have applied what this host had
-when the command was called.
+when the command was called, and say how many those are.
+
+A member whose link is not up yet may hold the volume, so it is waited for; use
+--timeout to bound that. Not waited for are members that go away meanwhile, that
+do not hold the volume, or that refuse this host or are refused.
+
+With no such peer nothing is claimed: the command is refused (status 6). Only on
+a host that is a cluster of its own, with no peer configured (join) and none
+ever met, it succeeds, and says so.
 ` + exitHelp
 
 func newWaitCommand(env *environment) *cobra.Command {
@@ -34,11 +42,23 @@ func runWait(ctx context.Context, env *environment, volume string) error {
 		}
 		took := time.Duration(reply.TookNs)
 		view := struct {
-			Volume  string  `json:"volume"`
-			Seconds float64 `json:"seconds"`
-		}{volume, took.Seconds()}
+			Volume  string   `json:"volume"`
+			Seconds float64  `json:"seconds"`
+			Peers   []string `json:"peers"` // that have it
+		}{volume, took.Seconds(), append([]string{}, reply.Nodes...)}
 		return env.print(view, func(w io.Writer) {
-			fmt.Fprintf(w, "all live peers have volume %s (waited %v)\n", volume, took.Round(time.Microsecond))
+			fmt.Fprintf(w, "%s volume %s (waited %v)\n", havers(len(reply.Nodes)), volume, took.Round(time.Microsecond))
 		})
 	})
+}
+
+// havers is who has the volume, as subject and verb.
+func havers(peers int) string {
+	switch peers {
+	case 0:
+		return "this host is the only one of its cluster, and alone has"
+	case 1:
+		return "1 peer has"
+	}
+	return fmt.Sprintf("%d peers have", peers)
 }

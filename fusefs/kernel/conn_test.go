@@ -2,7 +2,9 @@ package kernel
 
 import (
 	"bytes"
+	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -59,6 +61,48 @@ func moveData(t *testing.T, name string, fill byte) {
 	}
 	if !bytes.Equal(got, data) {
 		t.Errorf("%s came back different", name)
+	}
+}
+
+// A signal does not end a call that the filesystem is at. The kernel asks about
+// one, and about those that come before it has the answer.
+func TestConnSignals(t *testing.T) {
+	fs, c := serve(t, Options{})
+	for n := range 20 {
+		fs.mu.Lock() // stops the handler
+		release := sync.OnceFunc(fs.mu.Unlock)
+		defer release()
+		thread, done := make(chan int, 1), make(chan error, 1)
+		go func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			thread <- unix.Gettid()
+			done <- unix.Stat(fmt.Sprint(c.Dir(), "/", n), new(unix.Stat_t))
+		}()
+		caller, signals := <-thread, 0
+		await(t, "the interrupt", func() bool {
+			if err := unix.Tgkill(unix.Getpid(), caller, unix.SIGURG); err != nil { // which Go takes for nothing
+				t.Fatal(err)
+			}
+			signals++
+			return c.interrupts.Load() > 0 && signals > 5
+		})
+		release()
+		if err := <-done; err != unix.ENOENT {
+			t.Errorf("stat %d: %v", n, err)
+		}
+	}
+	if n := c.interrupts.Load(); n > 5 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+func await(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !cond(); time.Sleep(time.Millisecond) { // polling
+		if time.Now().After(deadline) {
+			t.Fatalf("%s did not come", what)
+		}
 	}
 }
 

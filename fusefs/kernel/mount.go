@@ -124,11 +124,12 @@ func clearLeftovers(point string, opts Options) (guarded bool, err error) {
 		if top.fstype != FSType {
 			return false, fmt.Errorf("%w (type %s)", ErrMounted, top.fstype)
 		}
-		if opts.Guard && top.source == guardSource(opts.FSName) {
+		// Whatever volume it was laid for: to replace it would bare the directory.
+		if opts.Guard && isGuard(top) {
 			return true, nil
 		}
-		if err := probeDead(point); err != nil {
-			return false, err
+		if life := probe(point); life != "" {
+			return false, fmt.Errorf("%w (%s)", ErrMounted, life)
 		}
 		if err := detach(point, true); err != nil {
 			return false, fmt.Errorf("remove the dead mount of an earlier run: %w", err)
@@ -136,10 +137,10 @@ func clearLeftovers(point string, opts Options) (guarded bool, err error) {
 	}
 }
 
-// probeDead returns nil if the FUSE mount at point has lost its server for
-// good. One whose server is only gone for a while (a keeper holds the
-// descriptor) does not answer at all, so the question is asked aside.
-func probeDead(point string) error {
+// probe says what lives in the FUSE mount at point, or nothing if it has lost
+// its server for good. One whose server is only gone for a while (a keeper
+// holds the descriptor) does not answer at all, so the question is asked aside.
+func probe(point string) string {
 	answer := make(chan error, 1)
 	go func() {
 		var st unix.Statx_t
@@ -148,11 +149,11 @@ func probeDead(point string) error {
 	select {
 	case err := <-answer:
 		if errors.Is(err, unix.ENOTCONN) {
-			return nil
+			return ""
 		}
-		return fmt.Errorf("%w (a live %s)", ErrMounted, FSType)
+		return "a live " + FSType
 	case <-time.After(probeTimeout):
-		return fmt.Errorf("%w (a %s that does not answer)", ErrMounted, FSType)
+		return "a " + FSType + " that does not answer"
 	}
 }
 

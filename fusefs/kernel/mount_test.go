@@ -170,6 +170,59 @@ func TestMountAfterCrash(t *testing.T) {
 	}
 }
 
+// A guard is not replaced by that of another volume: between the two the bare
+// directory would show.
+func TestP11GuardIsKeptForAnotherVolume(t *testing.T) {
+	needMount(t)
+	dir := t.TempDir()
+	_, c := serveOn(t, dir, Options{FSName: "one", Guard: true})
+	if err := c.Unmount(UnmountOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	guard, _, err := lookupTop(c.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, c = serveOn(t, dir, Options{FSName: "two", Guard: true})
+	if here, err := mounted(guard); err != nil || !here {
+		t.Errorf("the guard is gone (%v)", err)
+	}
+	if n := countMounts(t, c.Dir()); n != 2 {
+		t.Errorf("%d mounts, want 2", n)
+	}
+}
+
+func TestClear(t *testing.T) {
+	needMount(t)
+	dir := t.TempDir()
+	_, c := serveOn(t, dir, Options{FSName: "vol", Guard: true})
+	if done, err := Clear(dir); !errors.Is(err, ErrServed) || done != (Cleared{}) {
+		t.Errorf("a mount that is served: %+v, %v", done, err)
+	}
+	if err := c.Unmount(UnmountOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := Clear(dir); err != nil || done != (Cleared{Guards: 1}) {
+		t.Errorf("a guard: %+v, %v", done, err)
+	}
+	dead, err := Mount(dir, Options{FSName: "vol", Guard: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.Close()
+	if done, err := Clear(dir); err != nil || done != (Cleared{Dead: 1, Guards: 1}) {
+		t.Errorf("a crash: %+v, %v", done, err)
+	}
+	for _, other := range []string{dir, dir + "/none", "/proc"} {
+		if done, err := Clear(other); !errors.Is(err, ErrNotMounted) || done != (Cleared{}) {
+			t.Errorf("%s: %+v, %v", other, done, err)
+		}
+	}
+	if n := countMounts(t, c.Dir()); n != 0 {
+		t.Errorf("%d mounts are left", n)
+	}
+}
+
 func countMounts(t *testing.T, point string) int {
 	t.Helper()
 	entries, err := readMountinfo()

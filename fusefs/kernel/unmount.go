@@ -16,6 +16,12 @@ var ErrBusy = errors.New("mount is in use")
 // ErrCovered says that something else is mounted over the mount.
 var ErrCovered = errors.New("something else is mounted over it; unmount that first")
 
+// What Clear may answer, beside the kernel's own errors.
+var (
+	ErrNotMounted = errors.New("nothing of synapsefs is mounted there")
+	ErrServed     = errors.New("a daemon serves this mount; name its --socket, and the directory as that daemon's mounts command shows it")
+)
+
 // UnmountOptions says how hard to unmount.
 type UnmountOptions struct {
 	// Lazy takes the mount out of the tree at once even if it is in use;
@@ -40,6 +46,56 @@ func Unmount(dir string, opts UnmountOptions) error {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	return nil
+}
+
+// Cleared counts what Clear removed.
+type Cleared struct {
+	Dead   int // mounts that had lost their daemon
+	Guards int
+}
+
+// Clear removes from dir what a daemon that is gone left there, guards
+// included. It touches neither a mount that is served nor one of somebody else.
+func Clear(dir string) (Cleared, error) {
+	var done Cleared
+	point, err := canonical(dir)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrNotMounted, err)
+	} else {
+		done, err = clearPoint(point)
+	}
+	if err != nil {
+		return done, fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return done, nil
+}
+
+func clearPoint(point string) (done Cleared, err error) {
+	for {
+		top, ok, err := lookupTop(point)
+		switch {
+		case err != nil:
+			return done, err
+		case ok && top.fstype == FSType:
+		case done != Cleared{}:
+			return done, nil
+		case ok:
+			return done, fmt.Errorf("%w, but something of type %s", ErrNotMounted, top.fstype)
+		default:
+			return done, ErrNotMounted
+		}
+		if life := probe(point); life != "" {
+			return done, fmt.Errorf("%w (%s)", ErrServed, life)
+		}
+		if err := detach(point, true); err != nil {
+			return done, err
+		}
+		if isGuard(top) {
+			done.Guards++
+		} else {
+			done.Dead++
+		}
+	}
 }
 
 // Unmount removes the mount, and with opts.Guard what guards the place.

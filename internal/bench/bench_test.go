@@ -17,6 +17,7 @@ func BenchmarkLatencyOverwrite(b *testing.B) { latency(b, direct, false) }
 func BenchmarkImport(b *testing.B) {
 	c := newCluster(b, 3)
 	for n := range b.N {
+		before := costs(b, c.Nodes)
 		start := time.Now()
 		top := fmt.Sprintf("import%d", n)
 		for d := range 100 {
@@ -31,12 +32,14 @@ func BenchmarkImport(b *testing.B) {
 			}
 		}
 		b.ReportMetric(time.Since(start).Seconds(), "local-s")
+		written := costs(b, c.Nodes)
 		for _, nd := range c.Nodes[1:] {
 			if err := awaitTree(filepath.Join(nd.Mount, top), 5000); err != nil {
 				b.Fatal(err)
 			}
 		}
 		b.ReportMetric(time.Since(start).Seconds(), "everywhere-s")
+		reportCosts(b, 5000, before, written, costs(b, c.Nodes))
 	}
 }
 

@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,13 +15,18 @@ import (
 	"github.com/synapsefs/synapsefs/internal/playground"
 )
 
+var given = flag.String("binary", "", "a synapsefs `FILE` to measure, instead of a fresh build")
+
 // newCluster starts n daemons with one volume mounted on each.
 func newCluster(b *testing.B, n int) *playground.Cluster {
 	b.Helper()
 	dir := b.TempDir()
-	binary := filepath.Join(dir, "synapsefs")
-	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/synapsefs").CombinedOutput(); err != nil {
-		b.Fatalf("build: %v\n%s", err, out)
+	binary := *given
+	if binary == "" {
+		binary = filepath.Join(dir, "synapsefs")
+		if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/synapsefs").CombinedOutput(); err != nil {
+			b.Fatalf("build: %v\n%s", err, out)
+		}
 	}
 	c, err := playground.New(dir, binary, n)
 	if err != nil {

@@ -31,7 +31,7 @@ func (c *Config) options() []Option {
 	return []Option{
 		{"node", "name of this node, a DNS label, unique in the cluster (default: the host's name)", &c.Node},
 		{"cluster", "name of the cluster; nodes of another one are refused", &c.Cluster},
-		{"state-dir", "directory of the journal, the state and the contents; of one daemon only", &c.StateDir},
+		{"state-dir", "directory of the journal, the state and the contents; of one daemon only, and bound to its key: a daemon with another node's keys does not start on it", &c.StateDir},
 		{"keys", "directory with the cluster's CA certificate, this node's certificate and key, and the gossip keyring", &c.Keys},
 		{"admin-socket", "unix socket of the admin API, used by the other commands", &c.AdminSocket},
 		{"bind", "address of the membership gossip, TCP and UDP", &c.Bind},
@@ -42,7 +42,7 @@ func (c *Config) options() []Option {
 		{"inline-limit", "files up to this size travel inside the change itself; at most 256KiB", &c.InlineLimit},
 		{"publish-interval", "how often a file that is held open and written in place is published", &c.PublishInterval},
 		{"hold", "how long an unlink or rename away waits for the name to come back", &c.Hold},
-		{"catch-up-timeout", "how long a mount of a replica that was ready before waits for a live peer, before it serves its own data, marked stale", &c.CatchUpTimeout},
+		{"catch-up-timeout", "how long a mount of a replica that was ready before waits for a live peer, before it serves its own data, marked stale until it has caught up", &c.CatchUpTimeout},
 		{"max-clock-skew", "a peer whose clock is further ahead is reported", &c.MaxClockSkew},
 		{"replica-retention", "how long a host may be away before it must take a snapshot to come back; removed files are remembered as long", &c.ReplicaRetention},
 		{"journal-limit", "size of a volume's journal over which changes are dropped that an absent host lacks; it then takes a snapshot", &c.JournalLimit},

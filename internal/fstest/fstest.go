@@ -84,15 +84,7 @@ func mount(t testing.TB, id store.VolumeID, opts Options) *Node {
 	if opts.Backed == "" {
 		opts.Store.Dir = t.TempDir()
 	}
-	log := slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	if os.Getenv("FSTEST_DEBUG") != "" {
-		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-		opts.Mount.Debug = os.Getenv("FSTEST_DEBUG") == "2"
-	}
-	opts.Store.Log, opts.Mount.Log = log, log
-	if !opts.NoHelper {
-		opts.Mount.HelperExec = fusefs.SelfHelper()
-	}
+	opts.Store.Log = logger(t)
 	var err error
 	if n.DB, err = store.Open(opts.Store); err != nil {
 		t.Fatal(err)
@@ -105,11 +97,38 @@ func mount(t testing.TB, id store.VolumeID, opts Options) *Node {
 	if n.Volume, err = n.DB.CreateReplica(id, "test", true); err != nil {
 		t.Fatal(err)
 	}
-	if n.Mount, err = fusefs.Mount(context.Background(), n.Volume, n.Dir, opts.Mount); err != nil {
-		t.Fatal(err)
+	if !opts.NoHelper {
+		opts.Mount.HelperExec = fusefs.SelfHelper()
 	}
-	t.Cleanup(n.unmount)
+	n.mount(opts.Mount)
 	return n
+}
+
+// MountAgain mounts the node's volume on a further directory.
+func (n *Node) MountAgain(opts fusefs.Options) *Node {
+	n.t.Helper()
+	again := &Node{Dir: n.t.TempDir(), Volume: n.Volume, DB: n.DB, t: n.t}
+	opts.HelperExec = fusefs.SelfHelper()
+	again.mount(opts)
+	return again
+}
+
+func (n *Node) mount(opts fusefs.Options) {
+	n.t.Helper()
+	opts.Log, opts.Debug = logger(n.t), opts.Debug || os.Getenv("FSTEST_DEBUG") == "2"
+	var err error
+	if n.Mount, err = fusefs.Mount(context.Background(), n.Volume, n.Dir, opts); err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(n.unmount)
+}
+
+// logger logs to the test, or, if FSTEST_DEBUG is set, all to its output.
+func logger(t testing.TB) *slog.Logger {
+	if os.Getenv("FSTEST_DEBUG") != "" {
+		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return slog.New(slog.NewTextHandler(logWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
 // unmount retries while the kernel still lets go of the test's files.
@@ -193,7 +212,7 @@ func (p *Pair) Sync() {
 				return err
 			}
 			s := n.Volume.Stats()
-			if s.Unsealed > 0 || s.OpenDrafts > n.Mount.Stats().Orphans {
+			if s.Unsealed > 0 || s.OpenDrafts > s.Kept {
 				return fmt.Errorf("%d ops not sealed, %d drafts open, mount %+v", s.Unsealed, s.OpenDrafts, n.Mount.Stats())
 			}
 		}

@@ -16,6 +16,9 @@ import (
 // those that wait for peers end at once.
 const stopGrace = 2 * time.Second
 
+// answerTime is how long an answer may take to reach the caller.
+const answerTime = 100 * time.Millisecond
+
 // adminServer turns calls of the admin API into calls of the node.
 type adminServer struct {
 	wire.UnimplementedAdminServer
@@ -114,7 +117,11 @@ func (s *adminServer) Mount(ctx context.Context, r *wire.MountVolumeRequest) (*w
 }
 
 func (s *adminServer) Unmount(_ context.Context, r *wire.UnmountRequest) (*wire.UnmountReply, error) {
-	return &wire.UnmountReply{}, s.n.Unmount(string(r.Dir), r.Force)
+	left, err := s.n.Unmount(string(r.Dir), r.Force)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.UnmountReply{LeftMounts: uint32(left.Dead), LeftGuards: uint32(left.Guards)}, nil
 }
 
 func (s *adminServer) Mounts(context.Context, *wire.MountsRequest) (*wire.MountsReply, error) {
@@ -123,10 +130,17 @@ func (s *adminServer) Mounts(context.Context, *wire.MountsRequest) (*wire.Mounts
 
 func (s *adminServer) Wait(ctx context.Context, r *wire.WaitRequest) (*wire.WaitReply, error) {
 	begin := time.Now()
-	if err := s.n.Wait(ctx, r.Volume); err != nil {
+	if deadline, ok := ctx.Deadline(); ok {
+		// Before the caller's: it shall still hear for whom it waited.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-min(time.Until(deadline)/10, answerTime)))
+		defer cancel()
+	}
+	nodes, err := s.n.Wait(ctx, r.Volume)
+	if err != nil {
 		return nil, err
 	}
-	return &wire.WaitReply{TookNs: int64(time.Since(begin))}, nil
+	return &wire.WaitReply{TookNs: int64(time.Since(begin)), Nodes: nodes}, nil
 }
 
 func (i MountInfo) toWire() *wire.MountStatus {
@@ -165,6 +179,7 @@ func (i VolumeInfo) toWire() *wire.VolumeStatus {
 		s.JournalBytes, s.JournalLimit, s.Unstable = uint64(k.JournalBytes), uint64(k.JournalLimit), k.Unstable
 		s.Counting, s.Out = uint32(k.Counting), uint32(k.Out)
 		s.Tombstones, s.Lost = k.Tombstones, k.Lost
+		s.Conflicts, s.ForcedOut = countRecords(v), stats.ForcedOut
 		if stats.Full && s.Problem == "" {
 			s.Problem = "the disk is full: changes are refused"
 		}

@@ -149,6 +149,11 @@ func (c *catalogue) remove(l Listing) error {
 	if err := c.write(deleted, l.ID.String(), nil); err != nil && !errors.Is(err, crdt.ErrExist) {
 		return err
 	}
+	if named, err := c.find(l.Name); errors.Is(err, store.ErrNoVolume) || err == nil && named.ID != l.ID {
+		return c.v.Sync() // another volume has the name
+	} else if err != nil {
+		return err
+	}
 	dir, err := c.dir(volumesDir)
 	if err != nil {
 		return err

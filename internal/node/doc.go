@@ -18,7 +18,7 @@
 //
 // # Lock order
 //
-// Node.replicas before Node.mu. Neither is held during a call that waits for
+// Node.creations before Node.replicas before Node.mu. None is held during a call that waits for
 // the network or the kernel, with one exception: Node.replicas is held while a
 // replica is created or dropped.
 package node

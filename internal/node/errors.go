@@ -11,17 +11,19 @@ import (
 	"github.com/synapsefs/synapsefs/fusefs"
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
 	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // Errors beyond those of the store, which are returned as they are.
 var (
 	ErrBadName      = errors.New("bad argument")
 	ErrVolumeExists = errors.New("volume exists")
+	ErrTwoVolumes   = errors.New("two volumes have that name")
 	ErrVolumeBusy   = errors.New("volume is mounted on this node")
-	ErrNotMounted   = errors.New("nothing of this daemon is mounted there")
 	ErrNoCatalogue  = errors.New("this node does not know the cluster's volumes yet: it has met no member that does")
+	ErrNoPeer       = errors.New("no live peer holds the volume: nobody but this host is known to have what it has; see synapsefs peers")
 	ErrRunning      = errors.New("a daemon is running already")
-	ErrNoPeer       = errors.New("no replica of such a node is known")
+	ErrUnknownPeer  = errors.New("no replica of such a node is known")
 	ErrPeerHere     = errors.New("the node is a member: stop it first")
 	ErrStopping     = errors.New("the daemon is stopping")
 )
@@ -36,18 +38,29 @@ var statusCodes = []struct {
 	{os.ErrDeadlineExceeded, codes.DeadlineExceeded},
 	{ErrBadName, codes.InvalidArgument},
 	{kernel.ErrNotDirectory, codes.InvalidArgument},
-	{ErrNotMounted, codes.NotFound},
+	{kernel.ErrNotMounted, codes.NotFound},
+	{store.ErrNoRecord, codes.NotFound},
+	{store.ErrNoVersion, codes.NotFound},
+	{crdt.ErrNotExist, codes.NotFound},
+	{crdt.ErrExist, codes.AlreadyExists},
+	{crdt.ErrIsDir, codes.AlreadyExists},
+	{crdt.ErrNotDir, codes.AlreadyExists},
+	{crdt.ErrInvalid, codes.InvalidArgument},
+	{store.ErrNoContent, codes.FailedPrecondition},
 	{store.ErrNoVolume, codes.NotFound},
-	{ErrNoPeer, codes.NotFound},
+	{ErrUnknownPeer, codes.NotFound},
 	{kernel.ErrMountpointMissing, codes.NotFound},
 	{ErrVolumeExists, codes.AlreadyExists},
 	{kernel.ErrMounted, codes.AlreadyExists},
+	{ErrTwoVolumes, codes.FailedPrecondition},
 	{ErrVolumeBusy, codes.FailedPrecondition},
 	{ErrNoCatalogue, codes.FailedPrecondition},
+	{ErrNoPeer, codes.FailedPrecondition},
 	{ErrPeerHere, codes.FailedPrecondition},
 	{ErrStopping, codes.FailedPrecondition},
 	{store.ErrNotReady, codes.FailedPrecondition},
 	{fusefs.ErrNotServed, codes.FailedPrecondition},
+	{kernel.ErrServed, codes.FailedPrecondition},
 	{kernel.ErrBusy, codes.FailedPrecondition},
 	{kernel.ErrNotEmpty, codes.FailedPrecondition},
 	{store.ErrNoSpace, codes.ResourceExhausted},

@@ -32,7 +32,7 @@ type MountInfo struct {
 	Dir      string
 	ReadOnly bool
 	// Stale: no ready peer was reachable within catch-up-timeout, and the
-	// replica, ready once, serves its own data.
+	// replica, ready once, serves its own data until it has caught up.
 	Stale   bool
 	Since   time.Time
 	Created bool // the volume was made by the call that mounted it
@@ -59,9 +59,10 @@ func (n *Node) Mount(ctx context.Context, r MountRequest) (MountInfo, error) {
 		n.forget(m)
 		return MountInfo{}, err
 	}
-	n.log.Info("mounted", "volume", r.Volume, "dir", m.info.Dir, "stale", m.info.Stale)
+	info := n.infoOf(m)
+	n.log.Info("mounted", "volume", r.Volume, "dir", info.Dir, "stale", info.Stale)
 	n.kick() // should the volume have been deleted meanwhile
-	return m.info, nil
+	return info, nil
 }
 
 // fill does the work of mount for a reserved directory.
@@ -150,21 +151,40 @@ func (n *Node) volumeFor(ctx context.Context, m *mount, r MountRequest) (*store.
 	return n.replica(l, false)
 }
 
-// Unmount takes a mount away. With force it is detached although files are
-// open in it.
-func (n *Node) Unmount(dir string, force bool) error {
-	return n.unmount(filepath.Clean(dir), force)
+// Unmount takes a mount and its guard away. With force it is detached although
+// files are open in it. Where this node has no mount it clears away what an
+// earlier run left, and says what that was.
+func (n *Node) Unmount(dir string, force bool) (kernel.Cleared, error) {
+	dir = filepath.Clean(dir)
+	err := n.unmount(dir, force, (*fusefs.Mounted).Unmount)
+	if !errors.Is(err, kernel.ErrNotMounted) {
+		return kernel.Cleared{}, err
+	}
+	m := &mount{info: MountInfo{Dir: dir}} // nobody may mount there meanwhile
+	if err := n.reserve(m); err != nil {
+		return kernel.Cleared{}, fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	defer n.forget(m)
+	left, err := kernel.Clear(dir)
+	if err == nil {
+		n.log.Info("cleared away what an earlier run left", "dir", dir, "mounts", left.Dead, "guards", left.Guards)
+	}
+	return left, err
 }
 
-func (n *Node) unmount(dir string, force bool) error {
+// unmount takes a mount away by one of the ways that a Mounted has.
+func (n *Node) unmount(dir string, force bool, way func(m *fusefs.Mounted, force bool) error) error {
 	n.mu.Lock()
 	m := n.mounts[dir]
 	ready := m != nil && m.fs != nil
 	n.mu.Unlock()
-	if !ready {
-		return fmt.Errorf("unmount %s: %w", dir, ErrNotMounted)
+	switch {
+	case m == nil:
+		return fmt.Errorf("unmount %s: %w", dir, kernel.ErrNotMounted)
+	case !ready:
+		return fmt.Errorf("unmount %s: %w: another call is at work there", dir, kernel.ErrBusy)
 	}
-	if err := m.fs.Unmount(force); err != nil {
+	if err := way(m.fs, force); err != nil {
 		return err
 	}
 	n.forget(m)
@@ -172,16 +192,17 @@ func (n *Node) unmount(dir string, force bool) error {
 	return nil
 }
 
-// unmountAll is the end: mounts in use are detached.
+// unmountAll is the end: mounts in use are detached. Guards stay, so that who
+// watches the directories sees an error and not that all was removed (P11).
 func (n *Node) unmountAll() error {
 	var errs []error
 	for _, m := range n.Mounts() {
-		err := n.unmount(m.Dir, false)
+		err := n.unmount(m.Dir, false, (*fusefs.Mounted).Leave)
 		if errors.Is(err, kernel.ErrBusy) {
 			n.log.Warn("mount is in use: detaching it", "dir", m.Dir, "err", err)
-			err = n.unmount(m.Dir, true)
+			err = n.unmount(m.Dir, true, (*fusefs.Mounted).Leave)
 		}
-		if err != nil && !errors.Is(err, ErrNotMounted) {
+		if err != nil && !errors.Is(err, kernel.ErrNotMounted) {
 			errs = append(errs, err)
 		}
 	}
@@ -234,17 +255,40 @@ func (n *Node) keep(m *mount, id store.VolumeID, fs *fusefs.Mounted) error {
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()
-		return errors.Join(ErrStopping, fs.Unmount(true))
+		return errors.Join(ErrStopping, fs.Leave(true))
 	}
 	m.fs, m.volume, m.info.Since = fs, id, time.Now()
+	stale := m.info.Stale
 	n.mu.Unlock()
+	mounted, ended := context.WithCancel(context.Background())
 	go func() {
 		if err := fs.Wait(); err != nil {
 			n.log.Error("mount ended", "dir", m.info.Dir, "err", err)
 		}
+		ended()
 		n.forget(m)
 	}()
+	if stale {
+		go n.freshen(mounted, m)
+	}
 	return nil
+}
+
+// freshen takes the mark from a stale mount when its replica has caught up.
+func (n *Node) freshen(mounted context.Context, m *mount) {
+	if n.cluster.CaughtUp(mounted, m.volume) != nil {
+		return // the mount, the volume or the node ended
+	}
+	n.mu.Lock()
+	m.info.Stale = false
+	n.mu.Unlock()
+	n.log.Info("caught up with a ready peer: stale no longer", "volume", m.info.Volume, "dir", m.info.Dir)
+}
+
+func (n *Node) infoOf(m *mount) MountInfo {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return m.info
 }
 
 func (n *Node) forget(m *mount) {

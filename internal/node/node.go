@@ -44,6 +44,8 @@ type Node struct {
 	clocks clocks
 	looked atomic.Bool // for members with a newer catalogue, once, in vain
 
+	// creations keeps a volume that is made here from being found unlisted.
+	creations sync.Mutex
 	// replicas serialises the creation and dropping of replicas.
 	replicas sync.Mutex
 
@@ -89,6 +91,10 @@ func (n *Node) open(ctx context.Context) error {
 	if pair.Node != n.cfg.Node {
 		return fmt.Errorf("the keys in %s are those of node %q, and this is %q: issue it its own", n.cfg.Keys, pair.Node, n.cfg.Node)
 	}
+	known, err := checkOwner(n.cfg, pair)
+	if err != nil {
+		return err
+	}
 	n.db, err = store.Open(store.Options{
 		Dir:              n.cfg.StateDir,
 		Sign:             pair.Sign,
@@ -121,6 +127,11 @@ func (n *Node) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("join cluster %q: %w", n.cfg.Cluster, err)
 	}
+	if !known { // now, as gossip has seen whose replicas there are
+		if err := writeOwner(n.cfg.StateDir, pair); err != nil {
+			return err
+		}
+	}
 	return n.joinReplicas(founder)
 }
 
@@ -130,6 +141,11 @@ func (n *Node) openCatalogue() (founder bool, err error) {
 	v := n.db.Volume(store.CatalogueID)
 	if v == nil {
 		alone := len(n.cfg.Join) == 0
+		if held := n.db.Volumes(); len(held) > 0 && (alone || n.cfg.Bootstrap) {
+			return false, fmt.Errorf("%w: the state directory %s holds volume %q and %d more, and no catalogue: with a new one they could not be reached; "+
+				"set join to a member that knows them and leave bootstrap out, or start with an empty state directory",
+				ErrNoCatalogue, n.cfg.StateDir, held[0].Name(), len(held)-1)
+		}
 		v, err = n.db.CreateReplica(store.CatalogueID, "catalogue", alone)
 		if err != nil {
 			return false, err
@@ -240,15 +256,17 @@ func (n *Node) kick() {
 	}
 }
 
-// reconcileLoop drops the replicas of deleted volumes.
+// reconcileLoop drops the replicas of deleted volumes, and tells of those whose
+// name was taken.
 func (n *Node) reconcileLoop() {
+	warned := map[store.VolumeID]bool{}
 	for {
 		select {
 		case <-n.stopping:
 			return
 		case <-n.changed:
 		}
-		if err := n.reconcile(); err != nil {
+		if err := errors.Join(n.reconcile(), n.warnUnlisted(warned)); err != nil {
 			n.log.Error("follow the catalogue", "err", err)
 		}
 	}
@@ -268,5 +286,5 @@ func (n *Node) reconcile() error {
 			errs = append(errs, fmt.Errorf("volume %q: %w", v.Name(), err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, n.limit())...)
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/gossip"
 	"github.com/synapsefs/synapsefs/internal/config"
 	"github.com/synapsefs/synapsefs/internal/keys"
 	"github.com/synapsefs/synapsefs/internal/playground"
@@ -99,6 +100,19 @@ func mountable(t *testing.T) {
 	}
 }
 
+// mountpoint is a directory for a mount. Nodes that end later than this test
+// would leave a guard there: call it before they start.
+func mountpoint(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	t.Cleanup(func() {
+		if err := kernel.Unmount(dir, kernel.UnmountOptions{Lazy: true, Guard: true}); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 func TestVolumesOfOneNode(t *testing.T) {
 	n := start(t, newCluster(t).config())
 	ctx := t.Context()
@@ -148,14 +162,14 @@ func TestMountRefuses(t *testing.T) {
 			t.Errorf("mount on %s: %v, want %v", tt.dir, err, tt.want)
 		}
 	}
-	if err := n.Unmount(full, false); !errors.Is(err, ErrNotMounted) {
+	if _, err := n.Unmount(full, false); !errors.Is(err, kernel.ErrNotMounted) {
 		t.Errorf("unmount of nothing: %v", err)
 	}
 }
 
 func TestMountTwoNodes(t *testing.T) {
 	mountable(t)
-	d1, d2 := t.TempDir(), t.TempDir() // removed after the nodes have stopped
+	d1, d2 := mountpoint(t), mountpoint(t)
 	c := newCluster(t)
 	one := c.config()
 	n1 := start(t, one)
@@ -179,8 +193,8 @@ func TestMountTwoNodes(t *testing.T) {
 		t.Errorf("after the mount: %q", got)
 	}
 	write(t, d2, "after", "2")
-	if err := n2.Wait(t.Context(), "v"); err != nil {
-		t.Fatal(err)
+	if nodes, err := n2.Wait(t.Context(), "v"); err != nil || len(nodes) != 1 {
+		t.Fatal(nodes, err)
 	}
 	eventually(t, "node1 shows the file", func() bool { return read(d1, "after") == "2" })
 	if _, err := n1.DeleteVolume(t.Context(), "v", false); !errors.Is(err, ErrVolumeBusy) {
@@ -192,6 +206,48 @@ func TestMountTwoNodes(t *testing.T) {
 	eventually(t, "node2 drops the deleted volume", func() bool {
 		return len(n2.Mounts()) == 0 && len(n2.db.Volumes()) == 1
 	})
+}
+
+// P11: a replica that serves without having caught up is stale, until it has.
+func TestP11StaleUntilCaughtUp(t *testing.T) {
+	mountable(t)
+	d1, d2 := t.TempDir(), t.TempDir()
+	c := newCluster(t)
+	one := c.config()
+	two := c.config(one.Bind)
+	quiet := slog.New(slog.DiscardHandler)
+	n1, err := Start(t.Context(), one, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n1.Mount(t.Context(), MountRequest{Volume: "v", Dir: d1, Create: true}); err != nil {
+		t.Fatal(err)
+	}
+	n2, err := Start(t.Context(), two, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n2.Mount(t.Context(), MountRequest{Volume: "v", Dir: d2}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n2.Close(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, d1, "while away", "1")
+	released(t, n1)
+	if err := n1.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n2 = start(t, two)
+	info, err := n2.Mount(t.Context(), MountRequest{Volume: "v", Dir: d2})
+	if err != nil || !info.Stale {
+		t.Fatalf("no peer is there: %+v, %v", info, err)
+	}
+	n1 = start(t, one)
+	eventually(t, "stale no longer", func() bool { return !n2.Mounts()[0].Stale })
+	if got := read(d2, "while away"); got != "1" {
+		t.Errorf("not stale, but the file is %q", got)
+	}
 }
 
 // P11: who has met nobody knows no volumes, and makes none.
@@ -208,6 +264,53 @@ func TestP11JoinerKnowsNothing(t *testing.T) {
 	}
 }
 
+// Nobody is said to have a volume when nobody is there.
+func TestWaitWithoutPeers(t *testing.T) {
+	c := newCluster(t)
+	single := start(t, c.config())
+	if _, err := single.CreateVolume(t.Context(), "v", nil); err != nil {
+		t.Fatal(err)
+	}
+	if nodes, err := single.Wait(t.Context(), "v"); err != nil || len(nodes) != 0 {
+		t.Errorf("a cluster of one: %q, %v", nodes, err)
+	}
+	second := c.config(single.cfg.Bind)
+	n, err := Start(t.Context(), second, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "links", func() bool { return n.linkedBothWays() && single.linkedBothWays() })
+	if nodes, err := single.Wait(t.Context(), "v"); !errors.Is(err, ErrNoPeer) {
+		t.Errorf("a peer without the volume: %q, %v", nodes, err)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the peer is gone", func() bool { return !single.linked() })
+	if nodes, err := single.Wait(t.Context(), "v"); !errors.Is(err, ErrNoPeer) {
+		t.Errorf("the peer is gone: %q, %v", nodes, err)
+	}
+	founder := c.config(c.freePort())
+	founder.Bootstrap = true
+	n = start(t, founder)
+	eventually(t, "the founder is ready", n.catalogue.v.Ready)
+	if _, err := n.CreateVolume(t.Context(), "v", nil); err != nil {
+		t.Fatal(err)
+	}
+	if nodes, err := n.Wait(t.Context(), "v"); !errors.Is(err, ErrNoPeer) {
+		t.Errorf("nobody answered at join: %q, %v", nodes, err)
+	}
+}
+
+func (n *Node) linkedBothWays() bool {
+	for _, p := range n.cluster.Peers() {
+		if p.State == gossip.StateUp {
+			return true
+		}
+	}
+	return false
+}
+
 func TestFounderWithJoin(t *testing.T) {
 	c := newCluster(t)
 	cfg := c.config(c.freePort())
@@ -219,18 +322,181 @@ func TestFounderWithJoin(t *testing.T) {
 	}
 }
 
-func TestStateDirectoryOfAnother(t *testing.T) {
+func TestStateDirectoryInUse(t *testing.T) {
 	c := newCluster(t)
 	one := c.config()
 	start(t, one)
 	two := c.config()
-	two.StateDir = one.StateDir
+	two.StateDir, two.Node, two.Keys = one.StateDir, one.Node, one.Keys
 	_, err := Start(t.Context(), two, slog.New(slog.DiscardHandler))
 	if !errors.Is(err, store.ErrLocked) || !strings.Contains(err.Error(), one.StateDir) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Lstat(two.AdminSocket); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+// P12: what is written with one node's key is not written on with another's.
+func TestP12StateOfAnotherKey(t *testing.T) {
+	quiet := slog.New(slog.DiscardHandler)
+	c := newCluster(t)
+	one := c.config()
+	n, err := Start(t.Context(), one, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	renewed := *one // the same name and another key
+	renewed.Keys = filepath.Join(c.dir, "renewed")
+	if err := keys.Issue(filepath.Join(c.dir, "ca"), renewed.Keys, "node1"); err != nil {
+		t.Fatal(err)
+	}
+	foreign := newCluster(t).config()
+	for name, cfg := range map[string]*config.Config{"another node": c.config(), "another key": &renewed, "another cluster": foreign} {
+		cfg.StateDir = one.StateDir
+		for _, known := range []bool{true, false} { // by the owner file, and by the replicas alone
+			_, err := Start(t.Context(), cfg, quiet)
+			if !errors.Is(err, gossip.ErrForeignState) || !strings.Contains(err.Error(), one.StateDir) ||
+				name != "another cluster" && !strings.Contains(err.Error(), `of node "node1"`) {
+				t.Errorf("%s (owner known: %v): %v", name, known, err)
+			}
+			if err := os.Remove(filepath.Join(one.StateDir, ownerFile)); known && err != nil {
+				t.Fatal(err)
+			}
+		}
+		again, err := Start(t.Context(), one, quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A state directory with volumes gets no new catalogue, which would hide them.
+func TestP11NoNewCatalogueOverOldVolumes(t *testing.T) {
+	for _, bootstrap := range []bool{false, true} {
+		c := newCluster(t)
+		cfg := c.config()
+		if bootstrap {
+			cfg.Bootstrap, cfg.Join = true, []string{c.freePort()}
+		}
+		db, err := store.Open(store.Options{Dir: cfg.StateDir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := db.CreateReplica(store.NewVolumeID(), "old", true); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		_, err = Start(t.Context(), cfg, slog.New(slog.DiscardHandler))
+		if !errors.Is(err, ErrNoCatalogue) || !strings.Contains(err.Error(), `"old"`) || !strings.Contains(err.Error(), cfg.StateDir) {
+			t.Errorf("bootstrap %v: %v", bootstrap, err)
+		}
+	}
+}
+
+// P11: who held a volume before its cluster was founded anew does not mount the
+// new, empty one of its name by accident, and gets the old one back.
+func TestP11FoundedAnew(t *testing.T) {
+	mountable(t)
+	d1, d2 := t.TempDir(), t.TempDir()
+	ctx := t.Context()
+	c := newCluster(t)
+	one := c.config()
+	two := c.config(one.Bind)
+	quiet := slog.New(slog.DiscardHandler)
+	run := func(cfg *config.Config) *Node {
+		n, err := Start(ctx, cfg, quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	n1, n2 := run(one), run(two)
+	old, err := n1.CreateVolume(ctx, "v", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n2.Mount(ctx, MountRequest{Volume: "v", Dir: d2}); err != nil {
+		t.Fatal(err)
+	}
+	write(t, d2, "precious", "1")
+	released(t, n2)
+	if err := errors.Join(n2.Close(), n1.Close()); err != nil {
+		t.Fatal(err)
+	}
+	one.StateDir += "2" // lost
+	one.Bootstrap = true
+	n1 = start(t, one)
+	fresh, err := n1.CreateVolume(ctx, "v", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n2 = start(t, two)
+	eventually(t, "node2 knows the new volume", func() bool {
+		l, err := n2.catalogue.find("v")
+		return err == nil && l.ID == fresh.ID
+	})
+	_, err = n2.Mount(ctx, MountRequest{Volume: "v", Dir: d2})
+	if !errors.Is(err, ErrTwoVolumes) || !strings.Contains(err.Error(), "volumes delete "+old.ID.String()) {
+		t.Fatalf("mount by name: %v", err)
+	}
+	all, err := n2.ListVolumes(ctx)
+	if err != nil || len(all) != 2 || !strings.Contains(all[1].Problem, fresh.ID.String()) {
+		t.Errorf("listed: %+v, %v", all, err)
+	}
+	if _, err := n2.Mount(ctx, MountRequest{Volume: old.ID.String(), Dir: d2}); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(d2, "precious"); got != "1" {
+		t.Errorf("mounted by id: %q", got)
+	}
+	if _, err := n2.DeleteVolume(ctx, fresh.ID.String(), false); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := n2.CreateVolume(ctx, "v", nil); err != nil || info.ID != old.ID {
+		t.Fatalf("listed again: %+v, %v", info, err)
+	}
+	if _, err := n1.Mount(ctx, MountRequest{Volume: "v", Dir: d1}); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(d1, "precious"); got != "1" {
+		t.Errorf("on the other node: %q", got)
+	}
+}
+
+// To drop an old volume by its id leaves the new one of its name alone.
+func TestDeleteUnlistedByID(t *testing.T) {
+	n := start(t, newCluster(t).config())
+	listed, err := n.CreateVolume(t.Context(), "v", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := n.replica(Listing{Name: "v", ID: store.NewVolumeID()}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.findVolume(t.Context(), "v"); !errors.Is(err, ErrTwoVolumes) {
+		t.Errorf("by name: %v", err)
+	}
+	if _, err := n.DeleteVolume(t.Context(), old.ID().String(), false); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := n.findVolume(t.Context(), "v"); err != nil || l.ID != listed.ID {
+		t.Errorf("by name, after the old one was dropped: %+v, %v", l, err)
+	}
+	if _, err := n.findVolume(t.Context(), old.ID().String()); !errors.Is(err, store.ErrNoVolume) {
+		t.Errorf("by the id that was dropped: %v", err)
+	}
+	if _, err := n.DeleteVolume(t.Context(), store.CatalogueID.String(), true); !errors.Is(err, store.ErrNoVolume) {
+		t.Errorf("delete of the catalogue: %v", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/synapsefs/synapsefs/fusefs"
 	"github.com/synapsefs/synapsefs/gossip"
 	"github.com/synapsefs/synapsefs/internal/config"
 	"github.com/synapsefs/synapsefs/store"
@@ -54,7 +55,8 @@ func (n *Node) knowCatalogue(ctx context.Context) error {
 	return nil
 }
 
-// alone reports whether this node has no peer and looks for none.
+// alone reports whether this node is all there is of its cluster: it looks for
+// no peer and never had one.
 func (n *Node) alone() bool {
 	return len(n.cfg.Join) == 0 && !slices.ContainsFunc(n.cluster.Peers(), func(p gossip.PeerStatus) bool {
 		return p.State != gossip.StateRefused
@@ -66,7 +68,7 @@ func (n *Node) alone() bool {
 func (n *Node) spread(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, catalogueWait)
 	defer cancel()
-	if err := n.cluster.WaitAll(ctx, store.CatalogueID); err != nil {
+	if _, err := n.cluster.WaitAll(ctx, store.CatalogueID); err != nil {
 		n.log.Warn("not all members know of the change yet", "err", err)
 	}
 }
@@ -94,16 +96,32 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 	if err := checkVolumeName(name); err != nil {
 		return VolumeInfo{}, err
 	}
-	if len(options) > 0 {
-		return VolumeInfo{}, fmt.Errorf("%w: this version knows no volume options", ErrBadName)
+	if _, err := limitsOf(options); err != nil {
+		return VolumeInfo{}, err
 	}
 	if err := n.knowCatalogue(ctx); err != nil {
 		return VolumeInfo{}, err
 	}
+	info, err := n.makeVolume(name, options)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	n.spread(ctx)
+	n.log.Info("volume created", "volume", name, "id", info.ID)
+	return info, nil
+}
+
+// makeVolume makes and lists a volume, or lists one again that is held here.
+func (n *Node) makeVolume(name string, options map[string]string) (VolumeInfo, error) {
+	n.creations.Lock()
+	defer n.creations.Unlock()
 	if _, err := n.catalogue.find(name); err == nil {
 		return VolumeInfo{}, ErrVolumeExists
 	} else if !errors.Is(err, store.ErrNoVolume) {
 		return VolumeInfo{}, err
+	}
+	if info, found, err := n.relist(name); found || err != nil {
+		return info, err
 	}
 	l := Listing{Name: name, ID: store.NewVolumeID(), Options: options, Created: time.Now().UTC(), By: n.cfg.Node}
 	v, err := n.replica(l, true)
@@ -117,8 +135,6 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 		}
 		return VolumeInfo{}, errors.Join(err, n.drop(v))
 	}
-	n.spread(ctx)
-	n.log.Info("volume created", "volume", name, "id", l.ID)
 	return VolumeInfo{Listing: l, Replica: v}, nil
 }
 
@@ -154,7 +170,7 @@ func (n *Node) deleteVolume(ctx context.Context, name string, force bool) (Volum
 	return info, nil
 }
 
-// findVolume returns the listing of a volume; the error for one that is not
+// findVolume returns the listing of a volume, by its name or its id; the error for one that is not
 // there names those that are.
 func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
 	if err := checkVolumeName(name); err != nil {
@@ -163,7 +179,13 @@ func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
 	if err := n.knowCatalogue(ctx); err != nil {
 		return Listing{}, err
 	}
+	if l, err := n.byID(name); !errors.Is(err, store.ErrNoVolume) {
+		return l, err
+	}
 	l, err := n.awaitVolume(ctx, name)
+	if err == nil {
+		err = n.checkOneOfName(l)
+	}
 	if !errors.Is(err, store.ErrNoVolume) {
 		return l, err
 	}
@@ -229,7 +251,7 @@ func (n *Node) ForgetPeer(node string) (int, error) {
 	}
 	count, err := n.cluster.Forget(node)
 	if err == nil && count == 0 {
-		err = fmt.Errorf("forget peer %q: %w", node, ErrNoPeer)
+		err = fmt.Errorf("forget peer %q: %w", node, ErrUnknownPeer)
 	}
 	return count, err
 }
@@ -260,7 +282,7 @@ func (n *Node) volumes() ([]VolumeInfo, error) {
 		if !seen[v.ID()] {
 			all = append(all, VolumeInfo{
 				Listing: Listing{Name: v.Name(), ID: v.ID()}, Replica: v, Mounts: len(n.mountsOf(v.ID())),
-				Problem: "not in the catalogue: deleted, or another volume was created with its name at the same time",
+				Problem: n.problemOf(v),
 			})
 		}
 	}
@@ -279,11 +301,16 @@ func (n *Node) replica(l Listing, ready bool) (*store.Volume, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create replica: %w", err)
 	}
+	if limits, err := limitsOf(l.Options); err == nil {
+		v.SetLimits(limits)
+	}
 	n.join(v)
 	return v, nil
 }
 
-// drop takes a volume's mounts and its replica away from this node.
+// drop takes a volume's mounts and its replica away from this node. The guards
+// of the mounts stay: whoever deleted the volume, what works in a directory
+// here must not take it for one that was emptied (P11).
 func (n *Node) drop(v *store.Volume) error {
 	n.replicas.Lock()
 	defer n.replicas.Unlock()
@@ -292,7 +319,9 @@ func (n *Node) drop(v *store.Volume) error {
 	}
 	var errs []error
 	for _, dir := range n.mountsOf(v.ID()) {
-		errs = append(errs, n.unmount(dir, true))
+		n.log.Warn("the volume mounted here is gone: the directory answers with an error until synapsefs umount",
+			"volume", v.Name(), "dir", dir)
+		errs = append(errs, n.unmount(dir, true, (*fusefs.Mounted).Leave))
 	}
 	n.cluster.RemoveVolume(v.ID())
 	errs = append(errs, n.db.DeleteReplica(v.ID()))
@@ -300,23 +329,32 @@ func (n *Node) drop(v *store.Volume) error {
 }
 
 // Wait returns when all live peers that hold the volume have what was there
-// when it was called.
-func (n *Node) Wait(ctx context.Context, name string) error {
+// when it was called, and names them. With none it is ErrNoPeer, unless this
+// node has no peer and looks for none.
+func (n *Node) Wait(ctx context.Context, name string) (nodes []string, err error) {
 	ctx, release := n.scope(ctx)
 	defer release()
+	if nodes, err = n.wait(ctx, name); err != nil {
+		return nil, fmt.Errorf("wait for volume %q: %w", name, err)
+	}
+	return nodes, nil
+}
+
+func (n *Node) wait(ctx context.Context, name string) ([]string, error) {
 	l, err := n.findVolume(ctx, name)
 	if err != nil {
-		return fmt.Errorf("wait for volume %q: %w", name, err)
+		return nil, err
 	}
 	v := n.db.Volume(l.ID)
 	if v == nil {
-		return fmt.Errorf("wait for volume %q: %w: this node holds no replica of it", name, store.ErrNoVolume)
+		return nil, fmt.Errorf("%w: this node holds no replica of it", store.ErrNoVolume)
 	}
 	if err := v.Settle(); err != nil {
-		return fmt.Errorf("wait for volume %q: %w", name, err)
+		return nil, err
 	}
-	if err := n.cluster.WaitAll(ctx, l.ID); err != nil {
-		return fmt.Errorf("wait for volume %q: %w", name, err)
+	nodes, err := n.cluster.WaitAll(ctx, l.ID)
+	if err == nil && len(nodes) == 0 && !n.alone() {
+		err = ErrNoPeer
 	}
-	return nil
+	return nodes, err
 }

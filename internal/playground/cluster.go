@@ -166,11 +166,12 @@ func (c *Cluster) Start(ctx context.Context) error {
 	return nil
 }
 
-// Close stops all nodes that run. Their directories stay.
+// Close stops all nodes that run and lifts what they leave at their mounts.
+// Their directories stay.
 func (c *Cluster) Close() error {
 	var errs []error
 	for _, nd := range c.Nodes {
-		errs = append(errs, nd.Stop())
+		errs = append(errs, nd.Stop(), clearMount(nd.Mount))
 	}
 	return errors.Join(errs...)
 }
@@ -250,7 +251,8 @@ func (nd *Node) PID() int {
 	return nd.child.Process.Pid
 }
 
-// Stop asks the daemon to end, and kills it if it does not in time.
+// Stop asks the daemon to end, and kills it if it does not in time. Its guard
+// stays at nd.Mount.
 func (nd *Node) Stop() error {
 	if nd.child == nil {
 		return nil
@@ -271,7 +273,7 @@ func (nd *Node) Stop() error {
 	}
 }
 
-// Kill kills the daemon as kill -9 does, and clears its dead mount away.
+// Kill kills the daemon as kill -9 does. Its dead mount stays at nd.Mount.
 func (nd *Node) Kill() error {
 	if nd.child == nil {
 		return nil
@@ -282,7 +284,7 @@ func (nd *Node) Kill() error {
 	if errors.Is(err, os.ErrProcessDone) {
 		err = nil
 	}
-	return errors.Join(err, clearMount(nd.Mount))
+	return err
 }
 
 // Call runs fn with a connection to the daemon's admin API.

@@ -31,7 +31,7 @@ func Mountable() error {
 	return nil
 }
 
-// clearMount detaches what a killed daemon left mounted.
+// clearMount detaches what a stopped or killed daemon left mounted.
 func clearMount(dir string) error {
 	return kernel.Unmount(dir, kernel.UnmountOptions{Lazy: true, Guard: true})
 }

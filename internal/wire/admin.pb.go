@@ -267,7 +267,7 @@ func (x *PeersReply) GetPeers() []*PeerStatus {
 
 type PeerStatus struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
-	Node           string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Node           string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // empty: known by its address alone
 	Address        string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	State          string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // up, linking, gone or refused
 	Error          string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"` // why it is not up, or was refused last
@@ -659,11 +659,13 @@ type VolumeStatus struct {
 	// What is kept for replicas that are away.
 	JournalBytes  uint64 `protobuf:"varint,30,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
 	JournalLimit  uint64 `protobuf:"varint,31,opt,name=journal_limit,json=journalLimit,proto3" json:"journal_limit,omitempty"`
-	Unstable      uint64 `protobuf:"varint,32,opt,name=unstable,proto3" json:"unstable,omitempty"`     // changes that some replica that counts lacks
-	Counting      uint32 `protobuf:"varint,33,opt,name=counting,proto3" json:"counting,omitempty"`     // other replicas that count
-	Out           uint32 `protobuf:"varint,34,opt,name=out,proto3" json:"out,omitempty"`               // that must take a snapshot when they come back
-	Tombstones    uint64 `protobuf:"varint,35,opt,name=tombstones,proto3" json:"tombstones,omitempty"` // of files removed and not yet forgotten
-	Lost          uint64 `protobuf:"varint,36,opt,name=lost,proto3" json:"lost,omitempty"`             // files that have lost their place, to be restored
+	Unstable      uint64 `protobuf:"varint,32,opt,name=unstable,proto3" json:"unstable,omitempty"`                    // changes that some replica that counts lacks
+	Counting      uint32 `protobuf:"varint,33,opt,name=counting,proto3" json:"counting,omitempty"`                    // other replicas that count
+	Out           uint32 `protobuf:"varint,34,opt,name=out,proto3" json:"out,omitempty"`                              // that must take a snapshot when they come back
+	Tombstones    uint64 `protobuf:"varint,35,opt,name=tombstones,proto3" json:"tombstones,omitempty"`                // of files removed and not yet forgotten
+	Lost          uint64 `protobuf:"varint,36,opt,name=lost,proto3" json:"lost,omitempty"`                            // files that have lost their place, to be restored
+	Conflicts     uint64 `protobuf:"varint,16,opt,name=conflicts,proto3" json:"conflicts,omitempty"`                  // what lost a conflict and was not dismissed
+	ForcedOut     uint64 `protobuf:"varint,17,opt,name=forced_out,json=forcedOut,proto3" json:"forced_out,omitempty"` // conflicts dismissed for the conflict-limit since the daemon started
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -852,6 +854,20 @@ func (x *VolumeStatus) GetLost() uint64 {
 	return 0
 }
 
+func (x *VolumeStatus) GetConflicts() uint64 {
+	if x != nil {
+		return x.Conflicts
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetForcedOut() uint64 {
+	if x != nil {
+		return x.ForcedOut
+	}
+	return 0
+}
+
 type MountVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -933,7 +949,7 @@ type MountStatus struct {
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	Dir           []byte                 `protobuf:"bytes,2,opt,name=dir,proto3" json:"dir,omitempty"`
 	ReadOnly      bool                   `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
-	Stale         bool                   `protobuf:"varint,4,opt,name=stale,proto3" json:"stale,omitempty"` // serves its own data: no ready peer was reachable in time
+	Stale         bool                   `protobuf:"varint,4,opt,name=stale,proto3" json:"stale,omitempty"` // serves its own data: no ready peer was reached yet
 	SinceUnixNs   int64                  `protobuf:"varint,5,opt,name=since_unix_ns,json=sinceUnixNs,proto3" json:"since_unix_ns,omitempty"`
 	Created       bool                   `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"` // Mount: the volume was made by this call
 	unknownFields protoimpl.UnknownFields
@@ -1064,8 +1080,12 @@ func (x *UnmountRequest) GetForce() bool {
 	return false
 }
 
+// UnmountReply counts what an earlier run had left there and the call removed;
+// both are 0 if it was a mount of this daemon.
 type UnmountReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	LeftMounts    uint32                 `protobuf:"varint,1,opt,name=left_mounts,json=leftMounts,proto3" json:"left_mounts,omitempty"` // that had lost their daemon
+	LeftGuards    uint32                 `protobuf:"varint,2,opt,name=left_guards,json=leftGuards,proto3" json:"left_guards,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1098,6 +1118,20 @@ func (x *UnmountReply) ProtoReflect() protoreflect.Message {
 // Deprecated: Use UnmountReply.ProtoReflect.Descriptor instead.
 func (*UnmountReply) Descriptor() ([]byte, []int) {
 	return file_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *UnmountReply) GetLeftMounts() uint32 {
+	if x != nil {
+		return x.LeftMounts
+	}
+	return 0
+}
+
+func (x *UnmountReply) GetLeftGuards() uint32 {
+	if x != nil {
+		return x.LeftGuards
+	}
+	return 0
 }
 
 type MountsRequest struct {
@@ -1227,7 +1261,7 @@ func (x *WaitRequest) GetVolume() string {
 type WaitReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TookNs        int64                  `protobuf:"varint,1,opt,name=took_ns,json=tookNs,proto3" json:"took_ns,omitempty"`
-	Nodes         []string               `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"` // who has it
+	Nodes         []string               `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"` // peers that have it; none if this node is alone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1274,6 +1308,819 @@ func (x *WaitReply) GetNodes() []string {
 		return x.Nodes
 	}
 	return nil
+}
+
+type ConflictsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        []byte                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"` // empty: all volumes held here
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConflictsRequest) Reset() {
+	*x = ConflictsRequest{}
+	mi := &file_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConflictsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConflictsRequest) ProtoMessage() {}
+
+func (x *ConflictsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConflictsRequest.ProtoReflect.Descriptor instead.
+func (*ConflictsRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ConflictsRequest) GetTarget() []byte {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+type ConflictsReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Conflicts     []*Conflict            `protobuf:"bytes,1,rep,name=conflicts,proto3" json:"conflicts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConflictsReply) Reset() {
+	*x = ConflictsReply{}
+	mi := &file_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConflictsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConflictsReply) ProtoMessage() {}
+
+func (x *ConflictsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConflictsReply.ProtoReflect.Descriptor instead.
+func (*ConflictsReply) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ConflictsReply) GetConflicts() []*Conflict {
+	if x != nil {
+		return x.Conflicts
+	}
+	return nil
+}
+
+type Conflict struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Volume        string                 `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"` // content, hidden or place
+	Path          []byte                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"` // within the volume
+	What          string                 `protobuf:"bytes,5,opt,name=what,proto3" json:"what,omitempty"` // file, directory, symlink, ...
+	Size          int64                  `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`
+	Lost          *Origin                `protobuf:"bytes,7,opt,name=lost,proto3" json:"lost,omitempty"`
+	Against       *Origin                `protobuf:"bytes,8,opt,name=against,proto3" json:"against,omitempty"`
+	ShownPath     []byte                 `protobuf:"bytes,9,opt,name=shown_path,json=shownPath,proto3" json:"shown_path,omitempty"` // of a place: where it stands
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Conflict) Reset() {
+	*x = Conflict{}
+	mi := &file_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Conflict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Conflict) ProtoMessage() {}
+
+func (x *Conflict) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Conflict.ProtoReflect.Descriptor instead.
+func (*Conflict) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Conflict) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Conflict) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Conflict) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Conflict) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *Conflict) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Conflict) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Conflict) GetLost() *Origin {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *Conflict) GetAgainst() *Origin {
+	if x != nil {
+		return x.Against
+	}
+	return nil
+}
+
+func (x *Conflict) GetShownPath() []byte {
+	if x != nil {
+		return x.ShownPath
+	}
+	return nil
+}
+
+// Origin is who made a change, and when by that node's clock.
+type Origin struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"` // empty if it is not known here
+	Replica       string                 `protobuf:"bytes,3,opt,name=replica,proto3" json:"replica,omitempty"`
+	UnixNs        int64                  `protobuf:"varint,4,opt,name=unix_ns,json=unixNs,proto3" json:"unix_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Origin) Reset() {
+	*x = Origin{}
+	mi := &file_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Origin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Origin) ProtoMessage() {}
+
+func (x *Origin) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Origin.ProtoReflect.Descriptor instead.
+func (*Origin) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Origin) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Origin) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Origin) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *Origin) GetUnixNs() int64 {
+	if x != nil {
+		return x.UnixNs
+	}
+	return 0
+}
+
+type DismissConflictsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []string               `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	Target        []byte                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"` // all at and below it, if there are no ids
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DismissConflictsRequest) Reset() {
+	*x = DismissConflictsRequest{}
+	mi := &file_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DismissConflictsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DismissConflictsRequest) ProtoMessage() {}
+
+func (x *DismissConflictsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DismissConflictsRequest.ProtoReflect.Descriptor instead.
+func (*DismissConflictsRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DismissConflictsRequest) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *DismissConflictsRequest) GetTarget() []byte {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+type DismissConflictsReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dismissed     uint64                 `protobuf:"varint,1,opt,name=dismissed,proto3" json:"dismissed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DismissConflictsReply) Reset() {
+	*x = DismissConflictsReply{}
+	mi := &file_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DismissConflictsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DismissConflictsReply) ProtoMessage() {}
+
+func (x *DismissConflictsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DismissConflictsReply.ProtoReflect.Descriptor instead.
+func (*DismissConflictsReply) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DismissConflictsReply) GetDismissed() uint64 {
+	if x != nil {
+		return x.Dismissed
+	}
+	return 0
+}
+
+type HistoryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        []byte                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`    // a path
+	Deleted       bool                   `protobuf:"varint,2,opt,name=deleted,proto3" json:"deleted,omitempty"` // what was deleted in that directory
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryRequest) Reset() {
+	*x = HistoryRequest{}
+	mi := &file_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryRequest) ProtoMessage() {}
+
+func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
+func (*HistoryRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *HistoryRequest) GetTarget() []byte {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *HistoryRequest) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+type HistoryReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Versions      []*PastVersion         `protobuf:"bytes,3,rep,name=versions,proto3" json:"versions,omitempty"` // the newest first; deleted: by name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryReply) Reset() {
+	*x = HistoryReply{}
+	mi := &file_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryReply) ProtoMessage() {}
+
+func (x *HistoryReply) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryReply.ProtoReflect.Descriptor instead.
+func (*HistoryReply) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *HistoryReply) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *HistoryReply) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *HistoryReply) GetVersions() []*PastVersion {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+type PastVersion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Written       *Origin                `protobuf:"bytes,1,opt,name=written,proto3" json:"written,omitempty"`
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"` // within the volume
+	What          string                 `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	Size          int64                  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	Current       bool                   `protobuf:"varint,5,opt,name=current,proto3" json:"current,omitempty"`
+	Until         *Origin                `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"` // replaced or deleted then
+	Deleted       bool                   `protobuf:"varint,7,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PastVersion) Reset() {
+	*x = PastVersion{}
+	mi := &file_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PastVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PastVersion) ProtoMessage() {}
+
+func (x *PastVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PastVersion.ProtoReflect.Descriptor instead.
+func (*PastVersion) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *PastVersion) GetWritten() *Origin {
+	if x != nil {
+		return x.Written
+	}
+	return nil
+}
+
+func (x *PastVersion) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *PastVersion) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *PastVersion) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *PastVersion) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
+func (x *PastVersion) GetUntil() *Origin {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *PastVersion) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+type ReadVersionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Conflict      string                 `protobuf:"bytes,1,opt,name=conflict,proto3" json:"conflict,omitempty"` // id of a conflict, or
+	Against       bool                   `protobuf:"varint,2,opt,name=against,proto3" json:"against,omitempty"`  // of a conflict: what it lost to
+	Target        []byte                 `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`     // a path, and
+	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`   // its version
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadVersionRequest) Reset() {
+	*x = ReadVersionRequest{}
+	mi := &file_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadVersionRequest) ProtoMessage() {}
+
+func (x *ReadVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadVersionRequest.ProtoReflect.Descriptor instead.
+func (*ReadVersionRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ReadVersionRequest) GetConflict() string {
+	if x != nil {
+		return x.Conflict
+	}
+	return ""
+}
+
+func (x *ReadVersionRequest) GetAgainst() bool {
+	if x != nil {
+		return x.Against
+	}
+	return false
+}
+
+func (x *ReadVersionRequest) GetTarget() []byte {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *ReadVersionRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+type ReadVersionReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadVersionReply) Reset() {
+	*x = ReadVersionReply{}
+	mi := &file_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadVersionReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadVersionReply) ProtoMessage() {}
+
+func (x *ReadVersionReply) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadVersionReply.ProtoReflect.Descriptor instead.
+func (*ReadVersionReply) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ReadVersionReply) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type RestoreRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Conflict      string                 `protobuf:"bytes,1,opt,name=conflict,proto3" json:"conflict,omitempty"`               // id of a conflict, or
+	Target        []byte                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`                   // a path, and
+	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`                 // its version; empty: what was deleted there last
+	To            []byte                 `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`                           // another path in the same volume
+	SinceNs       int64                  `protobuf:"varint,5,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"` // of a directory: with what was deleted in it up to so long before
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreRequest) Reset() {
+	*x = RestoreRequest{}
+	mi := &file_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreRequest) ProtoMessage() {}
+
+func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
+func (*RestoreRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RestoreRequest) GetConflict() string {
+	if x != nil {
+		return x.Conflict
+	}
+	return ""
+}
+
+func (x *RestoreRequest) GetTarget() []byte {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *RestoreRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *RestoreRequest) GetTo() []byte {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *RestoreRequest) GetSinceNs() int64 {
+	if x != nil {
+		return x.SinceNs
+	}
+	return 0
+}
+
+type RestoreReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`  // within the volume
+	Made          uint64                 `protobuf:"varint,3,opt,name=made,proto3" json:"made,omitempty"` // files and directories, of a deleted directory
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreReply) Reset() {
+	*x = RestoreReply{}
+	mi := &file_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreReply) ProtoMessage() {}
+
+func (x *RestoreReply) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreReply.ProtoReflect.Descriptor instead.
+func (*RestoreReply) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *RestoreReply) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *RestoreReply) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *RestoreReply) GetMade() uint64 {
+	if x != nil {
+		return x.Made
+	}
+	return 0
 }
 
 var File_admin_proto protoreflect.FileDescriptor
@@ -1325,7 +2172,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\xc3\x05\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x80\x06\n" +
 	"\fVolumeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12G\n" +
@@ -1355,7 +2202,10 @@ const file_admin_proto_rawDesc = "" +
 	"\n" +
 	"tombstones\x18# \x01(\x04R\n" +
 	"tombstones\x12\x12\n" +
-	"\x04lost\x18$ \x01(\x04R\x04lost\x1a:\n" +
+	"\x04lost\x18$ \x01(\x04R\x04lost\x12\x1c\n" +
+	"\tconflicts\x18\x10 \x01(\x04R\tconflicts\x12\x1d\n" +
+	"\n" +
+	"forced_out\x18\x11 \x01(\x04R\tforcedOut\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x01\n" +
@@ -1375,8 +2225,12 @@ const file_admin_proto_rawDesc = "" +
 	"\acreated\x18\x06 \x01(\bR\acreated\"8\n" +
 	"\x0eUnmountRequest\x12\x10\n" +
 	"\x03dir\x18\x01 \x01(\fR\x03dir\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\x0e\n" +
-	"\fUnmountReply\"\x0f\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"P\n" +
+	"\fUnmountReply\x12\x1f\n" +
+	"\vleft_mounts\x18\x01 \x01(\rR\n" +
+	"leftMounts\x12\x1f\n" +
+	"\vleft_guards\x18\x02 \x01(\rR\n" +
+	"leftGuards\"\x0f\n" +
 	"\rMountsRequest\"F\n" +
 	"\vMountsReply\x127\n" +
 	"\x06mounts\x18\x01 \x03(\v2\x1f.synapsefs.admin.v1.MountStatusR\x06mounts\"%\n" +
@@ -1384,7 +2238,65 @@ const file_admin_proto_rawDesc = "" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\":\n" +
 	"\tWaitReply\x12\x17\n" +
 	"\atook_ns\x18\x01 \x01(\x03R\x06tookNs\x12\x14\n" +
-	"\x05nodes\x18\x02 \x03(\tR\x05nodes2\xc9\x06\n" +
+	"\x05nodes\x18\x02 \x03(\tR\x05nodes\"*\n" +
+	"\x10ConflictsRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\fR\x06target\"L\n" +
+	"\x0eConflictsReply\x12:\n" +
+	"\tconflicts\x18\x01 \x03(\v2\x1c.synapsefs.admin.v1.ConflictR\tconflicts\"\x87\x02\n" +
+	"\bConflict\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\fR\x04path\x12\x12\n" +
+	"\x04what\x18\x05 \x01(\tR\x04what\x12\x12\n" +
+	"\x04size\x18\x06 \x01(\x03R\x04size\x12.\n" +
+	"\x04lost\x18\a \x01(\v2\x1a.synapsefs.admin.v1.OriginR\x04lost\x124\n" +
+	"\aagainst\x18\b \x01(\v2\x1a.synapsefs.admin.v1.OriginR\aagainst\x12\x1d\n" +
+	"\n" +
+	"shown_path\x18\t \x01(\fR\tshownPath\"i\n" +
+	"\x06Origin\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
+	"\areplica\x18\x03 \x01(\tR\areplica\x12\x17\n" +
+	"\aunix_ns\x18\x04 \x01(\x03R\x06unixNs\"C\n" +
+	"\x17DismissConflictsRequest\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\tR\x03ids\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\fR\x06target\"5\n" +
+	"\x15DismissConflictsReply\x12\x1c\n" +
+	"\tdismissed\x18\x01 \x01(\x04R\tdismissed\"B\n" +
+	"\x0eHistoryRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\fR\x06target\x12\x18\n" +
+	"\adeleted\x18\x02 \x01(\bR\adeleted\"w\n" +
+	"\fHistoryReply\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\x12;\n" +
+	"\bversions\x18\x03 \x03(\v2\x1f.synapsefs.admin.v1.PastVersionR\bversions\"\xe5\x01\n" +
+	"\vPastVersion\x124\n" +
+	"\awritten\x18\x01 \x01(\v2\x1a.synapsefs.admin.v1.OriginR\awritten\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\x12\x12\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x18\n" +
+	"\acurrent\x18\x05 \x01(\bR\acurrent\x120\n" +
+	"\x05until\x18\x06 \x01(\v2\x1a.synapsefs.admin.v1.OriginR\x05until\x12\x18\n" +
+	"\adeleted\x18\a \x01(\bR\adeleted\"|\n" +
+	"\x12ReadVersionRequest\x12\x1a\n" +
+	"\bconflict\x18\x01 \x01(\tR\bconflict\x12\x18\n" +
+	"\aagainst\x18\x02 \x01(\bR\aagainst\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\fR\x06target\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\"&\n" +
+	"\x10ReadVersionReply\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x89\x01\n" +
+	"\x0eRestoreRequest\x12\x1a\n" +
+	"\bconflict\x18\x01 \x01(\tR\bconflict\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\fR\x06target\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\fR\x02to\x12\x19\n" +
+	"\bsince_ns\x18\x05 \x01(\x03R\asinceNs\"N\n" +
+	"\fRestoreReply\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\x12\x12\n" +
+	"\x04made\x18\x03 \x01(\x04R\x04made2\x8d\n" +
+	"\n" +
 	"\x05Admin\x12O\n" +
 	"\x06Status\x12%.synapsefs.admin.v1.NodeStatusRequest\x1a\x1e.synapsefs.admin.v1.NodeStatus\x12I\n" +
 	"\x05Peers\x12 .synapsefs.admin.v1.PeersRequest\x1a\x1e.synapsefs.admin.v1.PeersReply\x12X\n" +
@@ -1396,7 +2308,12 @@ const file_admin_proto_rawDesc = "" +
 	"\x05Mount\x12&.synapsefs.admin.v1.MountVolumeRequest\x1a\x1f.synapsefs.admin.v1.MountStatus\x12O\n" +
 	"\aUnmount\x12\".synapsefs.admin.v1.UnmountRequest\x1a .synapsefs.admin.v1.UnmountReply\x12L\n" +
 	"\x06Mounts\x12!.synapsefs.admin.v1.MountsRequest\x1a\x1f.synapsefs.admin.v1.MountsReply\x12F\n" +
-	"\x04Wait\x12\x1f.synapsefs.admin.v1.WaitRequest\x1a\x1d.synapsefs.admin.v1.WaitReplyB.Z,github.com/synapsefs/synapsefs/internal/wireb\x06proto3"
+	"\x04Wait\x12\x1f.synapsefs.admin.v1.WaitRequest\x1a\x1d.synapsefs.admin.v1.WaitReply\x12U\n" +
+	"\tConflicts\x12$.synapsefs.admin.v1.ConflictsRequest\x1a\".synapsefs.admin.v1.ConflictsReply\x12j\n" +
+	"\x10DismissConflicts\x12+.synapsefs.admin.v1.DismissConflictsRequest\x1a).synapsefs.admin.v1.DismissConflictsReply\x12O\n" +
+	"\aHistory\x12\".synapsefs.admin.v1.HistoryRequest\x1a .synapsefs.admin.v1.HistoryReply\x12]\n" +
+	"\vReadVersion\x12&.synapsefs.admin.v1.ReadVersionRequest\x1a$.synapsefs.admin.v1.ReadVersionReply0\x01\x12O\n" +
+	"\aRestore\x12\".synapsefs.admin.v1.RestoreRequest\x1a .synapsefs.admin.v1.RestoreReplyB.Z,github.com/synapsefs/synapsefs/internal/wireb\x06proto3"
 
 var (
 	file_admin_proto_rawDescOnce sync.Once
@@ -1410,30 +2327,43 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_admin_proto_goTypes = []any{
-	(*NodeStatusRequest)(nil),   // 0: synapsefs.admin.v1.NodeStatusRequest
-	(*NodeStatus)(nil),          // 1: synapsefs.admin.v1.NodeStatus
-	(*PeersRequest)(nil),        // 2: synapsefs.admin.v1.PeersRequest
-	(*PeersReply)(nil),          // 3: synapsefs.admin.v1.PeersReply
-	(*PeerStatus)(nil),          // 4: synapsefs.admin.v1.PeerStatus
-	(*ForgetPeerRequest)(nil),   // 5: synapsefs.admin.v1.ForgetPeerRequest
-	(*ForgetPeerReply)(nil),     // 6: synapsefs.admin.v1.ForgetPeerReply
-	(*ListVolumesRequest)(nil),  // 7: synapsefs.admin.v1.ListVolumesRequest
-	(*ListVolumesReply)(nil),    // 8: synapsefs.admin.v1.ListVolumesReply
-	(*CreateVolumeRequest)(nil), // 9: synapsefs.admin.v1.CreateVolumeRequest
-	(*DeleteVolumeRequest)(nil), // 10: synapsefs.admin.v1.DeleteVolumeRequest
-	(*VolumeStatus)(nil),        // 11: synapsefs.admin.v1.VolumeStatus
-	(*MountVolumeRequest)(nil),  // 12: synapsefs.admin.v1.MountVolumeRequest
-	(*MountStatus)(nil),         // 13: synapsefs.admin.v1.MountStatus
-	(*UnmountRequest)(nil),      // 14: synapsefs.admin.v1.UnmountRequest
-	(*UnmountReply)(nil),        // 15: synapsefs.admin.v1.UnmountReply
-	(*MountsRequest)(nil),       // 16: synapsefs.admin.v1.MountsRequest
-	(*MountsReply)(nil),         // 17: synapsefs.admin.v1.MountsReply
-	(*WaitRequest)(nil),         // 18: synapsefs.admin.v1.WaitRequest
-	(*WaitReply)(nil),           // 19: synapsefs.admin.v1.WaitReply
-	nil,                         // 20: synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
-	nil,                         // 21: synapsefs.admin.v1.VolumeStatus.OptionsEntry
+	(*NodeStatusRequest)(nil),       // 0: synapsefs.admin.v1.NodeStatusRequest
+	(*NodeStatus)(nil),              // 1: synapsefs.admin.v1.NodeStatus
+	(*PeersRequest)(nil),            // 2: synapsefs.admin.v1.PeersRequest
+	(*PeersReply)(nil),              // 3: synapsefs.admin.v1.PeersReply
+	(*PeerStatus)(nil),              // 4: synapsefs.admin.v1.PeerStatus
+	(*ForgetPeerRequest)(nil),       // 5: synapsefs.admin.v1.ForgetPeerRequest
+	(*ForgetPeerReply)(nil),         // 6: synapsefs.admin.v1.ForgetPeerReply
+	(*ListVolumesRequest)(nil),      // 7: synapsefs.admin.v1.ListVolumesRequest
+	(*ListVolumesReply)(nil),        // 8: synapsefs.admin.v1.ListVolumesReply
+	(*CreateVolumeRequest)(nil),     // 9: synapsefs.admin.v1.CreateVolumeRequest
+	(*DeleteVolumeRequest)(nil),     // 10: synapsefs.admin.v1.DeleteVolumeRequest
+	(*VolumeStatus)(nil),            // 11: synapsefs.admin.v1.VolumeStatus
+	(*MountVolumeRequest)(nil),      // 12: synapsefs.admin.v1.MountVolumeRequest
+	(*MountStatus)(nil),             // 13: synapsefs.admin.v1.MountStatus
+	(*UnmountRequest)(nil),          // 14: synapsefs.admin.v1.UnmountRequest
+	(*UnmountReply)(nil),            // 15: synapsefs.admin.v1.UnmountReply
+	(*MountsRequest)(nil),           // 16: synapsefs.admin.v1.MountsRequest
+	(*MountsReply)(nil),             // 17: synapsefs.admin.v1.MountsReply
+	(*WaitRequest)(nil),             // 18: synapsefs.admin.v1.WaitRequest
+	(*WaitReply)(nil),               // 19: synapsefs.admin.v1.WaitReply
+	(*ConflictsRequest)(nil),        // 20: synapsefs.admin.v1.ConflictsRequest
+	(*ConflictsReply)(nil),          // 21: synapsefs.admin.v1.ConflictsReply
+	(*Conflict)(nil),                // 22: synapsefs.admin.v1.Conflict
+	(*Origin)(nil),                  // 23: synapsefs.admin.v1.Origin
+	(*DismissConflictsRequest)(nil), // 24: synapsefs.admin.v1.DismissConflictsRequest
+	(*DismissConflictsReply)(nil),   // 25: synapsefs.admin.v1.DismissConflictsReply
+	(*HistoryRequest)(nil),          // 26: synapsefs.admin.v1.HistoryRequest
+	(*HistoryReply)(nil),            // 27: synapsefs.admin.v1.HistoryReply
+	(*PastVersion)(nil),             // 28: synapsefs.admin.v1.PastVersion
+	(*ReadVersionRequest)(nil),      // 29: synapsefs.admin.v1.ReadVersionRequest
+	(*ReadVersionReply)(nil),        // 30: synapsefs.admin.v1.ReadVersionReply
+	(*RestoreRequest)(nil),          // 31: synapsefs.admin.v1.RestoreRequest
+	(*RestoreReply)(nil),            // 32: synapsefs.admin.v1.RestoreReply
+	nil,                             // 33: synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
+	nil,                             // 34: synapsefs.admin.v1.VolumeStatus.OptionsEntry
 }
 var file_admin_proto_depIdxs = []int32{
 	4,  // 0: synapsefs.admin.v1.NodeStatus.peers:type_name -> synapsefs.admin.v1.PeerStatus
@@ -1441,34 +2371,50 @@ var file_admin_proto_depIdxs = []int32{
 	13, // 2: synapsefs.admin.v1.NodeStatus.mounts:type_name -> synapsefs.admin.v1.MountStatus
 	4,  // 3: synapsefs.admin.v1.PeersReply.peers:type_name -> synapsefs.admin.v1.PeerStatus
 	11, // 4: synapsefs.admin.v1.ListVolumesReply.volumes:type_name -> synapsefs.admin.v1.VolumeStatus
-	20, // 5: synapsefs.admin.v1.CreateVolumeRequest.options:type_name -> synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
-	21, // 6: synapsefs.admin.v1.VolumeStatus.options:type_name -> synapsefs.admin.v1.VolumeStatus.OptionsEntry
+	33, // 5: synapsefs.admin.v1.CreateVolumeRequest.options:type_name -> synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
+	34, // 6: synapsefs.admin.v1.VolumeStatus.options:type_name -> synapsefs.admin.v1.VolumeStatus.OptionsEntry
 	13, // 7: synapsefs.admin.v1.MountsReply.mounts:type_name -> synapsefs.admin.v1.MountStatus
-	0,  // 8: synapsefs.admin.v1.Admin.Status:input_type -> synapsefs.admin.v1.NodeStatusRequest
-	2,  // 9: synapsefs.admin.v1.Admin.Peers:input_type -> synapsefs.admin.v1.PeersRequest
-	5,  // 10: synapsefs.admin.v1.Admin.ForgetPeer:input_type -> synapsefs.admin.v1.ForgetPeerRequest
-	7,  // 11: synapsefs.admin.v1.Admin.ListVolumes:input_type -> synapsefs.admin.v1.ListVolumesRequest
-	9,  // 12: synapsefs.admin.v1.Admin.CreateVolume:input_type -> synapsefs.admin.v1.CreateVolumeRequest
-	10, // 13: synapsefs.admin.v1.Admin.DeleteVolume:input_type -> synapsefs.admin.v1.DeleteVolumeRequest
-	12, // 14: synapsefs.admin.v1.Admin.Mount:input_type -> synapsefs.admin.v1.MountVolumeRequest
-	14, // 15: synapsefs.admin.v1.Admin.Unmount:input_type -> synapsefs.admin.v1.UnmountRequest
-	16, // 16: synapsefs.admin.v1.Admin.Mounts:input_type -> synapsefs.admin.v1.MountsRequest
-	18, // 17: synapsefs.admin.v1.Admin.Wait:input_type -> synapsefs.admin.v1.WaitRequest
-	1,  // 18: synapsefs.admin.v1.Admin.Status:output_type -> synapsefs.admin.v1.NodeStatus
-	3,  // 19: synapsefs.admin.v1.Admin.Peers:output_type -> synapsefs.admin.v1.PeersReply
-	6,  // 20: synapsefs.admin.v1.Admin.ForgetPeer:output_type -> synapsefs.admin.v1.ForgetPeerReply
-	8,  // 21: synapsefs.admin.v1.Admin.ListVolumes:output_type -> synapsefs.admin.v1.ListVolumesReply
-	11, // 22: synapsefs.admin.v1.Admin.CreateVolume:output_type -> synapsefs.admin.v1.VolumeStatus
-	11, // 23: synapsefs.admin.v1.Admin.DeleteVolume:output_type -> synapsefs.admin.v1.VolumeStatus
-	13, // 24: synapsefs.admin.v1.Admin.Mount:output_type -> synapsefs.admin.v1.MountStatus
-	15, // 25: synapsefs.admin.v1.Admin.Unmount:output_type -> synapsefs.admin.v1.UnmountReply
-	17, // 26: synapsefs.admin.v1.Admin.Mounts:output_type -> synapsefs.admin.v1.MountsReply
-	19, // 27: synapsefs.admin.v1.Admin.Wait:output_type -> synapsefs.admin.v1.WaitReply
-	18, // [18:28] is the sub-list for method output_type
-	8,  // [8:18] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	22, // 8: synapsefs.admin.v1.ConflictsReply.conflicts:type_name -> synapsefs.admin.v1.Conflict
+	23, // 9: synapsefs.admin.v1.Conflict.lost:type_name -> synapsefs.admin.v1.Origin
+	23, // 10: synapsefs.admin.v1.Conflict.against:type_name -> synapsefs.admin.v1.Origin
+	28, // 11: synapsefs.admin.v1.HistoryReply.versions:type_name -> synapsefs.admin.v1.PastVersion
+	23, // 12: synapsefs.admin.v1.PastVersion.written:type_name -> synapsefs.admin.v1.Origin
+	23, // 13: synapsefs.admin.v1.PastVersion.until:type_name -> synapsefs.admin.v1.Origin
+	0,  // 14: synapsefs.admin.v1.Admin.Status:input_type -> synapsefs.admin.v1.NodeStatusRequest
+	2,  // 15: synapsefs.admin.v1.Admin.Peers:input_type -> synapsefs.admin.v1.PeersRequest
+	5,  // 16: synapsefs.admin.v1.Admin.ForgetPeer:input_type -> synapsefs.admin.v1.ForgetPeerRequest
+	7,  // 17: synapsefs.admin.v1.Admin.ListVolumes:input_type -> synapsefs.admin.v1.ListVolumesRequest
+	9,  // 18: synapsefs.admin.v1.Admin.CreateVolume:input_type -> synapsefs.admin.v1.CreateVolumeRequest
+	10, // 19: synapsefs.admin.v1.Admin.DeleteVolume:input_type -> synapsefs.admin.v1.DeleteVolumeRequest
+	12, // 20: synapsefs.admin.v1.Admin.Mount:input_type -> synapsefs.admin.v1.MountVolumeRequest
+	14, // 21: synapsefs.admin.v1.Admin.Unmount:input_type -> synapsefs.admin.v1.UnmountRequest
+	16, // 22: synapsefs.admin.v1.Admin.Mounts:input_type -> synapsefs.admin.v1.MountsRequest
+	18, // 23: synapsefs.admin.v1.Admin.Wait:input_type -> synapsefs.admin.v1.WaitRequest
+	20, // 24: synapsefs.admin.v1.Admin.Conflicts:input_type -> synapsefs.admin.v1.ConflictsRequest
+	24, // 25: synapsefs.admin.v1.Admin.DismissConflicts:input_type -> synapsefs.admin.v1.DismissConflictsRequest
+	26, // 26: synapsefs.admin.v1.Admin.History:input_type -> synapsefs.admin.v1.HistoryRequest
+	29, // 27: synapsefs.admin.v1.Admin.ReadVersion:input_type -> synapsefs.admin.v1.ReadVersionRequest
+	31, // 28: synapsefs.admin.v1.Admin.Restore:input_type -> synapsefs.admin.v1.RestoreRequest
+	1,  // 29: synapsefs.admin.v1.Admin.Status:output_type -> synapsefs.admin.v1.NodeStatus
+	3,  // 30: synapsefs.admin.v1.Admin.Peers:output_type -> synapsefs.admin.v1.PeersReply
+	6,  // 31: synapsefs.admin.v1.Admin.ForgetPeer:output_type -> synapsefs.admin.v1.ForgetPeerReply
+	8,  // 32: synapsefs.admin.v1.Admin.ListVolumes:output_type -> synapsefs.admin.v1.ListVolumesReply
+	11, // 33: synapsefs.admin.v1.Admin.CreateVolume:output_type -> synapsefs.admin.v1.VolumeStatus
+	11, // 34: synapsefs.admin.v1.Admin.DeleteVolume:output_type -> synapsefs.admin.v1.VolumeStatus
+	13, // 35: synapsefs.admin.v1.Admin.Mount:output_type -> synapsefs.admin.v1.MountStatus
+	15, // 36: synapsefs.admin.v1.Admin.Unmount:output_type -> synapsefs.admin.v1.UnmountReply
+	17, // 37: synapsefs.admin.v1.Admin.Mounts:output_type -> synapsefs.admin.v1.MountsReply
+	19, // 38: synapsefs.admin.v1.Admin.Wait:output_type -> synapsefs.admin.v1.WaitReply
+	21, // 39: synapsefs.admin.v1.Admin.Conflicts:output_type -> synapsefs.admin.v1.ConflictsReply
+	25, // 40: synapsefs.admin.v1.Admin.DismissConflicts:output_type -> synapsefs.admin.v1.DismissConflictsReply
+	27, // 41: synapsefs.admin.v1.Admin.History:output_type -> synapsefs.admin.v1.HistoryReply
+	30, // 42: synapsefs.admin.v1.Admin.ReadVersion:output_type -> synapsefs.admin.v1.ReadVersionReply
+	32, // 43: synapsefs.admin.v1.Admin.Restore:output_type -> synapsefs.admin.v1.RestoreReply
+	29, // [29:44] is the sub-list for method output_type
+	14, // [14:29] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -1482,7 +2428,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,16 +23,21 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Admin_Status_FullMethodName       = "/synapsefs.admin.v1.Admin/Status"
-	Admin_Peers_FullMethodName        = "/synapsefs.admin.v1.Admin/Peers"
-	Admin_ForgetPeer_FullMethodName   = "/synapsefs.admin.v1.Admin/ForgetPeer"
-	Admin_ListVolumes_FullMethodName  = "/synapsefs.admin.v1.Admin/ListVolumes"
-	Admin_CreateVolume_FullMethodName = "/synapsefs.admin.v1.Admin/CreateVolume"
-	Admin_DeleteVolume_FullMethodName = "/synapsefs.admin.v1.Admin/DeleteVolume"
-	Admin_Mount_FullMethodName        = "/synapsefs.admin.v1.Admin/Mount"
-	Admin_Unmount_FullMethodName      = "/synapsefs.admin.v1.Admin/Unmount"
-	Admin_Mounts_FullMethodName       = "/synapsefs.admin.v1.Admin/Mounts"
-	Admin_Wait_FullMethodName         = "/synapsefs.admin.v1.Admin/Wait"
+	Admin_Status_FullMethodName           = "/synapsefs.admin.v1.Admin/Status"
+	Admin_Peers_FullMethodName            = "/synapsefs.admin.v1.Admin/Peers"
+	Admin_ForgetPeer_FullMethodName       = "/synapsefs.admin.v1.Admin/ForgetPeer"
+	Admin_ListVolumes_FullMethodName      = "/synapsefs.admin.v1.Admin/ListVolumes"
+	Admin_CreateVolume_FullMethodName     = "/synapsefs.admin.v1.Admin/CreateVolume"
+	Admin_DeleteVolume_FullMethodName     = "/synapsefs.admin.v1.Admin/DeleteVolume"
+	Admin_Mount_FullMethodName            = "/synapsefs.admin.v1.Admin/Mount"
+	Admin_Unmount_FullMethodName          = "/synapsefs.admin.v1.Admin/Unmount"
+	Admin_Mounts_FullMethodName           = "/synapsefs.admin.v1.Admin/Mounts"
+	Admin_Wait_FullMethodName             = "/synapsefs.admin.v1.Admin/Wait"
+	Admin_Conflicts_FullMethodName        = "/synapsefs.admin.v1.Admin/Conflicts"
+	Admin_DismissConflicts_FullMethodName = "/synapsefs.admin.v1.Admin/DismissConflicts"
+	Admin_History_FullMethodName          = "/synapsefs.admin.v1.Admin/History"
+	Admin_ReadVersion_FullMethodName      = "/synapsefs.admin.v1.Admin/ReadVersion"
+	Admin_Restore_FullMethodName          = "/synapsefs.admin.v1.Admin/Restore"
 )
 
 // AdminClient is the client API for Admin service.
@@ -54,12 +59,23 @@ type AdminClient interface {
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*VolumeStatus, error)
 	// Mount returns when the mount serves: when the replica has caught up.
 	Mount(ctx context.Context, in *MountVolumeRequest, opts ...grpc.CallOption) (*MountStatus, error)
-	// Unmount returns when the mount is gone.
+	// Unmount returns when the mount and its guard are gone.
 	Unmount(ctx context.Context, in *UnmountRequest, opts ...grpc.CallOption) (*UnmountReply, error)
 	Mounts(ctx context.Context, in *MountsRequest, opts ...grpc.CallOption) (*MountsReply, error)
 	// Wait returns when all live peers that hold the volume have what this node
-	// had when it was called.
+	// had when it was called. It is FAILED_PRECONDITION if there is none, unless
+	// the node has no peer and looks for none.
 	Wait(ctx context.Context, in *WaitRequest, opts ...grpc.CallOption) (*WaitReply, error)
+	// Conflicts lists what lost conflicts in a volume, or at and below a path.
+	Conflicts(ctx context.Context, in *ConflictsRequest, opts ...grpc.CallOption) (*ConflictsReply, error)
+	// DismissConflicts takes conflicts off the list, on every node.
+	DismissConflicts(ctx context.Context, in *DismissConflictsRequest, opts ...grpc.CallOption) (*DismissConflictsReply, error)
+	// History lists the versions of a path, or what was deleted in a directory.
+	History(ctx context.Context, in *HistoryRequest, opts ...grpc.CallOption) (*HistoryReply, error)
+	// ReadVersion gives the bytes of a version.
+	ReadVersion(ctx context.Context, in *ReadVersionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadVersionReply], error)
+	// Restore brings back what lost a conflict, an old version, or what was deleted.
+	Restore(ctx context.Context, in *RestoreRequest, opts ...grpc.CallOption) (*RestoreReply, error)
 }
 
 type adminClient struct {
@@ -170,6 +186,65 @@ func (c *adminClient) Wait(ctx context.Context, in *WaitRequest, opts ...grpc.Ca
 	return out, nil
 }
 
+func (c *adminClient) Conflicts(ctx context.Context, in *ConflictsRequest, opts ...grpc.CallOption) (*ConflictsReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ConflictsReply)
+	err := c.cc.Invoke(ctx, Admin_Conflicts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) DismissConflicts(ctx context.Context, in *DismissConflictsRequest, opts ...grpc.CallOption) (*DismissConflictsReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DismissConflictsReply)
+	err := c.cc.Invoke(ctx, Admin_DismissConflicts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) History(ctx context.Context, in *HistoryRequest, opts ...grpc.CallOption) (*HistoryReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HistoryReply)
+	err := c.cc.Invoke(ctx, Admin_History_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ReadVersion(ctx context.Context, in *ReadVersionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadVersionReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[0], Admin_ReadVersion_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ReadVersionRequest, ReadVersionReply]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ReadVersionClient = grpc.ServerStreamingClient[ReadVersionReply]
+
+func (c *adminClient) Restore(ctx context.Context, in *RestoreRequest, opts ...grpc.CallOption) (*RestoreReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RestoreReply)
+	err := c.cc.Invoke(ctx, Admin_Restore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -189,12 +264,23 @@ type AdminServer interface {
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*VolumeStatus, error)
 	// Mount returns when the mount serves: when the replica has caught up.
 	Mount(context.Context, *MountVolumeRequest) (*MountStatus, error)
-	// Unmount returns when the mount is gone.
+	// Unmount returns when the mount and its guard are gone.
 	Unmount(context.Context, *UnmountRequest) (*UnmountReply, error)
 	Mounts(context.Context, *MountsRequest) (*MountsReply, error)
 	// Wait returns when all live peers that hold the volume have what this node
-	// had when it was called.
+	// had when it was called. It is FAILED_PRECONDITION if there is none, unless
+	// the node has no peer and looks for none.
 	Wait(context.Context, *WaitRequest) (*WaitReply, error)
+	// Conflicts lists what lost conflicts in a volume, or at and below a path.
+	Conflicts(context.Context, *ConflictsRequest) (*ConflictsReply, error)
+	// DismissConflicts takes conflicts off the list, on every node.
+	DismissConflicts(context.Context, *DismissConflictsRequest) (*DismissConflictsReply, error)
+	// History lists the versions of a path, or what was deleted in a directory.
+	History(context.Context, *HistoryRequest) (*HistoryReply, error)
+	// ReadVersion gives the bytes of a version.
+	ReadVersion(*ReadVersionRequest, grpc.ServerStreamingServer[ReadVersionReply]) error
+	// Restore brings back what lost a conflict, an old version, or what was deleted.
+	Restore(context.Context, *RestoreRequest) (*RestoreReply, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -234,6 +320,21 @@ func (UnimplementedAdminServer) Mounts(context.Context, *MountsRequest) (*Mounts
 }
 func (UnimplementedAdminServer) Wait(context.Context, *WaitRequest) (*WaitReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Wait not implemented")
+}
+func (UnimplementedAdminServer) Conflicts(context.Context, *ConflictsRequest) (*ConflictsReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Conflicts not implemented")
+}
+func (UnimplementedAdminServer) DismissConflicts(context.Context, *DismissConflictsRequest) (*DismissConflictsReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method DismissConflicts not implemented")
+}
+func (UnimplementedAdminServer) History(context.Context, *HistoryRequest) (*HistoryReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method History not implemented")
+}
+func (UnimplementedAdminServer) ReadVersion(*ReadVersionRequest, grpc.ServerStreamingServer[ReadVersionReply]) error {
+	return status.Error(codes.Unimplemented, "method ReadVersion not implemented")
+}
+func (UnimplementedAdminServer) Restore(context.Context, *RestoreRequest) (*RestoreReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Restore not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -436,6 +537,89 @@ func _Admin_Wait_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_Conflicts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ConflictsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Conflicts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Conflicts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Conflicts(ctx, req.(*ConflictsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_DismissConflicts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DismissConflictsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).DismissConflicts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_DismissConflicts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).DismissConflicts(ctx, req.(*DismissConflictsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_History_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HistoryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).History(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_History_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).History(ctx, req.(*HistoryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ReadVersion_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ReadVersionRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).ReadVersion(m, &grpc.GenericServerStream[ReadVersionRequest, ReadVersionReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_ReadVersionServer = grpc.ServerStreamingServer[ReadVersionReply]
+
+func _Admin_Restore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RestoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Restore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Restore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Restore(ctx, req.(*RestoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -483,7 +667,29 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Wait",
 			Handler:    _Admin_Wait_Handler,
 		},
+		{
+			MethodName: "Conflicts",
+			Handler:    _Admin_Conflicts_Handler,
+		},
+		{
+			MethodName: "DismissConflicts",
+			Handler:    _Admin_DismissConflicts_Handler,
+		},
+		{
+			MethodName: "History",
+			Handler:    _Admin_History_Handler,
+		},
+		{
+			MethodName: "Restore",
+			Handler:    _Admin_Restore_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "ReadVersion",
+			Handler:       _Admin_ReadVersion_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "admin.proto",
 }

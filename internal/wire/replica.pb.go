@@ -274,9 +274,15 @@ type Hello struct {
 	Node    string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`       // as in the sender's certificate
 	// Protocol versions that the sender can speak. Both sides then speak the
 	// highest that both can.
-	MinVersion    uint32 `protobuf:"varint,3,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
-	MaxVersion    uint32 `protobuf:"varint,4,opt,name=max_version,json=maxVersion,proto3" json:"max_version,omitempty"`
-	Version       uint32 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"` // the one it would like
+	MinVersion uint32 `protobuf:"varint,3,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
+	MaxVersion uint32 `protobuf:"varint,4,opt,name=max_version,json=maxVersion,proto3" json:"max_version,omitempty"`
+	Version    uint32 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"` // the one it would like
+	// Random, of this run of the daemon: tells two nodes of one name apart. 0 is
+	// that of a node that does not know of it.
+	Instance uint64 `protobuf:"varint,6,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Another node has its name: who does not know this one as the member of that
+	// name refuses it.
+	Second        bool `protobuf:"varint,7,opt,name=second,proto3" json:"second,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -344,6 +350,20 @@ func (x *Hello) GetVersion() uint32 {
 		return x.Version
 	}
 	return 0
+}
+
+func (x *Hello) GetInstance() uint64 {
+	if x != nil {
+		return x.Instance
+	}
+	return 0
+}
+
+func (x *Hello) GetSecond() bool {
+	if x != nil {
+		return x.Second
+	}
+	return false
 }
 
 // Holding is one replica of the sender.
@@ -1492,7 +1512,7 @@ const file_replica_proto_rawDesc = "" +
 	" \x01(\v2\x1a.synapsefs.replica.v1.PingH\x00R\x04ping\x120\n" +
 	"\x04pong\x18\v \x01(\v2\x1a.synapsefs.replica.v1.PongH\x00R\x04pong\x126\n" +
 	"\x06roster\x18\f \x01(\v2\x1c.synapsefs.replica.v1.RosterH\x00R\x06rosterB\x06\n" +
-	"\x04body\"\x91\x01\n" +
+	"\x04body\"\xc5\x01\n" +
 	"\x05Hello\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1f\n" +
@@ -1500,7 +1520,9 @@ const file_replica_proto_rawDesc = "" +
 	"minVersion\x12\x1f\n" +
 	"\vmax_version\x18\x04 \x01(\rR\n" +
 	"maxVersion\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\rR\aversion\"\x82\x02\n" +
+	"\aversion\x18\x05 \x01(\rR\aversion\x12\x1a\n" +
+	"\binstance\x18\x06 \x01(\x04R\binstance\x12\x16\n" +
+	"\x06second\x18\a \x01(\bR\x06second\"\x82\x02\n" +
 	"\aHolding\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\x06R\areplica\x12\x14\n" +

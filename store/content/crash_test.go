@@ -114,7 +114,7 @@ func TestErrorsOfTheDisk(t *testing.T) {
 	d := must(s.CreateDraft("d", Base{}, 0, 0))(t)
 	want := noise(3, 3*BlockSize)
 	must(d.WriteAt(want, 0))(t)
-	for _, op := range []string{"read", "place"} {
+	for _, op := range []string{"read", "place", "sync", "sync directory"} {
 		s.fault = func(o string) error {
 			if o == op {
 				return unix.EIO
@@ -130,15 +130,6 @@ func TestErrorsOfTheDisk(t *testing.T) {
 		wantBytes(t, draftBytes(t, d), want)
 	}
 	wantBytes(t, contentOf(t, s, must(d.Publish(true, 0))(t).Manifest), want)
-	s.fault = func(string) error { return unix.EIO }
-	if err := s.Sync(); !errors.Is(err, unix.EIO) {
-		t.Errorf("sync: %v", err)
-	}
-	s.fault = nil
-	if len(s.unsynced) == 0 {
-		t.Error("a file that could not be synced is forgotten")
-	}
-	check(t, s.Sync())
 }
 
 const killedDir = "CONTENT_TEST_KILLED_DIR"

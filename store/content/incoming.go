@@ -79,11 +79,10 @@ func (in *Incoming) append(h crdt.Hash, block []byte) error {
 	return nil
 }
 
-// Commit puts the file in place and its blocks into the index. With sync the
-// file is durable before the index knows it; without, [Store.Sync] makes it
-// so. If it fails it may be tried again. An Incoming without blocks leaves
-// nothing behind.
-func (in *Incoming) Commit(sync bool) error {
+// Commit puts the file in place, durably, and then its blocks into the index.
+// If it fails it may be tried again. An Incoming without blocks leaves nothing
+// behind.
+func (in *Incoming) Commit() error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.ended {
@@ -93,14 +92,14 @@ func (in *Incoming) Commit(sync bool) error {
 		in.endLocked()
 		return nil
 	}
-	if err := in.commitLocked(sync); err != nil {
+	if err := in.commitLocked(); err != nil {
 		return fmt.Errorf("commit incoming file %s: %w", in.id, err)
 	}
 	in.endLocked()
 	return nil
 }
 
-func (in *Incoming) commitLocked(sync bool) error {
+func (in *Incoming) commitLocked() error {
 	if !in.placed {
 		if err := in.f.Truncate(in.size); err != nil { // drops the rest of a failed write
 			return err
@@ -109,11 +108,6 @@ func (in *Incoming) commitLocked(sync bool) error {
 			return err
 		}
 		in.placed = true
-	}
-	if sync {
-		if err := in.store.Sync(); err != nil {
-			return err
-		}
 	}
 	if err := in.store.index.PutBlocks(in.entries); err != nil {
 		return fmt.Errorf("index its blocks: %w", err)

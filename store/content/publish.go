@@ -28,7 +28,7 @@ type Published struct {
 // Publish stores what the draft holds: as inline bytes if it is no longer than
 // inlineLimit bytes, else as blocks and a manifest in the index. Only blocks
 // written since the last Publish of this Draft value are read. The new files
-// are durable after [Store.Sync].
+// are durable.
 //
 // If final is false the draft goes on, and writers wait only while a block is
 // read or the last changes are gathered; the result is the draft as it was at
@@ -202,7 +202,7 @@ func (p *publication) commitPack() error {
 	if p.pack == nil {
 		return nil
 	}
-	return p.pack.Commit(false)
+	return p.pack.Commit()
 }
 
 func (p *publication) dropPack() {

@@ -107,7 +107,7 @@ func (d *Draft) breakLinkLocked() error {
 	if err != nil {
 		return fmt.Errorf("copy from immutable file: %w", err)
 	}
-	if err := os.Rename(f.Name(), d.store.draftPath(d.name)); err != nil {
+	if err := errors.Join(f.Sync(), os.Rename(f.Name(), d.store.draftPath(d.name))); err != nil {
 		f.Close()
 		return errors.Join(err, os.Remove(f.Name()))
 	}

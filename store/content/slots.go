@@ -152,6 +152,7 @@ type SmallDraft struct {
 	mu     sync.RWMutex // guards what follows
 	bytes  []byte
 	closed *crdt.Time // see MarkClosed
+	synced bool       // some of it is known to be on the disk
 	done   bool
 }
 
@@ -237,7 +238,10 @@ func (d *SmallDraft) Grow() (*Draft, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := d.store.slots.drop(d.name); err != nil {
+	if d.synced {
+		err = big.Sync() // before the slot goes
+	}
+	if err := errors.Join(err, d.store.slots.drop(d.name)); err != nil {
 		return nil, errors.Join(err, big.Close())
 	}
 	d.done = true
@@ -341,6 +345,9 @@ func (d *SmallDraft) Sync() error {
 	if err := d.store.slots.f.Sync(); err != nil {
 		return fmt.Errorf("sync draft %q: %w", d.name, err)
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.synced = true
 	return nil
 }
 

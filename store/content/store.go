@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"sync"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 	"github.com/zeebo/blake3"
@@ -25,9 +24,6 @@ type Store struct {
 	files *fileCache
 	slots *slots
 	fault func(op string) error // nil but in tests: fails operations by name
-
-	mu       sync.Mutex // guards what follows
-	unsynced map[FileID]struct{}
 }
 
 // Open opens the content in dir, which is made if it does not exist, and
@@ -35,7 +31,7 @@ type Store struct {
 // have dir open. The file system must report holes (SEEK_HOLE), as drafts
 // depend on it.
 func Open(dir string, index Index) (*Store, error) {
-	s := &Store{dir: dir, index: index, unsynced: make(map[FileID]struct{})}
+	s := &Store{dir: dir, index: index}
 	s.files = newFileCache(maxOpenFiles, s.filePath)
 	if err := os.RemoveAll(s.tmpPath("")); err != nil {
 		return nil, fmt.Errorf("clear temporary content: %w", err)
@@ -212,38 +208,6 @@ func (s *Store) Manifest(h crdt.Hash) (*Manifest, bool, error) {
 	return m, true, nil
 }
 
-// Sync makes durable all immutable files that were put in place before the
-// call. What could not be synced is tried again by the next call. Drafts have
-// a Sync of their own.
-func (s *Store) Sync() error {
-	s.mu.Lock()
-	pending := s.unsynced
-	s.unsynced = make(map[FileID]struct{})
-	s.mu.Unlock()
-
-	var errs []error
-	dirs := make(map[string][]FileID)
-	for id := range pending {
-		if err := s.syncPath("sync", s.filePath(id)); err != nil {
-			s.markUnsynced(id)
-			errs = append(errs, fmt.Errorf("sync content file %s: %w", id, err))
-			continue
-		}
-		dir := filepath.Dir(s.filePath(id))
-		dirs[dir] = append(dirs[dir], id)
-	}
-	if len(dirs) > 0 {
-		dirs[filepath.Join(s.dir, "files")] = nil // holds the names of the others
-	}
-	for dir, ids := range dirs {
-		if err := s.syncPath("sync directory", dir); err != nil {
-			s.markUnsynced(ids...)
-			errs = append(errs, fmt.Errorf("sync content directory: %w", err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // syncPath makes one file or directory durable.
 func (s *Store) syncPath(op, path string) error {
 	if err := s.failing(op); err != nil {
@@ -257,32 +221,35 @@ func (s *Store) syncPath(op, path string) error {
 	return f.Sync()
 }
 
-func (s *Store) markUnsynced(ids ...FileID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, id := range ids {
-		s.unsynced[id] = struct{}{}
-	}
-}
-
 // place gives the file at path the name of a new immutable file, with link or
-// rename, and notes it for the next Sync.
+// rename. It is durable when place returns: what names it may reach the disk
+// at any time after, and a power loss must not leave the name without the bytes.
 func (s *Store) place(move func(from, to string) error, path string, id FileID) error {
 	if err := s.failing("place"); err != nil {
 		return err
 	}
 	to := s.filePath(id)
+	dir := filepath.Dir(to)
+	if _, err := os.Lstat(to); err == nil {
+		return s.syncPath("sync directory", dir) // moved by a call that failed after
+	}
+	if err := s.syncPath("sync", path); err != nil {
+		return err
+	}
 	err := move(path, to)
 	if errors.Is(err, unix.ENOENT) {
-		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		if err := s.syncPath("sync directory", filepath.Dir(dir)); err != nil {
 			return err
 		}
 		err = move(path, to)
 	}
-	if err == nil {
-		s.markUnsynced(id)
+	if err != nil {
+		return err
 	}
-	return err
+	return s.syncPath("sync directory", dir)
 }
 
 // failing returns the error that a test wants operation op to have.

@@ -13,41 +13,36 @@ import (
 )
 
 func TestIncomingFromPeer(t *testing.T) {
-	for _, sync := range []bool{false, true} {
-		from, _ := openStore(t)
-		to, _ := openStore(t)
-		want := noise(1, 3*BlockSize+10)
-		clear(want[BlockSize : 2*BlockSize])
-		m := publishBytes(t, from, want)
+	from, _ := openStore(t)
+	to, _ := openStore(t)
+	want := noise(1, 3*BlockSize+10)
+	clear(want[BlockSize : 2*BlockSize])
+	m := publishBytes(t, from, want)
 
-		var missing *MissingBlockError
-		if _, err := to.ReadAt(m, make([]byte, 9), 0); !errors.As(err, &missing) || missing.Hash != m.Block(0) {
-			t.Fatalf("read of a missing block: %v", err)
-		}
-		hashes := must(to.Missing(m))(t)
-		if len(hashes) != 3 {
-			t.Fatalf("%d blocks missing, want 3", len(hashes))
-		}
-		in := must(to.NewIncoming())(t)
-		for _, h := range hashes {
-			b := must(from.Block(h))(t)
-			check(t, in.Put(h, b))
-			check(t, in.Put(h, b))
-		}
-		if err := in.Put(hashes[0], []byte("other")); !errors.Is(err, ErrCorrupt) {
-			t.Errorf("put of bytes with another hash: %v", err)
-		}
-		if err := in.Put(crdt.Hash(blake3.Sum256(nil)), nil); !errors.Is(err, ErrCorrupt) {
-			t.Errorf("put of no bytes: %v", err)
-		}
-		check(t, in.Commit(sync))
-		wantBytes(t, contentOf(t, to, m), want)
-		if n := len(to.unsynced); (n == 0) != sync {
-			t.Errorf("%d files not synced after Commit(%v)", n, sync)
-		}
-		if err := in.Commit(sync); !errors.Is(err, ErrClosed) {
-			t.Errorf("second commit: %v", err)
-		}
+	var missing *MissingBlockError
+	if _, err := to.ReadAt(m, make([]byte, 9), 0); !errors.As(err, &missing) || missing.Hash != m.Block(0) {
+		t.Fatalf("read of a missing block: %v", err)
+	}
+	hashes := must(to.Missing(m))(t)
+	if len(hashes) != 3 {
+		t.Fatalf("%d blocks missing, want 3", len(hashes))
+	}
+	in := must(to.NewIncoming())(t)
+	for _, h := range hashes {
+		b := must(from.Block(h))(t)
+		check(t, in.Put(h, b))
+		check(t, in.Put(h, b))
+	}
+	if err := in.Put(hashes[0], []byte("other")); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("put of bytes with another hash: %v", err)
+	}
+	if err := in.Put(crdt.Hash(blake3.Sum256(nil)), nil); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("put of no bytes: %v", err)
+	}
+	check(t, in.Commit())
+	wantBytes(t, contentOf(t, to, m), want)
+	if err := in.Commit(); !errors.Is(err, ErrClosed) {
+		t.Errorf("second commit: %v", err)
 	}
 }
 
@@ -58,10 +53,10 @@ func TestIncomingCommitCanBeRetried(t *testing.T) {
 	h := crdt.Hash(blake3.Sum256(b))
 	check(t, in.Put(h, b))
 	index.failBlocks = 1
-	if err := in.Commit(false); !errors.Is(err, errInjected) {
+	if err := in.Commit(); !errors.Is(err, errInjected) {
 		t.Fatalf("commit: %v", err)
 	}
-	check(t, in.Commit(false))
+	check(t, in.Commit())
 	wantBytes(t, must(s.Block(h))(t), b)
 }
 

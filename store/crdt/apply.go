@@ -108,13 +108,14 @@ type applier struct {
 	sets    map[Ino][]Ino // of touched heads, as they were
 	moves   []Move
 	dropped []Ino
+	quiet   map[Ino]bool // nothing but dismissals was written to it
 }
 
 func newApplier(s State) *applier {
 	return &applier{
 		s: s, inodes: map[Ino]*Inode{}, before: map[Ino]*Inode{},
 		stood: map[linkKey]standing{}, claims: map[nameKey][]Claim{},
-		claimed: map[nameKey][]Claim{},
+		claimed: map[nameKey][]Claim{}, quiet: map[Ino]bool{},
 	}
 }
 
@@ -171,6 +172,7 @@ func (a *applier) write(op *Op, n int, w *Write) error {
 	if w.Kind == WriteInode {
 		return a.newInode(op, id, w)
 	}
+	_, touched := a.inodes[w.Ino]
 	i, err := a.touch(w.Ino)
 	if err != nil {
 		return err
@@ -181,6 +183,14 @@ func (a *applier) write(op *Op, n int, w *Write) error {
 	if i, err = a.known(w.Ino); err != nil {
 		return err
 	}
+	if w.Kind == WriteDismiss {
+		if !touched {
+			a.quiet[i.Ino] = true
+		}
+		i.dismiss(w.Base)
+		return nil
+	}
+	delete(a.quiet, i.Ino)
 	local := op.Dot.Replica == 0
 	if !local || i.Unpublished() {
 		i.Changed.set(id, TimeOf(op.Wall))
@@ -304,6 +314,7 @@ func (a *applier) named(op *Op, id VersionID, dir Ino, at Time) error {
 	if d.Kind != KindDir {
 		return fmt.Errorf("%w: a name in inode %d, which is no directory", ErrMalformed, dir)
 	}
+	delete(a.quiet, dir)
 	d.Named.set(id, at)
 	d.Changed.set(id, at)
 	return nil
@@ -313,6 +324,10 @@ func (a *applier) content(id VersionID, i *Inode, w *Write) error {
 	var base VersionID
 	if len(w.Base) > 0 {
 		base = w.Base[0]
+	}
+	// History would never hear of a version that lived for one op only.
+	if slices.ContainsFunc(w.Base, func(b VersionID) bool { return b.CompareOp(id) == 0 }) && !id.Local() {
+		return fmt.Errorf("%w: a version replaces one of its own op", ErrMalformed)
 	}
 	i.Contents = slices.DeleteFunc(i.Contents, func(v Version) bool { return slices.Contains(w.Base, v.ID) })
 	v := Version{ID: id, Via: w.Link, Base: base, Content: w.Content}

@@ -89,7 +89,7 @@ func (e *encoder) write(w *Write) {
 		e.uvarint(uint64(w.From))
 		e.versions(w.Base)
 		e.versions(w.Closes)
-	case WriteVoid:
+	case WriteVoid, WriteDismiss:
 		e.versions(w.Base)
 	case WriteMode:
 		e.uvarint(uint64(w.Mode))
@@ -138,7 +138,7 @@ func (d *decoder) write(w *Write) {
 		w.From = Ino(d.uvarint())
 		w.Base = d.versions()
 		w.Closes = d.versions()
-	case WriteVoid:
+	case WriteVoid, WriteDismiss:
 		w.Base = d.versions()
 	case WriteMode:
 		w.Mode = d.uint32()

@@ -21,6 +21,7 @@ const (
 	flagSpecial // Target or Rdev
 	flagNamed
 	flagXattrs
+	flagDismissed // at the end it says which leaves were
 )
 
 func (i *Inode) flags() byte {
@@ -39,6 +40,9 @@ func (i *Inode) flags() byte {
 	}
 	if len(i.Xattrs) > 0 {
 		f |= flagXattrs
+	}
+	if i.anyDismissed() {
+		f |= flagDismissed
 	}
 	return f
 }
@@ -74,6 +78,9 @@ func AppendInode(b []byte, i *Inode) []byte {
 	if i.Kind == KindDir {
 		e.standing(i)
 	}
+	if flags&flagDismissed != 0 {
+		e.dismissed(i)
+	}
 	return e.b
 }
 
@@ -97,6 +104,9 @@ func DecodeInode(b []byte) (*Inode, error) {
 	}
 	if i.Kind == KindDir {
 		d.standing(i)
+	}
+	if flags&flagDismissed != 0 {
+		d.dismissed(i)
 	}
 	if d.err == nil && flags != i.flags() {
 		d.fail("wrong flags")

@@ -53,7 +53,7 @@ var (
 		return h
 	})
 	genPlace = rapid.Custom(func(t *rapid.T) Place {
-		return Place{genVersion.Draw(t, "id"), genIno(t), rapid.String().Draw(t, "name"), genVersions.Draw(t, "closed")}
+		return Place{genVersion.Draw(t, "id"), genIno(t), rapid.String().Draw(t, "name"), genVersions.Draw(t, "closed"), false}
 	})
 	genContent = rapid.Custom(func(t *rapid.T) Content {
 		return Content{Size: rapid.Int64Range(0, math.MaxInt64).Draw(t, "size"), Mtime: genTime.Draw(t, "mtime"), Hash: genHash.Draw(t, "hash"), Manifest: rapid.Bool().Draw(t, "manifest")}
@@ -62,7 +62,7 @@ var (
 		return Version{genVersion.Draw(t, "id"), LinkID(rapid.Uint64().Draw(t, "via")), genVersion.Draw(t, "base"), genContent.Draw(t, "content"),
 			slice(rapid.Custom(func(t *rapid.T) Closure {
 				return Closure{LinkID(rapid.Uint64().Draw(t, "link")), genVersion.Draw(t, "removal")}
-			}), 3).Draw(t, "closed")}
+			}), 3).Draw(t, "closed"), false}
 	})
 )
 
@@ -80,7 +80,7 @@ func slice[T any](of *rapid.Generator[T], most int) *rapid.Generator[[]T] {
 func genIno(t *rapid.T) Ino { return Ino(rapid.Uint64().Draw(t, "ino")) }
 
 func genWrite(t *rapid.T) Write {
-	w := Write{Kind: WriteKind(rapid.IntRange(1, 9).Draw(t, "kind")), Ino: genIno(t)}
+	w := Write{Kind: WriteKind(rapid.IntRange(1, int(WriteDismiss)).Draw(t, "kind")), Ino: genIno(t)}
 	link, from := LinkID(rapid.Uint64().Draw(t, "link")), genIno(t)
 	switch w.Kind {
 	case WriteInode:
@@ -96,7 +96,7 @@ func genWrite(t *rapid.T) Write {
 		}
 	case WriteRemove:
 		w.Link, w.From, w.Base, w.Closes = link, from, genVersions.Draw(t, "base"), genVersions.Draw(t, "closes")
-	case WriteVoid:
+	case WriteVoid, WriteDismiss:
 		w.Base = genVersions.Draw(t, "base")
 	case WriteMode:
 		w.Mode = rapid.Uint32().Draw(t, "mode")
@@ -151,6 +151,10 @@ func genInode(t *rapid.T) *Inode {
 			i.Standing = i.Links[0].Places[0]
 			i.Standing.Closed = nil
 		}
+	}
+	flags, _ := i.leafFlags()
+	for _, f := range flags {
+		*f = rapid.IntRange(0, 9).Draw(t, "dismissed") == 0
 	}
 	return i
 }

@@ -143,16 +143,16 @@ func CollectAll(s State, inodes []Ino, h *Horizon, keep func(Ino) bool, remove f
 		switch {
 		case err != nil:
 			return err
-		case now == nil && i.Kind == KindDir && !keep(ino):
+		case keep(ino):
+			now = i
+		case now == nil && i.Kind == KindDir:
 			dirs[ino] = i
 			continue
-		case now == nil && !keep(ino):
+		case now == nil:
 			if err := remove(ino); err != nil {
 				return err
 			}
 			continue
-		case now == nil:
-			now = i
 		case now != i:
 			if err := s.PutInode(now); err != nil {
 				return err

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // Ino is an inode number: the same on every node and for ever.
@@ -152,4 +154,28 @@ func (v Vector) Replicas() []ReplicaID {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// Compare orders version ids totally: by op, then position.
+func (v VersionID) Compare(w VersionID) int { return v.compare(w) }
+
+// String is the version as people and scripts name it: stamp, replica and
+// position, the first two in base 36.
+func (v VersionID) String() string {
+	return strconv.FormatInt(int64(v.Stamp), 36) + "-" + strconv.FormatUint(uint64(v.Replica), 36) + "-" + strconv.FormatUint(uint64(v.N), 10)
+}
+
+// ParseVersionID reads what String wrote.
+func ParseVersionID(s string) (v VersionID, err error) {
+	parts := strings.Split(s, "-")
+	if len(parts) != 3 {
+		return v, fmt.Errorf("version %q: want STAMP-REPLICA-NUMBER", s)
+	}
+	stamp, err := strconv.ParseInt(parts[0], 36, 64)
+	replica, err2 := strconv.ParseUint(parts[1], 36, 64)
+	n, err3 := strconv.ParseUint(parts[2], 10, 32)
+	if err := cmp.Or(err, err2, err3); err != nil {
+		return v, fmt.Errorf("version %q: %w", s, err)
+	}
+	return VersionID{Stamp(stamp), ReplicaID(replica), uint32(n)}, nil
 }

@@ -33,6 +33,9 @@ type Place struct {
 	Parent Ino
 	Name   string
 	Closed []VersionID // the removals that name it
+	// Dismissed says that somebody has seen that it lost and wants no record
+	// of it. No rule of the view reads it.
+	Dismissed bool
 }
 
 // Link is one name of an inode.
@@ -53,7 +56,8 @@ type Version struct {
 	Via  LinkID
 	Base VersionID
 	Content
-	Closed []Closure
+	Closed    []Closure
+	Dismissed bool // as of a place
 }
 
 // Inode is the state of one inode: the leaves of its version sets and its

@@ -22,6 +22,14 @@ func (r *replica) check() error {
 	if err := s.walkSets(); err != nil {
 		return err
 	}
+	if !r.collects { // else its log tells of what it has not any more
+		if err := r.checkPast(); err != nil {
+			return err
+		}
+	}
+	if err := r.checkContests(); err != nil {
+		return err
+	}
 	_, err := r.tree()
 	return err
 }
@@ -234,6 +242,15 @@ func same(a, b *replica) error {
 	}
 	if len(ra) != len(rb) {
 		return fmt.Errorf("%d inodes, %d inodes", len(ra), len(rb))
+	}
+	if !maps.Equal(a.st.gone, b.st.gone) {
+		return fmt.Errorf("dead links differ:\n%v\n%v", a.st.gone, b.st.gone)
+	}
+	if !reflect.DeepEqual(a.st.history, b.st.history) {
+		return fmt.Errorf("histories differ: %d versions, %d versions", len(a.st.history), len(b.st.history))
+	}
+	if err := sameRecords(a, b); err != nil {
+		return err
 	}
 	if !reflect.DeepEqual(nilIfEmpty(a.st.moves), nilIfEmpty(b.st.moves)) {
 		return fmt.Errorf("move logs differ:\n%+v\n%+v", a.st.moves, b.st.moves)

@@ -45,6 +45,7 @@ func joinInode(i, r *Inode, mine, theirs Vector) {
 			own.Places = joinLeaves(own.Places, l.Places, mine, theirs,
 				func(p Place) VersionID { return p.ID },
 				func(p, q Place) Place {
+					p.Dismissed = p.Dismissed || q.Dismissed
 					p.Closed = joinLeaves(p.Closed, q.Closed, mine, theirs, self, first)
 					return p
 				})
@@ -61,6 +62,7 @@ func joinInode(i, r *Inode, mine, theirs Vector) {
 	i.Contents = joinLeaves(i.Contents, r.Contents, mine, theirs,
 		func(v Version) VersionID { return v.ID },
 		func(v, w Version) Version {
+			v.Dismissed = v.Dismissed || w.Dismissed
 			v.Closed = joinLeaves(v.Closed, w.Closed, mine, theirs,
 				func(c Closure) Removal { return c.Removal },
 				func(c, _ Closure) Closure { return c })

@@ -500,7 +500,7 @@ func (p *Plan) Content(i *Inode, via LinkID, base VersionID, c Content) error {
 	}
 	w := Write{Kind: WriteContent, Ino: i.Ino, Link: via, Content: c}
 	if !base.IsZero() {
-		w.Base = []VersionID{base}
+		w.Base = append([]VersionID{base}, i.settled(base)...)
 	}
 	p.add(w)
 	return nil

@@ -14,6 +14,7 @@ type MapState struct {
 	heads  map[Ino]Ino   // of the members of sets
 	moves  []Move        // oldest first
 	inline map[inlineKey][]byte
+	mapIndexes
 }
 
 type inlineKey struct {
@@ -31,6 +32,8 @@ func NewMapState() *MapState {
 		sets:   map[Ino][]Ino{},
 		heads:  map[Ino]Ino{},
 		inline: map[inlineKey][]byte{},
+
+		mapIndexes: newMapIndexes(),
 	}
 	for _, i := range FixedInodes() {
 		s.inodes[i.Ino] = i
@@ -48,6 +51,8 @@ func (s *MapState) Clone() *MapState {
 		heads:  maps.Clone(s.heads),
 		moves:  slices.Clone(s.moves),
 		inline: maps.Clone(s.inline),
+
+		mapIndexes: s.mapIndexes.clone(),
 	}
 	for dir, names := range s.claims {
 		c.claims[dir] = maps.Clone(names)

@@ -28,47 +28,12 @@ func (r *replica) view(t *testing.T) string {
 	return v.String()
 }
 
-// conflicts counts what rule 13 makes a record of, but that an equal version
-// may be further back than the one shown.
-func (r *replica) conflicts(t *testing.T) (n int) {
+// conflicts counts the records.
+func (r *replica) conflicts(t *testing.T) int {
 	t.Helper()
-	for _, i := range r.st.inodes {
-		shown := i.Shown()
-		for _, v := range i.Contents {
-			if shown != nil && !shown.SameBytes(&v.Content) {
-				n++
-			}
-		}
-		for _, l := range i.Links {
-			n += max(0, len(l.Places)-1)
-		}
-	}
-	for _, m := range r.st.moves {
-		if m.Skipped {
-			n++
-		}
-	}
-	return n + r.hidden(t)
-}
-
-// hidden counts the files that another entry hides, unless it has the same bytes.
-func (r *replica) hidden(t *testing.T) (n int) {
-	t.Helper()
-	for _, names := range r.st.claims {
-		for _, cs := range names {
-			shown, _ := Shown(cs)
-			for _, c := range cs {
-				if c == shown || c.Dir() {
-					continue
-				}
-				a, b := r.st.inodes[c.Ino].Shown(), r.st.inodes[shown.Ino].Shown()
-				if a == nil || b == nil || !a.SameBytes(&b.Content) {
-					n++
-				}
-			}
-		}
-	}
-	return n
+	found, err := r.found()
+	must(t, err)
+	return len(found)
 }
 
 // Each row of the design's table. What A and B do is concurrent; want is the

@@ -83,11 +83,12 @@ const (
 	WriteOwner                        // Ino, UID, GID
 	WriteTime                         // Ino, Time: explicit mtime of what is not a file
 	WriteXattr                        // Ino, Name, Value, or Gone
+	WriteDismiss                      // Ino, Base: no record of these leaves (content or place) is wanted any more
 )
 
 // attribute reports whether the write cannot bring back what was removed.
 func (k WriteKind) attribute() bool {
-	return k == WriteMode || k == WriteOwner || k == WriteTime || k == WriteXattr
+	return k == WriteMode || k == WriteOwner || k == WriteTime || k == WriteXattr || k == WriteDismiss
 }
 
 // A Write is one element of an op; Kind says which fields count.

@@ -150,6 +150,8 @@ func (c command) step(r *replica) error {
 		return r.link(c.from, c.to)
 	case "chmod":
 		return r.chmod(c.from, uint32(c.data[0]))
+	case "dismiss", "discard":
+		return r.dismiss(int(c.data[0]-'0'), dismissals[c.verb]...)
 	}
 	return fmt.Errorf("no such command: %v", c)
 }
@@ -347,9 +349,12 @@ func (t tree) unused(ino Ino) error {
 }
 
 // program runs random commands; it returns the replicas.
-func program(t *rapid.T) []*replica {
+func program(t *rapid.T) []*replica { return programOf(t, nil) }
+
+// programOf runs random commands, with more verbs.
+func programOf(t *rapid.T, more []string) []*replica {
 	rs := newWorld().replicas(rapid.IntRange(2, 3).Draw(t, "replicas"))
-	some := someVerbs(rapid.Uint64().Draw(t, "verbs"))
+	some := append(someVerbs(rapid.Uint64().Draw(t, "verbs")), more...)
 	for _, r := range rs {
 		r.skew = rapid.Int64Range(0, 40).Draw(t, "skew")
 	}
@@ -468,6 +473,18 @@ func (r *replica) join(from *replica) error {
 			if err := r.st.PutInline(ino, v.ID, b); err != nil {
 				return err
 			}
+		}
+	}
+	for k, v := range from.st.history {
+		if err := JoinHistory(r.st, k.ino, v); err != nil {
+			return err
+		}
+		b, err := from.st.Inline(k.ino, k.id)
+		if err != nil {
+			return err
+		}
+		if err := r.st.PutInline(k.ino, k.id, b); err != nil {
+			return err
 		}
 	}
 	for moves := from.st.moves; len(moves) > 0; {

@@ -9,6 +9,12 @@ func (a *applier) settle() (*Effects, error) {
 		if err := a.s.PutInode(a.inodes[ino]); err != nil {
 			return nil, err
 		}
+		if err := a.retire(ino); err != nil {
+			return nil, err
+		}
+		if err := a.contestInode(ino); err != nil {
+			return nil, err
+		}
 	}
 	// A link's claim may bring its parent to life or take it away, and so
 	// on upwards: a.links grows while it is walked.
@@ -22,6 +28,9 @@ func (a *applier) settle() (*Effects, error) {
 	}
 	e := &Effects{}
 	if err := a.nameChanges(e); err != nil {
+		return nil, err
+	}
+	if err := a.contestNames(); err != nil {
 		return nil, err
 	}
 	a.inodeChanges(e)
@@ -42,11 +51,13 @@ func (a *applier) reclaim(k linkKey) error {
 		return err
 	}
 	now := standing{live: live}
-	if live {
-		now.place, _ = i.PlaceOf(k.link)
-	}
+	now.place, _ = i.PlaceOf(k.link)
 	was := a.stood[k]
+	if err := a.mourn(i, k.link, was, now); err != nil {
+		return err
+	}
 	if now.live == was.live && (!now.live || now.place.same(was.place)) {
+		a.stood[k] = now
 		return nil
 	}
 	a.stood[k] = now
@@ -373,7 +384,7 @@ func (a *applier) shownBefore(k nameKey) (Entry, error) {
 func (a *applier) inodeChanges(e *Effects) {
 	for _, ino := range a.order {
 		before, after := a.before[ino], a.inodes[ino]
-		if before == nil {
+		if before == nil || a.quiet[ino] {
 			continue
 		}
 		c := InodeChange{Ino: ino}

@@ -52,4 +52,7 @@ type State interface {
 
 	// PutInline keeps the bytes of a version.
 	PutInline(ino Ino, id VersionID, bytes []byte) error
+
+	Past
+	Contests
 }
