@@ -324,6 +324,13 @@ func (s *replicaServer) Snapshot(r *wire.SnapshotRequest, stream grpc.ServerStre
 	if !hv.v.Ready() {
 		return status.Error(codes.FailedPrecondition, store.ErrNotReady.Error())
 	}
+	if r.GetReplica() != 0 {
+		node, err := callerOf(stream.Context())
+		if err != nil {
+			return status.Error(codes.Unauthenticated, err.Error())
+		}
+		hv.v.Know(crdt.ReplicaID(r.GetReplica()), node)
+	}
 	var d decoder
 	part := store.SnapshotRequest{After: r.GetAfter(), Until: r.GetUntil(), Tail: r.GetTail(), Since: d.vector(r.GetSince())}
 	if err := hv.v.WriteSnapshot(stream.Context(), part, func(chunk []byte) error {

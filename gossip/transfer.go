@@ -184,11 +184,13 @@ func onePiece(stream interface {
 // takeSnapshot makes a peer's state this replica's. No merge runs meanwhile.
 func (c *Cluster) takeSnapshot(hv *heldVolume, node string, anew bool) {
 	hv.log.Info("taking a snapshot", "peer", node, "anew", anew)
-	take := hv.v.JoinSnapshot
+	take, as := hv.v.JoinSnapshot, hv.v.Replica()
 	if anew {
-		take = hv.v.BeginAnew
+		take, as = hv.v.BeginAnew, hv.v.Next()
 	}
-	err := c.joinSnapshot(hv, node, take)
+	ctx, cancel := context.WithCancel(hv.ctx)
+	err := take(ctx, &snapshotPeer{c, hv, node, as})
+	cancel()
 	if err == nil {
 		hv.log.Info("took a snapshot", "peer", node)
 	}
@@ -201,17 +203,12 @@ func (c *Cluster) takeSnapshot(hv *heldVolume, node string, anew bool) {
 	}
 }
 
-func (c *Cluster) joinSnapshot(hv *heldVolume, node string, take func(context.Context, store.SnapshotSource) error) error {
-	ctx, cancel := context.WithCancel(hv.ctx)
-	defer cancel()
-	return take(ctx, &snapshotPeer{c, hv, node})
-}
-
 // A snapshotPeer is a peer that a snapshot, or the rest of one, is taken from.
 type snapshotPeer struct {
 	cluster *Cluster
 	hv      *heldVolume
 	node    string
+	as      crdt.ReplicaID // that will have it
 }
 
 // Read implements store.SnapshotSource.
@@ -222,7 +219,7 @@ func (s *snapshotPeer) Read(ctx context.Context, r store.SnapshotRequest) (func(
 	}
 	id := s.hv.v.ID()
 	stream, err := client.Snapshot(ctx, &wire.SnapshotRequest{
-		Volume: id[:], After: r.After, Until: r.Until, Tail: r.Tail, Since: vectorToWire(r.Since),
+		Volume: id[:], After: r.After, Until: r.Until, Tail: r.Tail, Since: vectorToWire(r.Since), Replica: uint64(s.as),
 	})
 	if err != nil {
 		return nil, err

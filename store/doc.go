@@ -45,6 +45,8 @@
 //	  j <replica> <first>   sealed batch
 //	  a <replica>           version vector entry
 //	  k <replica>           identity record, opaque here
+//	  t <ino>               the inode has something removed, to be collected one day
+//	  z                     what was collected, and which replicas are out
 //	  y <replica>           roster: what a replica last said of itself
 //	  n <node>              switched node id
 //	  d <node>              draft

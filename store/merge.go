@@ -50,11 +50,14 @@ func (v *Volume) merge(b *Batch, ops []*crdt.Op) (known bool, err error) {
 		return false, err
 	}
 	at := v.vector[b.Origin]
+	limit, out := v.collected.Out[b.Origin]
 	switch {
 	case b.Last <= at.Seq:
 		return true, nil
 	case b.Origin == v.replica:
 		return false, fmt.Errorf("%w: it has this replica's own id", ErrBadBatch)
+	case out && b.Last > limit:
+		return false, fmt.Errorf("replica %v: %w", b.Origin, ErrBehind)
 	case b.First != at.Seq+1:
 		return false, ErrNotNext
 	case b.Prev != at.Hash:

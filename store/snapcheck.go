@@ -51,7 +51,7 @@ func (c *rangeCheck) record(ctx context.Context, tag byte, body []byte) error {
 	switch {
 	case (c.vector == nil) != (tag == snapVector):
 		return badSnapshot("its vector comes first, and once")
-	case tag == snapVector || tag == snapAhead || tag == snapPosition:
+	case tag == snapVector || tag == snapCollected || tag == snapAhead || tag == snapPosition:
 		return c.header(tag, body)
 	case c.to == nil:
 		return badSnapshot("no position")
@@ -97,6 +97,12 @@ func (c *rangeCheck) header(tag byte, body []byte) (err error) {
 			return fmt.Errorf("%w: %w", ErrBadBatch, err)
 		}
 		c.ceiling = c.vector.Clone()
+	case snapCollected:
+		if c.to != nil {
+			return badSnapshot("what is collected")
+		}
+		c.collected, c.trimmed, err = decodeCollected(body)
+		return err
 	case snapAhead:
 		if len(body) != 24 || c.to != nil {
 			return badSnapshot("what is in no batch")
@@ -104,7 +110,7 @@ func (c *rangeCheck) header(tag byte, body []byte) (err error) {
 		n := func(at int) uint64 { return binary.BigEndian.Uint64(body[at:]) }
 		c.ceiling.Max(crdt.Vector{crdt.ReplicaID(n(0)): {Seq: crdt.Seq(n(8)), Stamp: crdt.Stamp(n(16))}})
 	case snapPosition:
-		if len(body) < 3 || c.to != nil || int(binary.BigEndian.Uint16(body)) >= len(body)-2 {
+		if len(body) < 3 || c.to != nil || c.collected.Vector == nil || int(binary.BigEndian.Uint16(body)) >= len(body)-2 {
 			return badSnapshot("position")
 		}
 		n := 2 + int(binary.BigEndian.Uint16(body))

@@ -84,6 +84,15 @@ func (j *joining) adopt() error {
 				return err
 			}
 		}
+		for n := range j.ranges {
+			r := &j.ranges[n]
+			if !v.vector.Contains(r.collected.Vector) && r.trimmed.Compare(v.trimmed) > 0 {
+				v.trimmed = r.trimmed // some of what went before was never here
+			}
+			if err := v.adoptCollectedLocked(t, r.collected); err != nil {
+				return err
+			}
+		}
 		return t.del(v.keys.key('S'))
 	}); err != nil {
 		return err

@@ -340,7 +340,8 @@ func (j *joining) moves() (moves []crdt.Move, err error) {
 				return nil
 			}
 			m, err := crdt.DecodeMove(body)
-			if err == nil {
+			// One that was known may have gone from the log.
+			if err == nil && !j.Volume.vector.Covers(m.ID) {
 				moves = append(moves, *m)
 			}
 			return err
@@ -350,6 +351,9 @@ func (j *joining) moves() (moves []crdt.Move, err error) {
 	}
 	err = j.eachStaged(append(j.keys.key('s'), 't'), func(_, chunk []byte) error {
 		return eachBatch(chunk, func(b *Batch) error {
+			if b.Last <= j.Volume.vector[b.Origin].Seq {
+				return nil
+			}
 			ops, err := b.decodeOps()
 			if err != nil {
 				return err

@@ -19,6 +19,7 @@ import (
 // and the bytes. A range is one chunk:
 //
 //	V version vector of the range (first)
+//	Z what its sender has collected, who is out, and where its log of moves begins
 //	U replica, sequence, stamp: own ops of the sender in no batch yet, up to here
 //	P 16-bit length and position before the range, position of its end
 //	I inode
@@ -32,15 +33,16 @@ import (
 //	T a batch; K before the first of its origin
 //	J version vector: the journal begins after it, and the batches wanted do not
 const (
-	snapVector   = 'V'
-	snapAhead    = 'U'
-	snapPosition = 'P'
-	snapIdentity = 'K'
-	snapInode    = 'I'
-	snapInline   = 'C'
-	snapMove     = 'M'
-	snapBatch    = 'T'
-	snapJournal  = 'J'
+	snapVector    = 'V'
+	snapCollected = 'Z'
+	snapAhead     = 'U'
+	snapPosition  = 'P'
+	snapIdentity  = 'K'
+	snapInode     = 'I'
+	snapInline    = 'C'
+	snapMove      = 'M'
+	snapBatch     = 'T'
+	snapJournal   = 'J'
 )
 
 const snapChunk = 256 << 10
@@ -48,7 +50,8 @@ const snapChunk = 256 << 10
 // snapEnd is the position behind all keys; before them is the empty one.
 var snapEnd = []byte{0xff}
 
-// snapTags are the keys that a snapshot has, in their order.
+// snapTags are the keys that a snapshot has, in their order. Positions are keys
+// after the prefix, as those of generation 0.
 var snapTags = []byte{'i', 'k', 'm'}
 
 // A SnapshotRequest asks for a part of a peer's state: the keys after one
@@ -118,7 +121,11 @@ func (v *Volume) readPortion(after, until []byte) (*portion, error) {
 	if err := v.wholeLocked(); err != nil {
 		return nil, err
 	}
-	err := v.read(func(t *tree) error {
+	collected, err := v.encodeCollectedLocked()
+	if err != nil {
+		return nil, err
+	}
+	err = v.read(func(t *tree) error {
 		vector, queue := v.vector.Clone(), v.queue.ops
 		var ahead []byte
 		if n := len(queue); n > 0 {
@@ -136,6 +143,7 @@ func (v *Volume) readPortion(after, until []byte) (*portion, error) {
 		records := p.buf
 		p.buf = nil
 		p.add(snapVector, crdt.AppendVector(nil, vector))
+		p.add(snapCollected, collected)
 		if ahead != nil {
 			p.add(snapAhead, ahead)
 		}
@@ -155,14 +163,15 @@ func (p *portion) read(until []byte) error {
 			continue
 		}
 		if len(p.at) > 0 && p.at[0] == tag {
-			start = append(append(start[:prefix], p.at...), 0)
+			start = append(append(start, p.at[1:]...), 0)
 		}
 		full := false
 		if err := p.t.scan(p.keys.key(tag), start, func(key, value []byte) (bool, error) {
-			if bytes.Compare(key[prefix:], until) > 0 {
+			at := append([]byte{tag}, key[prefix+1:]...)
+			if bytes.Compare(at, until) > 0 {
 				return false, nil
 			}
-			p.at = append(p.at[:0], key[prefix:]...)
+			p.at = at
 			if err := p.pack(tag, key[prefix+1:], value); err != nil {
 				return false, err
 			}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -464,6 +465,9 @@ func TestP12HostileSnapshots(t *testing.T) {
 	snapshot := func(inodes ...*crdt.Inode) []byte {
 		w := &chunkWriter{}
 		w.add(snapVector, crdt.AppendVector(nil, crdt.Vector{9: {Seq: 1, Stamp: 100}}))
+		collected, err := json.Marshal(collectedRecord{Vector: crdt.AppendVector(nil, nil)})
+		check(t, err, nil)
+		w.add(snapCollected, collected)
 		w.add(snapPosition, []byte{0, 0, 0xff})
 		for _, i := range inodes {
 			w.add(snapInode, crdt.AppendInode(nil, i))

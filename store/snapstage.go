@@ -29,6 +29,15 @@ type stagedRange struct {
 	from, to []byte
 	vector   crdt.Vector // what it knew that is in batches
 	ceiling  crdt.Vector // all that it knew
+	// What it may lack: it is no part of one state with a range that does not
+	// know what is collected here, or whose log of moves begins elsewhere.
+	collected Collected
+	trimmed   crdt.VersionID
+}
+
+// fits reports whether two ranges can be parts of one state.
+func (r *stagedRange) fits(w *stagedRange) bool {
+	return r.trimmed == w.trimmed && r.vector.Contains(w.collected.Vector) && w.vector.Contains(r.collected.Vector)
 }
 
 // staging is a snapshot that is not whole yet. What is staged is on disk: it
@@ -173,6 +182,9 @@ func (s *staging) fill(ctx context.Context, after, until []byte) error {
 			return badSnapshot("range that was not asked for")
 		}
 		after = r.to
+		if err := s.keepFitting(&r); err != nil {
+			return err
+		}
 		return s.v.db.kv.update(func(t txn) error { return t.set(s.rangeKey(r.to), chunk) })
 	}, func() bool { return bytes.Equal(after, until) })
 }
@@ -273,6 +285,16 @@ func (s *staging) fillTail(ctx context.Context) error {
 		known.Max(own)
 		return !known.Contains(start)
 	})
+}
+
+// keepFitting drops the ranges that do not fit a new one: its sender can give
+// theirs too, and others perhaps cannot any more.
+func (s *staging) keepFitting(r *stagedRange) error {
+	other := func(w *stagedRange) bool { return !w.fits(r) }
+	if !slices.ContainsFunc(s.ranges, func(w stagedRange) bool { return other(&w) }) {
+		return nil
+	}
+	return s.drop(other)
 }
 
 // drop takes ranges out again, and the tail, which began where they ended.

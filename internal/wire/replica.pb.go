@@ -1387,12 +1387,15 @@ func (x *FetchChunk) GetAbsent() bool {
 // SnapshotRequest asks for the keys after one position and up to another, or
 // for the batches that a replica with the vector since lacks.
 type SnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
-	After         []byte                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
-	Until         []byte                 `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
-	Tail          bool                   `protobuf:"varint,4,opt,name=tail,proto3" json:"tail,omitempty"`
-	Since         []*VectorEntry         `protobuf:"bytes,5,rep,name=since,proto3" json:"since,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	After  []byte                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	Until  []byte                 `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	Tail   bool                   `protobuf:"varint,4,opt,name=tail,proto3" json:"tail,omitempty"`
+	Since  []*VectorEntry         `protobuf:"bytes,5,rep,name=since,proto3" json:"since,omitempty"`
+	// The id of the replica that will have the snapshot: the giver counts it
+	// before it reads its state.
+	Replica       uint64 `protobuf:"fixed64,6,opt,name=replica,proto3" json:"replica,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1460,6 +1463,13 @@ func (x *SnapshotRequest) GetSince() []*VectorEntry {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *SnapshotRequest) GetReplica() uint64 {
+	if x != nil {
+		return x.Replica
+	}
+	return 0
 }
 
 type SnapshotChunk struct {
@@ -1613,13 +1623,14 @@ const file_replica_proto_rawDesc = "" +
 	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\bR\x04last\x12\x16\n" +
-	"\x06absent\x18\x04 \x01(\bR\x06absent\"\xa2\x01\n" +
+	"\x06absent\x18\x04 \x01(\bR\x06absent\"\xbc\x01\n" +
 	"\x0fSnapshotRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\fR\x05after\x12\x14\n" +
 	"\x05until\x18\x03 \x01(\fR\x05until\x12\x12\n" +
 	"\x04tail\x18\x04 \x01(\bR\x04tail\x127\n" +
-	"\x05since\x18\x05 \x03(\v2!.synapsefs.replica.v1.VectorEntryR\x05since\"5\n" +
+	"\x05since\x18\x05 \x03(\v2!.synapsefs.replica.v1.VectorEntryR\x05since\x12\x18\n" +
+	"\areplica\x18\x06 \x01(\x06R\areplica\"5\n" +
 	"\rSnapshotChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\bR\x03end2\xfe\x01\n" +

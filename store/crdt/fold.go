@@ -291,6 +291,10 @@ func FoldMoves(s State, moves []Move) (*Fold, error) {
 			log = append(log, Move{ID: m.ID, Ino: m.Ino, Parent: m.Parent, Name: m.Name})
 		}
 	}
+	// Of directories that are collected nobody asks where they stand.
+	if log, err = ofDirs(s, log); err != nil {
+		return nil, err
+	}
 	slices.SortFunc(log, func(m, w Move) int { return m.ID.compare(w.ID) })
 	log = slices.CompactFunc(log, func(m, w Move) bool { return m.ID == w.ID })
 	for n := range log {
@@ -319,6 +323,19 @@ func FoldMoves(s State, moves []Move) (*Fold, error) {
 		}
 	}
 	out.at = f.at
+	return out, nil
+}
+
+func ofDirs(s State, log []Move) (out []Move, err error) {
+	for _, m := range log {
+		ok, err := areDirs(s, m.Ino)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			out = append(out, m)
+		}
+	}
 	return out, nil
 }
 
