@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"testing"
 	"time"
@@ -176,14 +177,14 @@ func TestP6ReplicaThatIsOutIsRefused(t *testing.T) {
 	}
 }
 
+// rewrites is 100,000 where there is time.
+var rewrites = flag.Int("store.rewrites", 10_000, "rewrites of one file in TestP13RewritesLeaveABoundedDatabase")
+
 func TestP13RewritesLeaveABoundedDatabase(t *testing.T) {
 	clock, vs := cluster(t, 1, Options{Hold: time.Millisecond})
 	v := vs[0]
 	talk(t, v)
-	n := 100_000
-	if testing.Short() {
-		n = 10_000
-	}
+	n := *rewrites
 	v.SetLimits(Limits{HistoryAge: time.Hour})
 	for i := range n {
 		write(t, v, root, "f", fmt.Sprint(i))

@@ -40,7 +40,7 @@ type tree struct {
 }
 
 func newTree(t txn, keys *keyspace, s *sets) *tree {
-	if s.keys != nil {
+	if s != nil && s.keys != nil {
 		keys = s.keys
 	}
 	return &tree{
