@@ -71,7 +71,7 @@ func DecodeIdentity(b []byte) (*Identity, error) {
 		return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
 	}
 	i := &Identity{Replica: crdt.ReplicaID(w.GetReplica()), Chain: w.GetChain(), Signature: w.GetSignature()}
-	if copy(i.Volume[:], w.GetVolume()) != len(i.Volume) || i.Replica == 0 {
+	if copy(i.Volume[:], w.GetVolume()) != len(w.GetVolume()) || len(w.GetVolume()) != len(i.Volume) || i.Replica == 0 {
 		return nil, fmt.Errorf("%w: volume or replica", ErrIdentity)
 	}
 	return i, nil

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -218,6 +219,8 @@ func (m Push) receive(p *Protocol, from *peerState) {
 		v.pull.deadline = p.now.Add(pullTimeout)
 	}
 	switch {
+	case b.Last <= v.reached[b.Origin].Seq && mutation.Off(mutation.Idempotence):
+		p.merge(v, b, from.name)
 	case b.Last <= v.reached[b.Origin].Seq, b.Origin == v.self: // known
 	case len(b.Wants) == 0 && !v.staging && v.mergingB < p.limits.MergingBytes && b.turn(v.reached):
 		p.merge(v, b, from.name)

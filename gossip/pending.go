@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
@@ -22,7 +23,7 @@ func (b *Batch) turn(reached crdt.Vector) bool {
 		return false
 	}
 	for _, d := range b.Deps {
-		if reached[d.Replica].Seq < d.Seq {
+		if reached[d.Replica].Seq < d.Seq && !mutation.Off(mutation.CausalWait) {
 			return false
 		}
 	}

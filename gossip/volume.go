@@ -25,9 +25,10 @@ type heldVolume struct {
 
 	unsubscribe func()
 
-	mu     sync.Mutex // guards what follows
-	ended  bool
-	active sync.WaitGroup // calls served and contents fetched
+	mu      sync.Mutex // guards what follows
+	ended   bool
+	active  sync.WaitGroup // calls served and contents fetched
+	arrived []*Batch       // to be merged
 }
 
 // ownIdentity is the encoded identity of this node's replica.
@@ -155,7 +156,10 @@ func (c *Cluster) performLocked(effect Effect) {
 		c.report(e, c.volumes[e.Volume])
 	case Merge:
 		hv := c.volumes[e.Volume]
-		hv.merges.add(func() { c.merge(hv, e.Batch) })
+		hv.mu.Lock()
+		hv.arrived = append(hv.arrived, e.Batch)
+		hv.mu.Unlock()
+		hv.merges.add(func() { c.merge(hv) })
 	case FetchContent:
 		c.fetchLocked(c.volumes[e.Volume], e)
 	case TakeSnapshot:
@@ -215,15 +219,37 @@ func (c *Cluster) report(e Report, hv *heldVolume) {
 	}
 }
 
-func (c *Cluster) merge(hv *heldVolume, b *Batch) {
-	e := Merged{Volume: hv.v.ID(), Batch: b, Err: hv.v.Merge(b.Body)}
-	if errors.Is(e.Err, store.ErrNoContent) {
-		var err error
+// merge merges what has arrived by now: the more has, the cheaper each is.
+func (c *Cluster) merge(hv *heldVolume) {
+	hv.mu.Lock()
+	batches := hv.arrived
+	hv.arrived = nil
+	hv.mu.Unlock()
+	bodies := make([]*store.Batch, len(batches))
+	for n, b := range batches {
+		bodies[n] = b.Body
+	}
+	for len(batches) > 0 {
+		n, err := hv.v.MergeAll(bodies)
+		for _, b := range batches[:n] {
+			c.step(Merged{Volume: hv.v.ID(), Batch: b, Vector: hv.v.Vector()})
+		}
+		if err != nil {
+			c.refused(hv, batches[n], err)
+			n++
+		}
+		batches, bodies = batches[n:], bodies[n:]
+	}
+}
+
+// refused tells the protocol of a batch that could not be merged.
+func (c *Cluster) refused(hv *heldVolume, b *Batch, err error) {
+	e := Merged{Volume: hv.v.ID(), Batch: b, Err: err, Vector: hv.v.Vector()}
+	if errors.Is(err, store.ErrNoContent) {
 		if e.Wants, err = hv.v.Wants(b.Body); err != nil {
 			e.Err = err
 		}
 	}
-	e.Vector = hv.v.Vector()
 	c.step(e)
 }
 

@@ -140,6 +140,9 @@ func (v *Volume) settleLocked(c *change) {
 		fn()
 	}
 	v.pruning.add(c.past)
+	if c.lost {
+		v.pruning.lost.Store(true)
+	}
 	if sooner || v.queue.urgent() {
 		v.wakeSealer()
 	}

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -290,22 +291,30 @@ func (db *DB) checkWhole() error {
 // since the last clean stop: ops may then have left that are lost here.
 func (db *DB) uncleanBoot(now string) (unclean bool, err error) {
 	err = db.kv.view(func(t txn) error {
-		var was bootRecord
-		there, err := getJSON(t, keyBoot, &was)
-		unclean = there && !was.Clean && was.BootID != now
+		was, err := getBoot(t)
+		unclean = was != bootRecord{} && !was.Clean && was.BootID != now
 		return err
 	})
-	if err != nil {
-		return false, fmt.Errorf("boot record: %w", err)
+	return unclean && !mutation.Off(mutation.NewID), err
+}
+
+func getBoot(t txn) (r bootRecord, err error) {
+	if _, err = getJSON(t, keyBoot, &r); err != nil {
+		err = fmt.Errorf("boot record: %w", err)
 	}
-	return unclean, nil
+	return r, err
 }
 
 // markBoot records that the daemon runs. Until every replica has the new id
 // that it needs, a restart must still see the unclean boot; and no op may leave
 // before it is on disk, or a power loss would bring the clean mark back.
 func (db *DB) markBoot(r bootRecord) error {
-	return errors.Join(db.kv.update(func(t txn) error { return putJSON(t, keyBoot, r) }), db.kv.sync())
+	return errors.Join(db.kv.update(func(t txn) error {
+		if _, err := getBoot(t); err != nil { // not to be covered up
+			return err
+		}
+		return putJSON(t, keyBoot, r)
+	}), db.kv.sync())
 }
 
 // replaceFile writes a small file whole or not at all.

@@ -9,7 +9,7 @@
 //
 // # Lock order
 //
-// Volume.joinMu; draft.mu, draft.io; Volume.sealMu; Volume.mu; Volume.setsMu;
+// pruning.turn; Volume.joinMu; draft.mu, draft.io; Volume.sealMu; Volume.mu; Volume.setsMu;
 // the transaction. Volume.nodesMu and Volume.draftsMu are leaves and guard maps
 // only; viewers may take them. Viewers are called with Volume.mu held, merge callbacks with no lock,
 // seal callbacks with Volume.sealMu: they must not seal.
@@ -27,7 +27,8 @@
 // Badger's ValueThreshold, so its value log is never used.
 //
 //	F                       format version (decimal)
-//	B                       boot id of the machine, and whether the last stop was clean
+//	B                       boot id of the machine, and whether the last stop was clean;
+//	                        written when all replicas have the ids that they need
 //	O                       set by every transaction, see kv_badger_power.go
 //	V <volume>              replica record: name, replica id, ready
 //	b <block hash>          where a block of content lives in this replica's files

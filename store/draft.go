@@ -341,6 +341,9 @@ func (v *Volume) publishLater(d *draft) {
 		return
 	}
 	v.after(d, v.db.opts.PublishInterval, func() {
+		if d.rec.Truncated { // meanwhile: half of it is not to be seen
+			return
+		}
 		if err := v.publish(d, false); err != nil {
 			v.db.opts.Log.Warn("publish open file", "volume", v.Name(), "inode", uint64(d.rec.Ino), "err", err)
 			v.publishLater(d)

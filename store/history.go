@@ -144,10 +144,32 @@ func (v *Volume) history(t *tree, dir crdt.Ino, name string) ([]Past, error) {
 		}
 	}
 	slices.SortStableFunc(old, func(a, b Past) int { return b.ID.Compare(a.ID) })
-	limits, from := v.Limits(), v.db.opts.Now()
-	from = from.Add(-limits.HistoryAge)
-	old = slices.DeleteFunc(old, func(p Past) bool { return int64(p.Until.Stamp) < from.UnixNano() })
-	return append(current, old[:min(len(old), limits.History)]...), nil
+	limits, out := v.Limits(), current
+	for _, p := range old {
+		if len(out) == len(current)+limits.History {
+			break
+		}
+		if there, err := t.there(p); err != nil {
+			return nil, err
+		} else if there && !v.expired(p.Until) {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+// expired reports whether what was replaced or deleted then is too old.
+func (v *Volume) expired(at crdt.VersionID) bool {
+	return int64(at.Stamp) < v.db.opts.Now().Add(-v.Limits().HistoryAge).UnixNano()
+}
+
+// there reports whether a version's bytes were not forgotten.
+func (t *tree) there(p Past) (bool, error) {
+	if p.Version == nil || p.Version.Manifest {
+		return true, nil
+	}
+	b, err := t.t.get(t.keys.version('c', p.Ino, p.Version.ID))
+	return b != nil || p.Version.Size == 0, err
 }
 
 // pastOf appends the versions of an inode that are no leaves, and the leaves
@@ -196,7 +218,7 @@ func (v *Volume) Deleted(path string) (out []Past, err error) {
 		for _, g := range dead {
 			if _, ok, err := crdt.Lookup(t, dir, g.Name); err != nil {
 				return err
-			} else if ok {
+			} else if ok || v.expired(g.at) {
 				continue
 			}
 			p := Past{ID: g.at, Ino: g.Ino, Kind: g.Kind, Version: g.inode.Latest(), Deleted: true, Until: g.at, Path: g.Name}

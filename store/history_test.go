@@ -44,6 +44,7 @@ func TestHistoryLimits(t *testing.T) {
 			t.Errorf("%s: %q", path, got)
 		}
 	}
+	check(t, v.sealNow(), nil)
 	check(t, v.pruneQueued(), nil)
 	if got := count(t, v, 'h'); got != 3 {
 		t.Errorf("%d versions kept of the file written in place", got)
@@ -62,11 +63,7 @@ func TestHistoryLimits(t *testing.T) {
 	if got := history(t, v, "inplace"); got != "9* 8" { // 8 was replaced 50 minutes ago
 		t.Errorf("later: %q", got)
 	}
-	for done := false; !done; {
-		var err error
-		done, err = v.sweep()
-		check(t, err, nil)
-	}
+	sweep(t, v)
 	if got := count(t, v, 'h'); got != 1 {
 		t.Errorf("later %d versions are kept", got)
 	}
@@ -91,18 +88,9 @@ func TestP13SweepInPortions(t *testing.T) {
 		script(t, v, fmt.Sprintf("create a%d 0; write a%d 1; write a%d 2; unlink a%d", n, n, n, n))
 	}
 	v.pruning.take(1 << 30)
+	check(t, v.sealNow(), nil)
 	v.SetLimits(Limits{HistoryAge: 1})
-	turns := 0
-	for done := false; !done; turns++ {
-		var err error
-		done, err = v.sweep()
-		check(t, err, nil)
-	}
-	for done := false; !done; turns++ { // names let go of inodes already looked at
-		var err error
-		done, err = v.sweep()
-		check(t, err, nil)
-	}
+	turns := sweep(t, v) + sweep(t, v) // names let go of inodes already looked at
 	if h, o := count(t, v, 'h'), count(t, v, 'o'); h+o != 0 {
 		t.Errorf("%d versions and %d names kept after %d turns", h, o, turns)
 	}
@@ -239,4 +227,92 @@ func TestHistoryOfLargeContent(t *testing.T) {
 	past = must(c.History("big"))
 	_, err := c.ReadVersion(past[1].Ino, past[1].Version)
 	check(t, err, ErrNoContent)
+}
+
+// TestP13BytesOfDeletedFilesGo when nobody can bring them back, nor has them
+// open, and they are beyond the limits.
+func TestP13BytesOfDeletedFilesGo(t *testing.T) {
+	a, b := pair(t, Options{})
+	talk(t, a, b)
+	a.SetLimits(Limits{History: 2})
+	var open NodeID
+	for n := range 6 {
+		node := write(t, a, root, "t", fmt.Sprint(n))
+		if n == 1 {
+			open = node
+		}
+		script(t, a, "mv t x")
+	}
+	exchange(t, a, b)
+	bytes := func() int { return count(t, a, 'c') }
+	all := bytes()
+	prune := func() {
+		a.pruning.add([]pastKey{{dir: crdt.RootIno, name: "x"}})
+		check(t, a.pruneQueued(), nil)
+	}
+	prune()
+	if got := bytes(); got != all {
+		t.Errorf("%d of %d kept, though a peer may bring them back", got, all)
+	}
+	talk(t, a, b)
+	cancel := a.AddViewer(1, &viewer{t: t, nodes: map[NodeID]bool{open: true}})
+	prune()
+	if got := bytes(); got != 1+2+1 { // shown, history, open
+		t.Errorf("%d kept", got)
+	}
+	if got := readNode(t, a, open); got != "1" {
+		t.Errorf("the open file reads %q", got)
+	}
+	cancel()
+	prune()
+	if got := bytes(); got != 1+2 {
+		t.Errorf("%d kept at the end", got)
+	}
+	if got := history(t, a, "x"); got != "5* 4 3" {
+		t.Errorf("history: %q", got)
+	}
+	c := volumeWith(t, a.ID(), Options{})
+	join(t, a, c)
+	same(t, a, c)
+	if got := history(t, c, "x"); got != "5* 4 3" {
+		t.Errorf("history of a newcomer: %q", got)
+	}
+}
+
+// sweep goes once through all that is kept, and says in how many turns.
+func sweep(t testing.TB, v *Volume) (turns int) {
+	t.Helper()
+	v.pruning.turn.Lock()
+	defer v.pruning.turn.Unlock()
+	for done := false; !done; turns++ {
+		var err error
+		done, err = v.sweepLocked()
+		check(t, err, nil)
+	}
+	return turns
+}
+
+// TestP13HistoryOfAContestedFile is bounded too, and the record stays what it is.
+func TestP13HistoryOfAContestedFile(t *testing.T) {
+	a, b := conflict(t, "create same 0; create x 0", "write same 1; write x 1", "write same 1; write same 2; write x 2")
+	for _, v := range []*Volume{a, b} {
+		v.SetLimits(Limits{History: 2})
+	}
+	for n := 3; n < 12; n++ {
+		script(t, b, fmt.Sprintf("write x %d; write same %d", n, n))
+	}
+	exchange(t, a, b)
+	for _, v := range []*Volume{a, b} {
+		before := count(t, v, 'c')
+		check(t, v.pruneQueued(), nil)
+		if after := count(t, v, 'c'); after >= before || after > 2*(2+2) { // leaves and history of two files
+			t.Errorf("bytes of %d versions kept, of %d", after, before)
+		}
+		if got := history(t, v, "x"); got != "11* 10 9" {
+			t.Errorf("history %q", got)
+		}
+		if got := listing(t, v); got != "content x=1" {
+			t.Errorf("conflicts %q", got)
+		}
+	}
 }

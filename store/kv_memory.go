@@ -86,10 +86,15 @@ func (m *Memory) update(fn func(txn) error) error {
 }
 
 func (m *Memory) sync() error {
+	m.Writeback()
+	return nil
+}
+
+// Writeback makes what was committed so far outlive a loss of power.
+func (m *Memory) Writeback() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.durable = m.items
-	return nil
 }
 
 func (m *Memory) size() int64  { return 0 }

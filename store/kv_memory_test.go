@@ -1,6 +1,7 @@
 package store
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -94,6 +95,73 @@ func killedOpening(t *testing.T, dir string, m *Memory, kill int) (after *Memory
 	after = m.AfterKill()
 	check(t, db.release(), nil)
 	return after, false
+}
+
+// TestP8FsyncedDrafts: what was synced is there after a loss of power, whether
+// the file was closed since or not; if more was written since, it is unfinished.
+func TestP8FsyncedDrafts(t *testing.T) {
+	for _, size := range []int{0, 10, 100_000} {
+		for _, then := range []string{"", "close", "write"} {
+			m := NewMemory()
+			o := Options{Dir: t.TempDir(), Memory: m, Scheduler: never{}}
+			v := volumeWith(t, NewVolumeID(), o)
+			w := create(t, v, root, "f").write(noise(1, size), 0)
+			check(t, v.Fsync(w.node), nil)
+			switch then {
+			case "close":
+				w.close()
+			case "write":
+				w.add("more")
+			}
+			o.Memory = m.AfterPowerLoss("another")
+			after := openWith(t, o).Volume(v.id)
+			if _, _, err := after.Lookup(root, "f"); err != nil && then == "write" {
+				continue // unfinished
+			}
+			if got := open(t, after, root, "f", false).read(); !strings.HasPrefix(got, noise(1, size)) {
+				t.Errorf("%d bytes, %q: %d bytes are there", size, then, len(got))
+			}
+		}
+	}
+}
+
+// patient runs what is to be done later when it is told to.
+type patient struct {
+	never
+	later []func()
+}
+
+func (p *patient) After(d time.Duration, fn func()) Timer {
+	p.later = append(p.later, fn)
+	return time.AfterFunc(time.Hour, fn)
+}
+
+// TestP2TruncatedWhileOpen: a file that is held open and changed in place is
+// published while open, but not once somebody has begun to write it anew.
+func TestP2TruncatedWhileOpen(t *testing.T) {
+	for _, begin := range []string{"write", "truncate"} {
+		p := &patient{}
+		v := volumeWith(t, NewVolumeID(), Options{Scheduler: p})
+		w := create(t, v, root, "f")
+		w.write("whole", 0).close()
+		w = open(t, v, root, "f", false)
+		if begin == "write" {
+			w.write("x", 0)
+		} else {
+			size := int64(3)
+			check(t, second(v.SetAttr(Request{}, w.node, SetAttr{Size: &size})), nil)
+		}
+		anew := open(t, v, root, "f", true).write("ha", 0)
+		was := opsSince(t, v, nil)
+		for _, fn := range p.later {
+			fn()
+		}
+		if opsSince(t, v, nil) != was {
+			t.Errorf("%s: half a file was published", begin)
+		}
+		anew.write("half", 0).close()
+		w.close()
+	}
 }
 
 // never runs nothing in the background.

@@ -229,10 +229,25 @@ func hashOf(t testing.TB, v *Volume, a Attr) []byte {
 	return h.Sum(nil)[:8]
 }
 
-// same ends the test unless all volumes show one tree.
+// conflicts are the records of a volume, as text.
+func conflicts(t testing.TB, v *Volume) (out []string) {
+	t.Helper()
+	for _, r := range must(v.Records()) {
+		out = append(out, fmt.Sprintf("%v %s against %v", r.ID, r.Path, r.Against))
+	}
+	return out
+}
+
+// same ends the test unless all volumes show one tree and list one set of
+// conflicts.
 func same(t testing.TB, vs ...*Volume) {
 	t.Helper()
 	first := dump(t, vs[0])
+	for n, v := range vs[1:] {
+		if a, b := conflicts(t, vs[0]), conflicts(t, v); !slices.Equal(a, b) {
+			t.Fatalf("conflicts:\n0: %q\n%d: %q", a, n+1, b)
+		}
+	}
 	for n, v := range vs[1:] {
 		other := dump(t, v)
 		if maps.Equal(first, other) {

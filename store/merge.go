@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -13,29 +14,78 @@ import (
 // depends on is not applied, ErrNoContent if it names content that is not here,
 // ErrBadBatch. The signature must have been verified.
 func (v *Volume) Merge(b *Batch) error {
-	if b.Volume != v.id {
-		return fmt.Errorf("%w: for volume %v", ErrBadBatch, b.Volume)
+	_, err := v.MergeAll([]*Batch{b})
+	return err
+}
+
+// MergeAll applies batches one after the other, several of them in one
+// transaction where they are small, which is then shown as one change. It
+// returns how many are applied; err is that of the next one, see Merge.
+func (v *Volume) MergeAll(batches []*Batch) (n int, err error) {
+	for n < len(batches) {
+		some := batches[n:][:portionOf(batches[n:])]
+		if err := v.mergeSome(some); err == nil {
+			n += len(some)
+			continue
+		} else if len(some) == 1 {
+			return n, fmt.Errorf("merge batch %v:%d: %w", some[0].Origin, some[0].First, err)
+		}
+		// One of them is refused: the others are not to suffer.
+		if _, err := v.MergeAll(batches[n : n+1]); err != nil {
+			return n, err
+		}
+		n++
 	}
-	ops, err := b.decodeOps()
-	if err != nil {
-		return err
+	return n, nil
+}
+
+// portionOf is how many of the batches one transaction takes, at least one.
+func portionOf(batches []*Batch) (n int) {
+	ops, bytes := 0, 0
+	for _, b := range batches {
+		ops += len(b.Ops)
+		bytes += b.size()
+		if n > 0 && (ops > maxBatchOps || bytes > maxBatchBytes/2) {
+			break
+		}
+		n++
 	}
-	if wants, err := v.wants(ops); err != nil {
-		return err
-	} else if len(wants) > 0 {
-		return fmt.Errorf("merge batch %v:%d: %w", b.Origin, b.First, ErrNoContent)
+	return n
+}
+
+// A mergedBatch is a batch on its way into the state.
+type mergedBatch struct {
+	*Batch
+	ops   []*crdt.Op
+	entry crdt.VectorEntry
+}
+
+// mergeSome applies batches in one transaction, all or none.
+func (v *Volume) mergeSome(batches []*Batch) error {
+	fresh := make([]mergedBatch, len(batches))
+	for n, b := range batches {
+		if b.Volume != v.id {
+			return fmt.Errorf("%w: for volume %v", ErrBadBatch, b.Volume)
+		}
+		ops, err := b.decodeOps()
+		if err != nil {
+			return err
+		}
+		if wants, err := v.wants(ops); err != nil {
+			return err
+		} else if len(wants) > 0 {
+			return ErrNoContent
+		}
+		fresh[n] = mergedBatch{b, ops, crdt.VectorEntry{Seq: b.Last, Stamp: b.Stamp, Hash: b.Digest()}}
 	}
 	if err := v.db.room(); err != nil {
-		return fmt.Errorf("merge batch %v:%d: %w", b.Origin, b.First, err)
+		return err
 	}
-	known, err := v.merge(b, ops)
-	if err != nil {
-		return fmt.Errorf("merge batch %v:%d: %w", b.Origin, b.First, err)
+	merged, err := v.merge(fresh)
+	if err != nil || merged == 0 {
+		return err
 	}
-	if known {
-		return nil
-	}
-	v.merged.Add(uint64(len(ops)))
+	v.merged.Add(uint64(merged))
 	vector := v.Vector()
 	for _, fn := range subscribed(v, v.onMerge) {
 		fn(vector)
@@ -43,54 +93,65 @@ func (v *Volume) Merge(b *Batch) error {
 	return nil
 }
 
-func (v *Volume) merge(b *Batch, ops []*crdt.Op) (known bool, err error) {
+// merge returns how many ops were not known.
+func (v *Volume) merge(batches []mergedBatch) (ops int, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if err := v.wholeLocked(); err != nil {
-		return false, err
+		return 0, err
 	}
-	at := v.vector[b.Origin]
-	limit, out := v.collected.Out[b.Origin]
-	switch {
-	case b.Last <= at.Seq:
-		return true, nil
-	case b.Origin == v.replica:
-		return false, fmt.Errorf("%w: it has this replica's own id", ErrBadBatch)
-	case out && b.Last > limit:
-		return false, fmt.Errorf("replica %v: %w", b.Origin, ErrBehind)
-	case b.First != at.Seq+1:
-		return false, ErrNotNext
-	case b.Prev != at.Hash:
-		return false, fmt.Errorf("%w: it does not follow the batch before in the hash chain", ErrBadBatch)
+	vector := v.vector.Clone()
+	fresh := batches[:0]
+	for _, b := range batches {
+		if b.Last <= vector[b.Origin].Seq && !mutation.Off(mutation.Idempotence) {
+			continue
+		}
+		if err := v.checkNextLocked(b.Batch, vector); err != nil {
+			return 0, err
+		}
+		vector[b.Origin] = b.entry
+		fresh = append(fresh, b)
+		ops += len(b.ops)
 	}
-	if err := v.appliedInLocked(v.vector, b); err != nil {
-		return false, err
+	if len(fresh) == 0 {
+		return 0, nil
 	}
-	entry := crdt.VectorEntry{Seq: b.Last, Stamp: b.Stamp, Hash: b.Digest()}
 	err = v.changeLocked(0, func(c *change) error {
-		for _, op := range ops {
-			e, err := crdt.Apply(c.tree, op)
-			if err != nil {
+		for _, b := range fresh {
+			if err := c.merge(b); err != nil {
 				return err
 			}
-			c.effects = append(c.effects, e)
 		}
-		return v.putBatch(c.t, b, entry)
+		return nil
 	})
 	if errors.Is(err, crdt.ErrMalformed) {
 		err = fmt.Errorf("%w: %w", ErrBadBatch, err)
 	}
 	if err != nil {
-		return false, err
+		return 0, err
 	}
-	v.vector[b.Origin] = entry
-	v.journaledLocked(b, b.size())
-	if m := v.roster.members[b.Origin]; m != nil {
-		v.noteEffectiveLocked(m)
+	for _, b := range fresh {
+		v.mergedLocked(b)
 	}
-	v.deps[b.Origin] = b.Last
-	v.clock.Observe(b.Stamp)
-	return false, nil
+	return ops, nil
+}
+
+// checkNextLocked says why a batch cannot follow what the vector says is applied.
+func (v *Volume) checkNextLocked(b *Batch, vector crdt.Vector) error {
+	at := vector[b.Origin]
+	limit, out := v.collected.Out[b.Origin]
+	switch {
+	case b.Last <= at.Seq: // only where a test wants it
+	case b.Origin == v.replica:
+		return fmt.Errorf("%w: it has this replica's own id", ErrBadBatch)
+	case out && b.Last > limit:
+		return fmt.Errorf("replica %v: %w", b.Origin, ErrBehind)
+	case b.First != at.Seq+1:
+		return ErrNotNext
+	case b.Prev != at.Hash:
+		return fmt.Errorf("%w: it does not follow the batch before in the hash chain", ErrBadBatch)
+	}
+	return v.appliedInLocked(vector, b)
 }
 
 // appliedInLocked says whether what a batch depends on is in a vector; own ops
@@ -101,7 +162,7 @@ func (v *Volume) appliedInLocked(vector crdt.Vector, b *Batch) error {
 		if d.Replica == v.replica {
 			seq = v.seq
 		}
-		if seq < d.Seq {
+		if seq < d.Seq && !mutation.Off(mutation.CausalWait) {
 			return ErrNotNext
 		}
 	}
@@ -112,6 +173,28 @@ func (v *Volume) appliedIn(vector crdt.Vector, b *Batch) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.appliedInLocked(vector, b)
+}
+
+func (c *change) merge(b mergedBatch) error {
+	for _, op := range b.ops {
+		e, err := crdt.Apply(c.tree, op)
+		if err != nil {
+			return err
+		}
+		c.effects = append(c.effects, e)
+	}
+	return c.v.putBatch(c.t, b.Batch, b.entry)
+}
+
+// mergedLocked takes over what a merged batch changed in memory.
+func (v *Volume) mergedLocked(b mergedBatch) {
+	v.vector[b.Origin] = b.entry
+	v.journaledLocked(b.Batch, b.size())
+	if m := v.roster.members[b.Origin]; m != nil {
+		v.noteEffectiveLocked(m)
+	}
+	v.deps[b.Origin] = b.Last
+	v.clock.Observe(b.Stamp)
 }
 
 // Wants returns the manifests that the batch names and that are not here with

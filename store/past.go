@@ -94,6 +94,7 @@ func (t *tree) PutContest(c crdt.Contest, keep bool) error {
 	if !keep {
 		return t.t.del(t.keys.contest(c))
 	}
+	t.lost = true
 	return t.t.set(t.keys.contest(c), nil)
 }
 

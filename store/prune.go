@@ -1,8 +1,10 @@
 package store
 
 import (
+	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -40,9 +42,13 @@ func (v *Volume) Limits() Limits { return *v.limits.Load() }
 // pruneQueue is what of history grew lately. It is lost with the daemon: the
 // sweep finds what it held.
 type pruneQueue struct {
-	mu    sync.Mutex // a leaf
-	keys  map[pastKey]struct{}
-	sweep []byte // where the sweep goes on; nil: at the beginning
+	mu   sync.Mutex // guards keys; a leaf
+	keys map[pastKey]struct{}
+	lost atomic.Bool // something lost a conflict since the limit was looked at
+
+	turn  sync.Mutex // one sweep at a time; guards what follows; taken before Volume.mu
+	next  []byte     // where the sweep goes on; nil: at the beginning
+	swept time.Time  // when the last sweep ended
 }
 
 // pruneQueued bounds the queue; the sweep finds the rest.
@@ -84,30 +90,33 @@ const (
 	sweepInterval = time.Hour // from the end of a sweep to the next
 )
 
-// pruner returns what forgets in the background what is beyond the limits.
+// pruner returns what forgets in the background what is beyond the limits. Its
+// first turn lets the daemon start.
 func (v *Volume) pruner() (turn func() time.Duration) {
-	var swept time.Time // a start loses the queue
 	begun := false
 	return func() time.Duration {
-		if !begun { // let the daemon start
+		if !begun {
 			begun = true
 			return pruneInterval
 		}
-		err := v.pruneQueued()
-		if err == nil && v.db.opts.Now().Sub(swept) >= sweepInterval {
-			var done bool
-			if done, err = v.sweep(); done {
-				swept = v.db.opts.Now()
-				if err == nil {
-					err = v.forceOut()
-				}
-			}
-		}
-		if err != nil {
-			v.db.opts.Log.Error("prune history", "volume", v.Name(), "err", err)
-		}
-		return pruneInterval
+		return v.pruneTurn()
 	}
+}
+
+// pruneTurn does what is due and says when there is more. A sweep through all
+// that is kept is done in portions.
+func (v *Volume) pruneTurn() (wait time.Duration) {
+	err := v.pruneQueued()
+	if err == nil {
+		err = v.sweepIfDue()
+	}
+	if err == nil && v.pruning.lost.Swap(false) {
+		err = v.forceOut()
+	}
+	if err != nil && !errors.Is(err, ErrClosed) {
+		v.db.opts.Log.Error("prune history", "volume", v.Name(), "err", err)
+	}
+	return pruneInterval
 }
 
 // pruneQueued prunes what grew since.
@@ -123,11 +132,27 @@ func (v *Volume) pruneQueued() error {
 	}
 }
 
-// sweep looks at the next portion of all that is kept, for what grew too old;
-// done says that it was the last.
-func (v *Volume) sweep() (done bool, err error) {
+// sweepIfDue goes on with a sweep, or begins one if the last was long ago.
+func (v *Volume) sweepIfDue() error {
+	v.pruning.turn.Lock()
+	defer v.pruning.turn.Unlock()
+	now := v.db.opts.Now()
+	if since := now.Sub(v.pruning.swept); 0 <= since && since < sweepInterval {
+		return nil
+	}
+	done, err := v.sweepLocked()
+	if done {
+		v.pruning.swept = now
+		v.pruning.lost.Store(true) // what lost before the daemon started counts too
+	}
+	return err
+}
+
+// sweepLocked looks at the next portion of all that is kept, for what grew too
+// old; done says that it was the last. The caller holds pruning.turn.
+func (v *Volume) sweepLocked() (done bool, err error) {
 	var keys []pastKey
-	from := v.pruning.sweep
+	from := v.pruning.next
 	err = v.read(func(t *tree) error {
 		next, n := []byte(nil), 0
 		for _, tag := range []byte{'h', 'o'} {
@@ -159,11 +184,11 @@ func (v *Volume) sweep() (done bool, err error) {
 				}
 				return true, nil
 			}); err != nil || next != nil {
-				v.pruning.sweep = next
+				v.pruning.next = next
 				return err
 			}
 		}
-		v.pruning.sweep, done = nil, true
+		v.pruning.next, done = nil, true
 		return nil
 	})
 	if err == nil {
@@ -200,7 +225,8 @@ func (v *Volume) pruneKeys(keys []pastKey) error {
 }
 
 // pruneName forgets the links that died at a name before the newest that the
-// limits keep, and says which inodes it touched.
+// limits keep, and says which inodes it touched. A link stays as long as its
+// inode's bytes must: it is what remembers them.
 func (c *change) pruneName(dir crdt.Ino, name string, inos map[crdt.Ino]bool) error {
 	dead, err := c.graves(dir, name)
 	if err != nil {
@@ -209,8 +235,13 @@ func (c *change) pruneName(dir crdt.Ino, name string, inos map[crdt.Ino]bool) er
 	limits, kept := c.v.Limits(), 0
 	for _, g := range dead {
 		inos[g.Ino] = true
-		if kept < limits.History && !c.expired(g.at, limits) {
+		if kept < limits.History && !c.v.expired(g.at) {
 			kept++
+			continue
+		}
+		if may, err := c.forgettable(g.inode); err != nil {
+			return err
+		} else if !may {
 			continue
 		}
 		if err := c.PutGone(g.Gone, false); err != nil {
@@ -218,6 +249,20 @@ func (c *change) pruneName(dir crdt.Ino, name string, inos map[crdt.Ino]bool) er
 		}
 	}
 	return nil
+}
+
+// forgettable reports whether the bytes of a dead inode can go: no op that is
+// still to come can bring it back, and no kernel here has it open.
+func (c *change) forgettable(i *crdt.Inode) (bool, error) {
+	if i == nil {
+		return true, nil
+	}
+	live, err := crdt.LiveLinks(c.tree, i)
+	if err != nil || len(live) > 0 {
+		return true, err // not dead: only the name is forgotten
+	}
+	node := c.v.Node(i.Ino)
+	return i.Settled(c.v.stableLocked()) && c.v.draftOf(node) == nil && !c.v.knownLocked(node), nil
 }
 
 // grave is a dead link, and when it died.
@@ -252,13 +297,9 @@ func (t *tree) dig(gone []crdt.Gone) ([]grave, error) {
 	return out, nil
 }
 
-// expired reports whether what was replaced or deleted then is too old.
-func (c *change) expired(at crdt.VersionID, l Limits) bool {
-	return int64(at.Stamp) < c.now.Add(-l.HistoryAge).UnixNano()
-}
-
 // pruneInode forgets the versions of an inode that are beyond the limits. The
-// bytes of leaves are not history's to forget: they may show again.
+// bytes of leaves go only when nothing leads to the inode any more: until then
+// they may show again.
 func (c *change) pruneInode(ino crdt.Ino) error {
 	i, err := c.Inode(ino)
 	if err != nil {
@@ -268,39 +309,62 @@ func (c *change) pruneInode(ino crdt.Ino) error {
 	if err != nil {
 		return err
 	}
-	versions, err := c.historyOf(ino)
-	if err != nil {
+	if err := c.pruneVersions(i, ino, held); err != nil || i == nil || held {
 		return err
 	}
-	if i != nil && len(i.Contents) > 1 && held {
-		return nil // records are told from the versions they go back to
-	}
-	limits := c.v.Limits()
-	replaced := crdt.VersionID{}
-	if i != nil && i.Latest() != nil {
-		replaced = i.Latest().ID
-	}
-	kept := 0
-	for _, old := range slices.Backward(versions) {
-		at := replaced
-		replaced = old.ID
-		if held && kept < limits.History && !c.expired(at, limits) || c.v.frozen(ino, old.ID) {
-			kept++
-			continue
-		}
-		if err := c.forget(ino, old.ID); err != nil {
+	for _, id := range i.Spent() {
+		if err := c.t.del(c.keys.version('c', ino, id)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// forget drops a version of history with its bytes.
-func (c *change) forget(ino crdt.Ino, id crdt.VersionID) error {
-	if err := c.t.del(c.keys.version('h', ino, id)); err != nil {
+// chainKept is how many versions of a contested file stay known, without their
+// bytes: records are told from the versions that what shows goes back to.
+const chainKept = 1000
+
+// pruneVersions forgets versions that are no leaves.
+func (c *change) pruneVersions(i *crdt.Inode, ino crdt.Ino, held bool) error {
+	versions, err := c.historyOf(ino)
+	if err != nil {
 		return err
 	}
-	return c.t.del(c.keys.version('c', ino, id))
+	replaced := crdt.VersionID{}
+	if i != nil && i.Latest() != nil {
+		replaced = i.Latest().ID
+	}
+	limits, kept := c.v.Limits(), 0
+	contested := held && len(i.Contents) > 1
+	for n, old := range slices.Backward(versions) {
+		at := replaced
+		replaced = old.ID
+		if held && kept < limits.History && !c.v.expired(at) || c.v.frozen(ino, old.ID) {
+			kept++
+			continue
+		}
+		known := contested && len(versions)-n <= chainKept
+		if err := c.forget(ino, old, known); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forget drops the bytes of a version of history and, unless it is to stay
+// known, the version.
+func (c *change) forget(ino crdt.Ino, old *crdt.Version, known bool) error {
+	if !known {
+		if err := c.t.del(c.keys.version('h', ino, old.ID)); err != nil {
+			return err
+		}
+	}
+	key := c.keys.version('c', ino, old.ID)
+	b, err := c.t.get(key)
+	if err != nil || b == nil {
+		return err // forgotten before: no write for nothing
+	}
+	return c.t.del(key)
 }
 
 // held reports whether some name leads to an inode: where it lives, or where

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -101,7 +102,7 @@ func (v *Volume) draftLinks(t *tree, d *draft, i *crdt.Inode) (links []crdt.Link
 		return links, false, err
 	}
 	live, err := crdt.LiveLinks(t, i) // a file that is not published has taken their names
-	return nil, d.rec.Created || len(live) > 0 || d.rec.Unlinked || i.RemovedBy(v.replica), err
+	return nil, d.rec.Created || len(live) > 0 || d.rec.Unlinked || i.RemovedBy(v.replica) && !mutation.Off(mutation.DroppedDrafts), err
 }
 
 // reopenDraft opens a draft's file again after its final publication, which
@@ -277,6 +278,9 @@ func (c *change) publishVersion(d *draft, i *crdt.Inode, links []crdt.LinkID, co
 	base := d.rec.Base
 	if c.v.became != nil {
 		base = c.v.became.Version(base)
+	}
+	if shown := i.Shown(); shown != nil && mutation.Off(mutation.Base) {
+		base = shown.ID
 	}
 	p := c.plan()
 	if err := p.Content(i, via, base, *content); err != nil {

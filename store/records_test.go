@@ -301,7 +301,7 @@ func TestP5ConflictLimit(t *testing.T) {
 	a, b := conflict(t, "create x 0; create y 0; create z 0",
 		"write x 1111; write y 1111; write z 1111", "write x 2; write y 2; write z 2")
 	a.SetLimits(Limits{ConflictBytes: 9})
-	check(t, a.forceOut(), nil)
+	a.pruneTurn()
 	exchange(t, a, b)
 	for _, v := range []*Volume{a, b} {
 		if got := listing(t, v); got != "content y=1111 content z=1111" {

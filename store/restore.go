@@ -68,16 +68,9 @@ func (c *change) rewrite(i *crdt.Inode, via crdt.LinkID, from *crdt.Inode, versi
 	if err != nil {
 		return err
 	}
-	var base crdt.VersionID
-	if shown := i.Shown(); shown != nil {
-		base = shown.ID
-	}
 	p := c.plan()
-	if err := p.Content(i, via, base, content); err != nil {
+	if err := p.Rewrite(i, via, version.ID, content); err != nil {
 		return err
-	}
-	if w := &p.Writes[len(p.Writes)-1]; i.Version(version.ID) != nil && !slices.Contains(w.Base, version.ID) {
-		w.Base = append(w.Base, version.ID) // whoever restores a leaf has seen it
 	}
 	return c.commit(p.Writes, hold{})
 }

@@ -69,7 +69,9 @@ func tidy(t testing.TB, vs ...*Volume) {
 	for _, v := range vs {
 		for done := false; !done; {
 			var err error
-			done, err = v.sweep()
+			v.pruning.turn.Lock()
+			done, err = v.sweepLocked()
+			v.pruning.turn.Unlock()
 			check(t, err, nil)
 		}
 		check(t, v.Tidy(), nil)

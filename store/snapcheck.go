@@ -158,7 +158,7 @@ func (c *rangeCheck) content(ctx context.Context, ino crdt.Ino, v *crdt.Version)
 		return c.fetch(ctx, &v.Content)
 	}
 	key := c.v.keys.version('c', ino, v.ID)
-	if size, ok := c.inline[string(key[len(c.v.keys.prefix)+1:])]; !ok || size != v.Size {
+	if size, ok := c.inline[string(key[len(c.v.keys.prefix)+1:])]; !ok && len(v.Closed) == 0 || ok && size != v.Size {
 		return badSnapshot("version without its bytes")
 	}
 	return nil

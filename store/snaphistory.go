@@ -19,9 +19,12 @@ import (
 //	H inode number, version; after its inode, its bytes just before it
 const snapHistory = 'H'
 
-// historyRoom bounds what one inode's history adds to a chunk: nothing is in the
-// way of thousands of versions before somebody comes to forget them.
-const historyRoom = snapChunk / 2
+// What one inode's history adds to a chunk is bounded: nothing is in the way of
+// thousands of versions before somebody comes to forget them.
+const (
+	historyBytes   = snapChunk     // of small versions
+	historyRecords = snapChunk / 2 // of all: some more than what records go back to
+)
 
 // history packs the versions of an inode that are no leaves, the newest first.
 func (p *portion) history(i *crdt.Inode) error {
@@ -33,10 +36,10 @@ func (p *portion) history(i *crdt.Inode) error {
 		return err
 	}
 	head := binary.BigEndian.AppendUint64(nil, uint64(i.Ino))
-	room := historyRoom
+	room, records := historyBytes, historyRecords
 	for _, old := range slices.Backward(versions) {
 		body := crdt.AppendVersion(head[:8:8], old)
-		if room -= len(body); room < 0 {
+		if records -= len(body); records < 0 {
 			return nil
 		}
 		key := p.keys.version('c', i.Ino, old.ID)
@@ -44,8 +47,7 @@ func (p *portion) history(i *crdt.Inode) error {
 		if err != nil {
 			return err
 		}
-		if b != nil && len(b) <= room/2 { // what is left is for those that come without bytes
-			room -= len(b)
+		if room -= len(b); b != nil && room >= 0 {
 			p.add(snapInline, key[len(p.keys.prefix)+1:], b)
 		}
 		p.add(snapHistory, body)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -206,6 +207,9 @@ func (p *portion) pack(tag byte, key, value []byte) error {
 			continue
 		}
 		b, err := p.inline(i.Ino, c.ID)
+		if errors.Is(err, ErrDamaged) && len(c.Closed) > 0 {
+			continue // of a deleted file, forgotten
+		}
 		if err != nil {
 			return err
 		}

@@ -37,6 +37,7 @@ type tree struct {
 	stoned map[crdt.Ino]bool        // inodes that are in the index of tombstones
 	reset  bool                     // sets is our own copy
 	past   []pastKey                // what of history grew in this transaction
+	lost   bool                     // something lost a conflict in it
 }
 
 func newTree(t txn, keys *keyspace, s *sets) *tree {

@@ -27,6 +27,8 @@ is kept, and listed here, until it is dismissed or restored.
   hidden   a file at a name where another file, or a directory, shows
   place    a name that a file or directory was moved to; it stands at another
 
+A path has a slash or a dot in it, as ./file; else it is a volume's name.
+
 Beyond the volume's conflict-limit (default 1GiB) the oldest are dismissed.
 ` + exitHelp
 

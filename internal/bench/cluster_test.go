@@ -18,7 +18,10 @@ import (
 var given = flag.String("binary", "", "a synapsefs `FILE` to measure, instead of a fresh build")
 
 // newCluster starts n daemons with one volume mounted on each.
-func newCluster(b *testing.B, n int) *playground.Cluster {
+func newCluster(b *testing.B, n int) *playground.Cluster { return newClusterOn(b, n, nil) }
+
+// newClusterOn does so on given hosts; nil is this one.
+func newClusterOn(b *testing.B, n int, hosts []playground.Host) *playground.Cluster {
 	b.Helper()
 	dir := b.TempDir()
 	binary := *given
@@ -28,9 +31,15 @@ func newCluster(b *testing.B, n int) *playground.Cluster {
 			b.Fatalf("build: %v\n%s", err, out)
 		}
 	}
-	c, err := playground.New(dir, binary, n)
+	c, err := playground.New(dir, binary, 0)
 	if err != nil {
 		b.Fatal(err)
+	}
+	c.Hosts = hosts
+	for range n {
+		if _, err := c.Add(); err != nil {
+			b.Fatal(err)
+		}
 	}
 	b.Cleanup(func() {
 		if err := c.Close(); err != nil {

@@ -53,10 +53,10 @@ func content(t *testing.T, nd *playground.Node, name string) string {
 // Two nodes that are cut from each other write the same files; the commands
 // tell what lost, bring it back, and take it off the list everywhere.
 func TestP5ConflictsOfTwoNodesCutApart(t *testing.T) {
-	hs, link := hosts(t, 2)
+	w := network(t, 2)
 	c := prepare(t, 0)
-	c.Hosts = hs
-	for range hs {
+	c.Hosts = w.Hosts
+	for range w.Hosts {
 		if _, err := c.Add(); err != nil {
 			t.Fatal(err)
 		}
@@ -72,14 +72,14 @@ func TestP5ConflictsOfTwoNodesCutApart(t *testing.T) {
 	}
 	equal(t, a, b)
 
-	ip(t, "link set %s down", link(1))
+	cut(t, w.Cut, 1)
 	for _, name := range []string{"edited", "dismissed", "created"} {
 		write(t, a, name, "of node1\n")
 	}
 	for _, name := range []string{"edited", "dismissed", "created"} { // later: they win
 		write(t, b, name, "of node2\n")
 	}
-	ip(t, "link set %s up", link(1))
+	cut(t, w.Heal, 1)
 	until(t, "both to list three conflicts", func() bool {
 		return len(listed(t, a, "conflicts", volume)) == 3 && len(listed(t, b, "conflicts", volume)) == 3
 	})

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"time"
@@ -182,6 +183,9 @@ func (i VolumeInfo) toWire() *wire.VolumeStatus {
 		s.Conflicts, s.ForcedOut = countRecords(v), stats.ForcedOut
 		if stats.Full && s.Problem == "" {
 			s.Problem = "the disk is full: changes are refused"
+		}
+		if stats.ForcedOut > 0 && s.Problem == "" {
+			s.Problem = fmt.Sprintf("conflict-limit reached: the %d oldest conflicts were dismissed", stats.ForcedOut)
 		}
 	}
 	return s

@@ -165,6 +165,10 @@ func (n *Node) joinReplicas(founder bool) error {
 			n.join(v)
 		}
 	}
+	// At once: what is pruned by the defaults is gone.
+	if err := n.limit(); err != nil {
+		return fmt.Errorf("read catalogue: %w", err)
+	}
 	n.catalogue.v.OnMerge(func(crdt.Vector) { n.kick() })
 	n.kick()
 	if founder {

@@ -76,9 +76,11 @@ func (c *cluster) freePort() string {
 	return addr
 }
 
+func testLog(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
+
 func start(t *testing.T, cfg *config.Config) *Node {
 	t.Helper()
-	n, err := Start(t.Context(), cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	n, err := Start(t.Context(), cfg, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}

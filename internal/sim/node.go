@@ -39,8 +39,30 @@ type node struct {
 	power bool // with its machine
 	dead  bool // killed, and about to be down
 
-	user user
+	mounted bool
+	user    user
 }
+
+// mount is the one through which users work.
+const mount store.MountID = 1
+
+// A kernel knows every file: one that a peer changes gets a new node.
+type kernel struct{}
+
+func (kernel) Prepare(c *store.Changes) (switched []crdt.Ino) {
+	for _, i := range c.Inodes {
+		if i.Content && c.By == 0 {
+			switched = append(switched, i.Ino)
+		}
+	}
+	return switched
+}
+
+func (kernel) Committed(*store.Changes) {}
+func (kernel) Aborted(*store.Changes)   {}
+
+// Knows says no: nothing is read from a node whose handles are closed.
+func (kernel) Knows(store.NodeID) bool { return false }
 
 // killed is what a node's death panics with.
 type killed struct{ n *node }
@@ -68,8 +90,12 @@ func (n *node) start() {
 		}
 	}
 	n.guard(func() {
+		disk := mem
+		if n.w.real {
+			disk = nil
+		}
 		db, err := store.Open(store.Options{
-			Dir: n.dir, Memory: mem, Random: n.random, Now: n.clock, Scheduler: background{n, n.life},
+			Dir: n.dir, Memory: disk, Random: n.source(), Now: n.clock, Scheduler: background{n, n.life},
 			InlineLimit: inlineLimit, ReserveBytes: 1, Log: n.log(),
 		})
 		if err != nil {
@@ -88,6 +114,9 @@ func (n *node) start() {
 		}
 		n.db, n.vol, n.up, n.merge = db, v, true, n.w.now
 		n.checkRestart()
+		if n.mounted {
+			v.AddViewer(mount, kernel{})
+		}
 		v.OnSeal(func(b *store.Batch) {
 			n.w.ops.add(n.w, b)
 			n.checkSealed(b)
@@ -100,6 +129,14 @@ func (n *node) start() {
 		n.w.note("%s is up as %v", n.name, n.vol.Replica())
 		n.w.relink()
 	}
+}
+
+// source is where the node's ids come from.
+func (n *node) source() io.Reader {
+	if n.w.real {
+		return nil // it lives more often than its world
+	}
+	return n.random
 }
 
 func (n *node) log() *slog.Logger {

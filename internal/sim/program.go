@@ -42,8 +42,9 @@ func (p Program) indices() []int {
 // String lists the steps.
 func (p Program) String() string {
 	var b strings.Builder
+	f := profileOf(p.Seed)
 	for _, i := range p.indices() {
-		fmt.Fprintf(&b, "%3d %v\n", i, decode(p.Words[i]))
+		fmt.Fprintf(&b, "%3d %v\n", i, f.decode(p.Words[i]))
 	}
 	return b.String()
 }
@@ -64,40 +65,77 @@ func (s step) String() string {
 	return fmt.Sprintf("%-9s node %d %-8s %-8s size %d n %d (other %d), then %v", s.verb, s.who, s.path, s.to, s.size, s.n, s.other, s.wait)
 }
 
-// verbs with their weights.
-var verbs = []struct {
+// calls, those of them that move directories, and faults, with their weights.
+var (
+	calls = []weighted{
+		{9, "write"}, {6, "open"}, {3, "overwrite"}, {6, "append"}, {6, "close"}, {4, "truncate"}, {5, "replace"},
+		{8, "rename"}, {3, "exchange"}, {4, "link"}, {8, "unlink"}, {6, "rmdir"}, {8, "mkdir"}, {2, "symlink"},
+		{2, "xattr"}, {1, "unxattr"}, {2, "chmod"}, {1, "chown"}, {3, "utimens"}, {2, "fsync"}, {2, "read"}, {3, "flush"},
+		{3, "sync"}, {2, "removeall"},
+	}
+	moves  = []weighted{{6, "mkdir"}, {12, "rename"}, {16, "exchange"}, {1, "rmdir"}, {1, "write"}}
+	faults = []weighted{
+		{6, "cut"}, {4, "heal"}, {4, "meet"}, {4, "kill"}, {2, "power"}, {1, "restart"}, {2, "clock"}, {1, "join"}, {3, "writeback"},
+	}
+)
+
+type weighted struct {
 	weight int
 	verb   string
-}{
-	{9, "write"}, {6, "open"}, {3, "overwrite"}, {6, "append"}, {6, "close"}, {4, "truncate"}, {5, "replace"},
-	{8, "rename"}, {3, "exchange"}, {4, "link"}, {8, "unlink"}, {6, "rmdir"}, {8, "mkdir"}, {2, "symlink"},
-	{2, "xattr"}, {1, "unxattr"}, {2, "chmod"}, {1, "chown"}, {3, "utimens"}, {2, "fsync"}, {2, "read"}, {3, "flush"},
-	{6, "cut"}, {4, "heal"}, {5, "kill"}, {2, "power"}, {1, "restart"}, {2, "clock"}, {1, "join"}, {1, "leave"},
-	{4, "sync"}, {2, "removeall"},
 }
-
-var total = func() (n int) {
-	for _, v := range verbs {
-		n += v.weight
-	}
-	return n
-}()
 
 // names are few, so that steps meet.
 var names = []string{"a", "b", "c"}
 
+// A profile is what the steps of one seed are drawn from. It has some of the
+// verbs only: a run that does few things does them to each other (Groce et al.,
+// "Swarm testing", 2012).
+type profile struct {
+	verbs []weighted
+	total int
+	names int
+	depth int // of paths, at most
+	hasty bool
+	apart bool // soon all nodes are cut off from each other
+}
+
+func profileOf(seed uint64) (f profile) {
+	r := rand.New(rand.NewPCG(seed, 4))
+	f.names, f.depth, f.hasty, f.apart = 1+r.IntN(len(names)), 1+r.IntN(3), r.IntN(2) == 0, r.IntN(3) == 0
+	some := func(all []weighted, percent int) {
+		for _, v := range all {
+			if r.IntN(100) < percent {
+				f.verbs = append(f.verbs, v)
+				f.total += v.weight
+			}
+		}
+	}
+	if r.IntN(4) == 0 { // directories, moved about
+		f.names, f.depth, f.apart = 2, 2+r.IntN(2), true
+		some(moves, 100)
+	} else {
+		some(calls[:3], 80)
+		some(calls[3:], 40+r.IntN(60))
+	}
+	some(faults, r.IntN(80))
+	if f.total == 0 {
+		f.verbs, f.total = calls[:1], calls[0].weight
+	}
+	return f
+}
+
 // decode makes a step of a word.
-func decode(word uint64) step {
+func (f profile) decode(word uint64) step {
 	r := rand.New(rand.NewPCG(word, 3))
 	s := step{word: word, who: r.IntN(12), other: r.IntN(12), n: r.IntN(4)}
-	at := r.IntN(total)
-	for _, v := range verbs {
+	at := r.IntN(f.total)
+	for _, v := range f.verbs {
 		if at -= v.weight; at < 0 {
 			s.verb = v.verb
 			break
 		}
 	}
-	s.path, s.to = path(r), path(r)
+	s.path, s.to = f.path(r), f.path(r)
 	switch r.IntN(6) {
 	case 0:
 		s.size = 0
@@ -114,13 +152,16 @@ func decode(word uint64) step {
 	case 3, 4, 5:
 		s.wait = time.Duration(r.IntN(60)) * time.Millisecond
 	}
+	if f.hasty {
+		s.wait /= 20
+	}
 	return s
 }
 
-func path(r *rand.Rand) string {
-	parts := make([]string, 1+[]int{0, 0, 0, 1, 1, 2}[r.IntN(6)])
+func (f profile) path(r *rand.Rand) string {
+	parts := make([]string, min(f.depth, 1+[]int{0, 0, 0, 1, 1, 2}[r.IntN(6)]))
 	for i := range parts {
-		parts[i] = names[r.IntN(len(names))]
+		parts[i] = names[r.IntN(f.names)]
 	}
 	return strings.Join(parts, "/")
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -15,16 +16,20 @@ import (
 )
 
 var (
-	flagSeed  = flag.Uint64("sim.seed", 0, "the seed of TestSeed")
-	flagKeep  = flag.String("sim.keep", "", "the steps of TestSeed to play, by commas; all if empty")
-	flagFirst = flag.Uint64("sim.first", 1, "the first seed of TestP4Seeds")
-	flagSeeds = flag.Uint64("sim.seeds", 500, "the number of seeds of TestP4Seeds")
+	flagSeed     = flag.Uint64("sim.seed", 0, "the seed of TestSeed")
+	flagKeep     = flag.String("sim.keep", "", "the steps of TestSeed to play, by commas; all if empty")
+	flagFirst    = flag.Uint64("sim.first", 1, "the first seed of TestP4Seeds")
+	flagMinimise = flag.Duration("sim.minimise", time.Minute, "how long a program that fails is made smaller")
+	flagSeeds    = flag.Uint64("sim.seeds", 20_000, "the number of seeds of TestP4Seeds; a fiftieth with -short")
 )
 
 // report fails the test with a program made small.
 func report(t *testing.T, p Program, err error) {
 	t.Helper()
-	small := Minimise(p, time.Minute)
+	if *flagMinimise == 0 || err == errStuck {
+		t.Fatalf("seed %d: %v", p.Seed, err)
+	}
+	small := Minimise(p, *flagMinimise)
 	keep := make([]string, len(small.Kept))
 	for i, k := range small.Kept {
 		keep[i] = strconv.Itoa(k)
@@ -58,34 +63,53 @@ func TestSeed(t *testing.T) {
 	}
 }
 
+// stuck is how long a seed may take: beyond it, something does not end.
+const stuck = 30 * time.Second
+
+var errStuck = errors.New("it does not end")
+
 // TestP4Seeds plays many seeds.
 func TestP4Seeds(t *testing.T) {
+	type failure struct {
+		p   Program
+		err error
+	}
+	if testing.Short() {
+		*flagSeeds /= 50
+	}
 	var next, events, ops atomic.Uint64
-	var failed atomic.Pointer[Program]
-	var why atomic.Pointer[error]
 	next.Store(*flagFirst)
+	failures := make(chan failure, runtime.GOMAXPROCS(0))
+	var over atomic.Bool
 	var work sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		work.Go(func() {
-			for failed.Load() == nil {
+			for !over.Load() {
 				seed := next.Add(1) - 1
 				if seed >= *flagFirst+*flagSeeds {
 					return
 				}
 				p := FromSeed(seed)
+				watch := time.AfterFunc(stuck, func() {
+					failures <- failure{p, errStuck}
+				})
 				r := Run(p, nil)
+				watch.Stop()
 				events.Add(uint64(r.Events))
 				ops.Add(uint64(r.Ops))
 				if r.Err != nil {
-					failed.Store(&p)
-					why.Store(&r.Err)
+					over.Store(true)
+					failures <- failure{p, r.Err}
 				}
 			}
 		})
 	}
-	work.Wait()
-	if p := failed.Load(); p != nil {
-		report(t, *p, *why.Load())
+	go func() { work.Wait(); close(failures) }()
+	if f, ok := <-failures; ok {
+		if f.err != errStuck {
+			work.Wait() // they clean up
+		}
+		report(t, f.p, f.err)
 	}
 	t.Logf("%d seeds, %d events, %d ops", *flagSeeds, events.Load(), ops.Load())
 }

@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -32,8 +33,8 @@ type user struct {
 
 // A promise is a content that was closed and must be published.
 type promise struct {
-	ino  crdt.Ino
-	hash crdt.Hash
+	Ino  crdt.Ino
+	Hash crdt.Hash
 }
 
 // A draft is a file that is open for writing.
@@ -47,6 +48,7 @@ type draft struct {
 	flushed bool
 	synced  bool
 	linked  bool
+	gone    bool // it lost its last name by this user's own call
 	wroteAt time.Duration
 }
 
@@ -62,13 +64,29 @@ func (u *user) forgetHandles() { u.drafts = nil }
 
 // died keeps what was promised of the open files.
 func (u *user) died(power bool) {
-	harmless := slices.Contains([]string{"", "mkdir", "symlink", "xattr", "unxattr", "chmod", "chown", "read", "fsync"}, u.doing)
-	for _, d := range u.drafts {
-		if d.flushed && d.linked && harmless && (!power || d.synced) {
-			u.promises = append(u.promises, promise{d.ino, hashOf(d.bytes)})
+	if harmless(u.doing) {
+		for _, d := range u.drafts {
+			if d.linked && (d.synced || d.flushed && !power) {
+				u.promises = append(u.promises, promise{d.ino, hashOf(d.bytes)})
+			}
 		}
 	}
 	u.drafts, u.doing, u.lost = nil, "", u.lost || power
+}
+
+// harmless reports whether a step leaves open files as they are.
+func harmless(verb string) bool {
+	return slices.Contains([]string{"", "mkdir", "symlink", "xattr", "unxattr", "chmod", "chown", "read", "fsync"}, verb)
+}
+
+// pledges are the promises that a kill now would leave.
+func (u *user) pledges() (out []promise) {
+	for _, d := range u.drafts {
+		if d.linked && (d.flushed || d.synced) {
+			out = append(out, promise{d.ino, hashOf(d.bytes)})
+		}
+	}
+	return append(out, u.promises...)
 }
 
 // checkRestart compares what a restart finds with what was promised (P8).
@@ -105,9 +123,16 @@ func (n *node) acknowledged() {
 	}
 	u.acked = u.vector[u.replica].Seq + crdt.Seq(n.vol.Stats().Unsealed)
 	for _, d := range u.drafts {
-		a, err := n.vol.Attr(d.node)
-		d.linked = err == nil && a.Nlink > 0
+		n.checkLinks(d, true)
 	}
+}
+
+// checkLinks sees whether a draft has a name, and who took it.
+func (n *node) checkLinks(d *draft, byUser bool) {
+	a, err := n.vol.Attr(d.node)
+	was := d.linked
+	d.linked = err == nil && a.Nlink > 0
+	d.gone = !d.linked && (d.gone || was && byUser)
 }
 
 // expected says that an error is an answer, not a fault.
@@ -138,6 +163,9 @@ func (w *world) play(i int, s step) {
 			n.acknowledged()
 		})
 		n.user.doing = ""
+		if w.chance(20) { // the system brings to the disk what it likes
+			n.mem.Writeback()
+		}
 	}
 	w.run(s.wait, w.ended)
 }
@@ -152,6 +180,11 @@ func (w *world) playNetwork(n *node, s step) bool {
 			if s.n > 0 {
 				l.back().setCut(true)
 			}
+		}
+	case "meet":
+		if l := w.wires[[2]int{n.index, other.index}]; l != nil {
+			l.setCut(false)
+			l.back().setCut(false)
 		}
 	case "heal":
 		w.eachWire(func(l *wire) {
@@ -178,6 +211,8 @@ func (w *world) playNetwork(n *node, s step) bool {
 		if len(w.nodes) < 12 {
 			w.addNode()
 		}
+	case "writeback": // the system brings to the disk what it likes
+		n.mem.Writeback()
 	case "leave":
 		// A replica that goes for good once others have what it has.
 	default:
@@ -225,12 +260,33 @@ func (n *node) at(path string, want crdt.Ino) {
 
 func second[T any](_ T, err error) error { return err }
 
-var none = store.Request{}
+// none identifies a call that is never sent again.
+var none = store.Request{Mount: mount}
 
-// do makes the calls of a step.
+// do makes the calls of a step, and compares what they did to the names with
+// what POSIX wants.
 func (n *node) do(s step) error {
+	if s.n%2 == 0 { // with the directories that it takes
+		for _, p := range []string{s.path, s.to} {
+			if err := n.mkdirAll(p[:max(0, strings.LastIndexByte(p, '/'))]); err != nil {
+				return err
+			}
+		}
+	}
+	for _, d := range n.user.drafts {
+		n.checkLinks(d, false)
+	}
+	before := n.paths()
+	err := n.call(s)
+	if err == nil {
+		n.checkEffect(s, before, n.paths())
+	}
+	return err
+}
+
+func (n *node) call(s step) error {
 	dir, name, err := n.dirOf(s.path)
-	if err != nil && s.verb != "mkdir" && s.verb != "append" && s.verb != "close" {
+	if err != nil && s.verb != "append" && s.verb != "close" && s.verb != "flush" {
 		return err
 	}
 	switch s.verb {
@@ -259,7 +315,10 @@ func (n *node) do(s step) error {
 		n.at(s.path, 0)
 		return nil
 	case "mkdir":
-		return n.mkdir(s)
+		if s.n%2 == 0 {
+			return n.mkdirAll(s.path)
+		}
+		return second(n.vol.Mknod(none, dir, name, store.NewNode{Kind: crdt.KindDir, Mode: 0o755}))
 	case "symlink":
 		return second(n.vol.Mknod(none, dir, name, store.NewNode{Kind: crdt.KindSymlink, Mode: 0o777, Target: fmt.Sprint(s.word)}))
 	case "fsync":
@@ -345,7 +404,7 @@ func (n *node) read(node store.NodeID) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read inode %x: %w", uint64(a.Ino), err)
 	}
-	if h := hashOf(b[:k]); !n.w.states[h] {
+	if h := hashOf(b[:k]); !n.w.states[h] && !n.w.real {
 		n.w.fail("P2: %s shows %d bytes of inode %x that nobody wrote", n.name, k, uint64(a.Ino))
 	}
 	return b[:k], nil
@@ -465,6 +524,15 @@ func (n *node) writeAt(d *draft, b []byte, off int) error {
 // close closes the draft's last handle.
 func (n *node) close(d *draft, flush bool) error {
 	h := d.handles[len(d.handles)-1]
+	n.checkLinks(d, false)
+	if d.gone {
+		before := n.paths()
+		defer func() {
+			if !maps.Equal(before, n.paths()) {
+				n.w.fail("P6: %s: inode %x was removed here while it was open, and its close changed the names", n.name, uint64(d.ino))
+			}
+		}()
+	}
 	if d.begun {
 		n.w.whole[hashOf(d.bytes)] = true
 	}
@@ -559,7 +627,8 @@ func (n *node) fsync(s step) error {
 	n.acknowledged()
 	n.user.synced = n.user.acked
 	if d := n.user.draftOf(a.Node); d != nil {
-		d.synced = true
+		d.synced = d.begun
+		n.w.whole[hashOf(d.bytes)] = n.w.whole[hashOf(d.bytes)] || d.begun
 	}
 	return nil
 }
@@ -644,12 +713,12 @@ func (n *node) rename(s step, dir store.NodeID, name string) error {
 	return nil
 }
 
-func (n *node) mkdir(s step) error {
+// mkdirAll is mkdir -p.
+func (n *node) mkdirAll(path string) error {
 	dir := store.NodeID(crdt.RootIno)
-	parts := strings.Split(s.path, "/")
-	for i, p := range parts {
+	for _, p := range strings.FieldsFunc(path, func(r rune) bool { return r == '/' }) {
 		a, _, err := n.vol.Lookup(dir, p)
-		if errors.Is(err, crdt.ErrNotExist) && (s.n > 0 || i == len(parts)-1) { // mostly mkdir -p
+		if errors.Is(err, crdt.ErrNotExist) {
 			a, err = n.vol.Mknod(none, dir, p, store.NewNode{Kind: crdt.KindDir, Mode: 0o755})
 		}
 		if err != nil {

@@ -24,6 +24,7 @@ type world struct {
 	wires   map[[2]int]*wire
 	loss    int // of a hundred pushes, how many are disturbed
 	calm    bool
+	real    bool // on a real database
 	ops     ledger
 	failed  error
 	trace   uint64
@@ -87,11 +88,7 @@ func Run(p Program, verbose io.Writer) (r Result) {
 		return Result{Err: err}
 	}
 	defer os.RemoveAll(dir)
-	w := &world{
-		seed: p.Seed, rand: rand.New(rand.NewPCG(p.Seed, 1)), dir: dir, wires: map[[2]int]*wire{},
-		volume: store.VolumeID{0: 7}, ops: newLedger(), verbose: verbose,
-		states: map[crdt.Hash]bool{}, whole: map[crdt.Hash]bool{}, plain: map[crdt.VersionID]crdt.Hash{},
-	}
+	w := newWorld(p, dir, verbose)
 	defer func() {
 		for _, n := range w.nodes {
 			n.stop()
@@ -100,15 +97,29 @@ func Run(p Program, verbose io.Writer) (r Result) {
 			panic(fmt.Sprintf("seed %d: %v", p.Seed, e))
 		}
 	}()
-	w.states[hashOf(nil)], w.whole[hashOf(nil)] = true, true
+	f := profileOf(p.Seed)
 	w.begin()
 	for i, word := range p.Words {
+		if f.apart && i == len(p.Words)/4 {
+			w.run(time.Second, w.ended)
+			w.eachWire(func(l *wire) { l.setCut(true) })
+		}
 		if p.keeps(i) && !w.ended() {
-			w.play(i, decode(word))
+			w.play(i, f.decode(word))
 		}
 	}
 	w.settle()
 	return Result{Trace: w.trace, Events: w.events, Ops: len(w.ops.ops), Err: w.failed}
+}
+
+func newWorld(p Program, dir string, verbose io.Writer) *world {
+	w := &world{
+		seed: p.Seed, rand: rand.New(rand.NewPCG(p.Seed, 1)), dir: dir, wires: map[[2]int]*wire{},
+		volume: store.VolumeID{0: 7}, ops: newLedger(), verbose: verbose,
+		states: map[crdt.Hash]bool{}, whole: map[crdt.Hash]bool{}, plain: map[crdt.VersionID]crdt.Hash{},
+	}
+	w.states[hashOf(nil)], w.whole[hashOf(nil)] = true, true
+	return w
 }
 
 // begin makes the first nodes: one that is ready, and others that join it.
@@ -139,13 +150,18 @@ func (w *world) allReady() bool {
 	return true
 }
 
-func (w *world) addNode() *node {
+func (w *world) addNode() *node { return w.addNodeAs(user{}) }
+
+// addNodeAs adds a node whose user remembers earlier lives.
+func (w *world) addNodeAs(u user) *node {
 	n := &node{
-		w: w, index: len(w.nodes), name: fmt.Sprintf("n%02d", len(w.nodes)), mem: store.NewMemory(),
+		user: u,
+		w:    w, index: len(w.nodes), name: fmt.Sprintf("n%02d", len(w.nodes)), mem: store.NewMemory(),
 		random: rand.NewChaCha8([32]byte{0: byte(len(w.nodes)), 1: byte(w.seed), 2: byte(w.seed >> 8), 3: byte(w.seed >> 16), 4: byte(w.seed >> 24), 5: byte(w.seed >> 32)}),
 	}
 	n.dir = filepath.Join(w.dir, n.name)
 	n.mem.BootID = "boot"
+	n.mounted = w.chance(40)
 	if w.chance(30) {
 		n.skew = w.between(-3*365*24*time.Hour, 3*365*24*time.Hour)
 	}

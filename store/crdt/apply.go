@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/synapsefs/synapsefs/internal/mutation"
 )
 
 // ErrMalformed is returned for an op, or bytes, that no correct replica makes.
@@ -116,7 +118,7 @@ func newApplier(s State) *applier {
 	return &applier{
 		s: s, inodes: map[Ino]*Inode{}, before: map[Ino]*Inode{},
 		stood: map[linkKey]standing{}, claims: map[nameKey][]Claim{},
-		claimed: map[nameKey][]Claim{}, quiet: map[Ino]bool{},
+		claimed: map[nameKey][]Claim{},
 	}
 }
 
@@ -191,6 +193,9 @@ func (a *applier) write(op *Op, n int, w *Write) error {
 	}
 	if w.Kind == WriteDismiss {
 		if !touched {
+			if a.quiet == nil {
+				a.quiet = map[Ino]bool{}
+			}
 			a.quiet[i.Ino] = true
 		}
 		i.dismiss(w.Base)
@@ -347,6 +352,9 @@ func (a *applier) content(id VersionID, i *Inode, w *Write) error {
 		}
 	}
 	v.Inline = nil
+	if mutation.Off(mutation.Leaves) {
+		i.Contents = slices.DeleteFunc(i.Contents, func(w Version) bool { return v.ID.newer(w.ID) })
+	}
 	i.Contents = append(i.Contents, v)
 	return nil
 }
@@ -355,6 +363,9 @@ func (a *applier) remove(op *Op, id VersionID, i *Inode, w *Write) error {
 	l := i.Link(w.Link)
 	if l == nil {
 		return fmt.Errorf("%w: inode %d has no link %x", ErrMalformed, i.Ino, w.Link)
+	}
+	if mutation.Off(mutation.UnionOfRemovals) {
+		voidRemovals(i, i.removalsOf(l))
 	}
 	for n := range l.Places {
 		if p := &l.Places[n]; slices.Contains(w.Base, p.ID) {

@@ -18,6 +18,7 @@ var codecs = map[string]codecPair{
 	"claims":       pair(AppendClaims, DecodeClaims),
 	"vector":       pair(AppendVector, DecodeVector),
 	"vector entry": pair(AppendVectorEntry, DecodeVectorEntry),
+	"version":      pair(AppendVersion, DecodeVersion),
 	"inos":         pair(AppendInos, DecodeInos),
 }
 
@@ -185,6 +186,7 @@ var generators = map[string]func(t *rapid.T) any{
 		return v
 	},
 	"vector entry": func(t *rapid.T) any { return genEntry(t) },
+	"version":      func(t *rapid.T) any { v := genLeaf.Draw(t, "version"); return v.past() },
 	"inos": func(t *rapid.T) any {
 		return slice(rapid.Custom(genIno), 20).Draw(t, "inos")
 	},
@@ -247,7 +249,8 @@ func plainInode(t testing.TB) *Inode {
 func seeds(f *testing.F, kind string) {
 	rs := newWorld().replicas(2)
 	run(f, rs, `A mkdir d; A create a 1; A link a b; B pull A; A write a 2; B write b 3; B unlink b; A mkdir d/e;
-		B mv d e; A mv d f; A chmod a 3; A pull B; B pull A; A create x 4; A unlink x; A write a 5`)
+		B mv d e; A mv d f; A chmod a 3; A pull B; B pull A; A create x 4; A unlink x; A write a 5;
+		B pull A; A write a 6; B write a 7; A pull B; A dismiss 0 0`)
 	add := func(k string, v any) {
 		if k == kind {
 			f.Add(codecs[k].encode(v))
@@ -260,6 +263,9 @@ func seeds(f *testing.F, kind string) {
 		for _, ino := range r.st.Inodes() {
 			i, _ := r.st.Inode(ino)
 			add("inode", i)
+		}
+		for _, v := range r.st.history {
+			add("version", v)
 		}
 		for _, names := range r.st.claims {
 			for _, cs := range names {
@@ -304,4 +310,5 @@ func FuzzDecodeClaims(f *testing.F)      { fuzz(f, "claims") }
 func FuzzDecodeMove(f *testing.F)        { fuzz(f, "move") }
 func FuzzDecodeVector(f *testing.F)      { fuzz(f, "vector") }
 func FuzzDecodeVectorEntry(f *testing.F) { fuzz(f, "vector entry") }
+func FuzzDecodeVersion(f *testing.F)     { fuzz(f, "version") }
 func FuzzDecodeInos(f *testing.F)        { fuzz(f, "inos") }

@@ -12,6 +12,11 @@
 // version replaced), and each leaf the removals that name it. A file that
 // nobody contests is one record with one link, one place and one content.
 //
+// What stops being a leaf, and a link that dies, is handed to the state's [Past]
+// and never read again to decide the view. Conflict records are derived from
+// the leaves that lost; the state's [Contests] say where to look for them, and
+// [EachRecord] finds them. Dismissing one marks a leaf and changes no view.
+//
 // Ops must be applied in causal order and each once; the store's version
 // vector and the gossip protocol's wait-for-deps buffer see to that.
 //

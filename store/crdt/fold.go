@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"github.com/synapsefs/synapsefs/internal/mutation"
 )
 
 // A folder folds directory moves. It keeps in a map where directories stand at
@@ -64,8 +66,11 @@ func (f *folder) do(moves []Move) error {
 		if err != nil {
 			return err
 		}
-		if under {
+		if under && !mutation.Off(mutation.CycleSkip) {
 			for n := range slices.Backward(moves[:n]) {
+				if mutation.Off(mutation.SkipTogether) {
+					break
+				}
 				f.undo(&moves[n])
 			}
 			for n := range moves {
@@ -127,6 +132,9 @@ func (a *applier) fold() error {
 	later, err := a.s.MovesAfter(a.moves[0].ID)
 	if err != nil {
 		return err
+	}
+	if mutation.Off(mutation.MoveOrder) {
+		later = nil
 	}
 	f := newFolder(a.peek)
 	for n := range slices.Backward(later) {

@@ -104,19 +104,6 @@ func DecodeVersion(b []byte) (*Version, error) {
 	return &v, nil
 }
 
-// Dead is when the last of an inode's links died, by the removals known; zero
-// if none did.
-func (i *Inode) Dead() (at VersionID) {
-	for n := range i.Links {
-		for _, r := range i.removalsOf(&i.Links[n]) {
-			if at.compare(r) < 0 {
-				at = r
-			}
-		}
-	}
-	return at
-}
-
 // Died is when a link died: the newest removal of it.
 func (i *Inode) Died(link LinkID) (at VersionID) {
 	if l := i.Link(link); l != nil {

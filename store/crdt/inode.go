@@ -1,6 +1,10 @@
 package crdt
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/synapsefs/synapsefs/internal/mutation"
+)
 
 // A Register holds the value written last, by op order.
 type Register[T any] struct {
@@ -196,7 +200,7 @@ func (i *Inode) liveBySelf(l *Link) bool {
 		return true
 	}
 	return slices.ContainsFunc(i.Contents, func(v Version) bool {
-		return v.Via == l.ID && v.open(l.ID)
+		return (v.Via == l.ID || mutation.Off(mutation.Via)) && v.open(l.ID)
 	})
 }
 

@@ -3,6 +3,8 @@ package crdt
 import (
 	"errors"
 	"slices"
+
+	"github.com/synapsefs/synapsefs/internal/mutation"
 )
 
 // The preconditions of POSIX, asked of the view.
@@ -79,7 +81,7 @@ func (p *Plan) dir(dir Ino) (Ino, error) {
 // confirm voids the removals of a directory that lives only by its children,
 // and of each such ancestor: who works in a directory wants it.
 func (p *Plan) confirm(dir Ino) error {
-	for !dir.fixed() {
+	for !dir.fixed() && !mutation.Off(mutation.Confirm) {
 		i, err := p.S.Inode(dir)
 		if err != nil || i == nil {
 			return err
@@ -133,6 +135,9 @@ func (p *Plan) confirmFiles() error {
 // content, the bytes that show now are published again, should an open place
 // make others show.
 func (p *Plan) confirmFile(i *Inode, f *fileLinks, writesContent bool) error {
+	if mutation.Off(mutation.Confirm) {
+		return nil
+	}
 	var removals []VersionID
 	opens := len(f.moved) > 0
 	for n := range i.Links {
@@ -451,7 +456,7 @@ func (p *Plan) notUnder(dir Ino, moved Claim) error {
 // removes what was hidden there.
 func (p *Plan) moveAll(odir Ino, claims []Claim, shown Claim, ndir Ino, nname string) error {
 	moved := []Claim{shown}
-	if shown.Dir() {
+	if shown.Dir() && !mutation.Off(mutation.WholeSet) {
 		for _, c := range claims {
 			if c.Dir() && c != shown {
 				moved = append(moved, c)
@@ -479,6 +484,9 @@ func (p *Plan) moveAll(odir Ino, claims []Claim, shown Claim, ndir Ino, nname st
 			f := p.links(i.Ino)
 			f.moved = append(f.moved, c.Link)
 		}
+	}
+	if mutation.Off(mutation.HiddenLinks) {
+		return nil
 	}
 	return p.removeAll(odir, claims, keep...)
 }

@@ -339,6 +339,22 @@ func (p *Plan) Dismiss(records ...Record) error {
 	return p.confirmFiles()
 }
 
+// Rewrite plans that a file has the content of one of its versions again, on top
+// of what shows: whoever restores a leaf has seen it, so it is replaced too.
+func (p *Plan) Rewrite(i *Inode, via LinkID, of VersionID, c Content) error {
+	var base VersionID
+	if shown := i.Shown(); shown != nil {
+		base = shown.ID
+	}
+	if err := p.Content(i, via, base, c); err != nil {
+		return err
+	}
+	if w := &p.Writes[len(p.Writes)-1]; i.Version(of) != nil && !slices.Contains(w.Base, of) {
+		w.Base = append(w.Base, of)
+	}
+	return nil
+}
+
 // Surface plans that a hidden file replaces all files at its name. A directory
 // is not replaced: ErrIsDir.
 func (p *Plan) Surface(i *Inode, link LinkID, dir Ino, name string) error {
@@ -397,4 +413,25 @@ func (p *Plan) place(i *Inode, link LinkID, dir Ino, name string) {
 		f := p.links(i.Ino)
 		f.moved = append(f.moved, link)
 	}
+}
+
+// Settled reports whether all that is known of a dead inode is in the past
+// that the vector describes: who has applied that cannot bring it back.
+func (i *Inode) Settled(v Vector) bool {
+	flags, leaves := i.leafFlags()
+	for n := range i.Links {
+		leaves = append(leaves, i.removalsOf(&i.Links[n])...)
+	}
+	return len(flags) > 0 && !slices.ContainsFunc(leaves, func(id VersionID) bool { return !v.Covers(id) })
+}
+
+// Spent returns the content leaves of a dead inode that are no record.
+func (i *Inode) Spent() (ids []VersionID) {
+	last := i.shownOrLast()
+	for n := range i.Contents {
+		if v := &i.Contents[n]; v.ID == last.ID || v.Dismissed {
+			ids = append(ids, v.ID)
+		}
+	}
+	return ids
 }

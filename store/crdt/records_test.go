@@ -107,22 +107,89 @@ func (r *replica) checkContests() error {
 	return nil
 }
 
-// dismiss dismisses the nth record, in order of their ids.
-func (r *replica) dismiss(n int, kinds ...RecordKind) error {
+// nth is the nth record of some kinds, in order of their ids.
+func (r *replica) nth(n int, kinds []RecordKind) (c Record, ok bool, err error) {
 	found, err := r.found()
 	if err != nil {
-		return err
+		return c, false, err
 	}
 	all := slices.SortedFunc(maps.Values(found), func(a, b Record) int { return a.ID.compare(b.ID) })
 	all = slices.DeleteFunc(all, func(c Record) bool { return !slices.Contains(kinds, c.Kind) })
 	if len(all) == 0 {
-		return nil
+		return c, false, nil
+	}
+	return all[n%len(all)], true, nil
+}
+
+// dismiss dismisses the nth record.
+func (r *replica) dismiss(n int, kinds ...RecordKind) error {
+	c, ok, err := r.nth(n, kinds)
+	if err != nil || !ok {
+		return err
 	}
 	p := r.plan()
-	if err := p.Dismiss(all[n%len(all)]); err != nil {
+	if err := p.Dismiss(c); err != nil {
 		return err
 	}
 	return r.commit(p.Writes)
+}
+
+// restore brings the nth record back, which must end it and show what it kept.
+func (r *replica) restore(n int) error {
+	c, ok, err := r.nth(n, dismissals["discard"])
+	if err != nil || !ok {
+		return err
+	}
+	i, err := r.st.Inode(c.Ino)
+	if err != nil {
+		return err
+	}
+	links, err := LiveLinks(r.st, i)
+	if err != nil || len(links) == 0 {
+		return err // made anew, as a file like any other
+	}
+	lost := ""
+	p := r.plan()
+	switch c.Kind {
+	case RecordContent:
+		v := i.Version(c.ID)
+		b, _ := r.st.Inline(c.Ino, c.ID)
+		lost, v.Inline = string(b), b
+		err = p.Rewrite(i, c.Link, c.ID, v.Content)
+	case RecordHidden:
+		err = p.Surface(i, c.Link, c.Dir, c.Name)
+	case RecordPlace:
+		err = p.Move(i, c.Link, c.Dir, c.Name)
+	}
+	if err != nil {
+		return err
+	}
+	if err := r.commit(p.Writes); err != nil {
+		return err
+	}
+	return r.restored(c, lost)
+}
+
+func (r *replica) restored(c Record, lost string) error {
+	found, err := r.found()
+	if err != nil {
+		return err
+	}
+	if _, still := found[c.ID]; still {
+		return fmt.Errorf("restored record %v is still one", c)
+	}
+	if c.Kind == RecordContent {
+		b, err := r.st.Inline(c.Ino, r.st.inodes[c.Ino].Shown().ID)
+		if err == nil && string(b) != lost {
+			err = fmt.Errorf("restored %q shows %q", lost, b)
+		}
+		return err
+	}
+	shown, _, err := Lookup(r.st, c.Dir, c.Name)
+	if err == nil && shown.Ino != c.Ino && shown.Kind != KindDir {
+		err = fmt.Errorf("restored %v, there shows %v", c, shown)
+	}
+	return err
 }
 
 // dismissals are the kinds of record that a verb dismisses: a hidden file is
@@ -134,7 +201,7 @@ var dismissals = map[string][]RecordKind{
 
 func TestP4RecordsOfRandomPrograms(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		rs := programOf(t, []string{"dismiss", "dismiss", "discard", "pull", "write", "write", "mv"})
+		rs := programOf(t, []string{"dismiss", "dismiss", "discard", "restore", "restore", "pull", "write", "write", "mv"})
 		checkJoins(t, rs)
 		everybody(t, rs)
 	})
@@ -324,24 +391,6 @@ func TestDismissedLeavesGoWithTheNextVersion(t *testing.T) {
 	for _, i := range rs[0].st.inodes {
 		if len(i.Contents) > 1 {
 			t.Errorf("%d leaves", len(i.Contents))
-		}
-	}
-}
-
-func TestVersionCodec(t *testing.T) {
-	rs := newWorld().replicas(1)
-	run(t, rs, "A create x 0; A write x 1; A write x 2")
-	for _, v := range rs[0].st.history {
-		b := AppendVersion(nil, v)
-		got, err := DecodeVersion(b)
-		must(t, err)
-		if !reflect.DeepEqual(got, v) {
-			t.Errorf("%+v became %+v", v, got)
-		}
-		for n := range b {
-			if _, err := DecodeVersion(b[:n]); err == nil {
-				t.Errorf("the first %d bytes are a version", n)
-			}
 		}
 	}
 }
