@@ -136,6 +136,9 @@ func (m Holdings) receive(p *Protocol, from *peerState) {
 		if v.excludes(h) && len(n.Vector) > 0 {
 			p.report(from.name, v.id, fmt.Errorf("its replica %v: %w", h.self, store.ErrBehind))
 		}
+		if len(n.Vector) == 0 || !v.apart(h) {
+			p.do(Hear{v.id, []store.Member{{Replica: h.self, Node: from.name}}})
+		}
 		if from.up {
 			if len(v.members) > 0 && !v.apart(h) {
 				p.send(from, Roster{v.id, v.members})

@@ -106,7 +106,6 @@ type replica struct {
 
 	collected store.Collected
 	members   []store.Member // as last spoken
-	estranged bool           // its id is another node's
 
 	pull       *pull
 	gap        crdt.Vector // what was missing at gapSince

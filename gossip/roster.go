@@ -16,9 +16,6 @@ type (
 		Members   []store.Member
 		Collected store.Collected
 	}
-	// Estranged says that this node cannot write under its replica's id: it is
-	// a copy of another node's.
-	Estranged struct{ Volume store.VolumeID }
 	// Verified is the result of Verify.
 	Verified struct {
 		Volume store.VolumeID
@@ -59,7 +56,7 @@ func (v *replica) excluded(h *holding) bool { return h.collected.Excludes(v.self
 // beginsAnew reports whether this replica must take the peer's state for its
 // own. Of two that exclude each other the one that collected less does.
 func (v *replica) beginsAnew(h *holding) bool {
-	if v.estranged || h.forked {
+	if h.forked {
 		return true
 	}
 	if !v.excluded(h) {
@@ -130,13 +127,6 @@ func (m Roster) receive(p *Protocol, from *peerState) {
 	v, h := p.replicas[m.Volume], from.holds[m.Volume]
 	if v != nil && h != nil && !v.apart(h) {
 		p.do(Hear{m.Volume, m.Members})
-	}
-}
-
-func (e Estranged) step(p *Protocol) {
-	if v := p.replicas[e.Volume]; v != nil {
-		v.estranged = true
-		p.touch(v)
 	}
 }
 

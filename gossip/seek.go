@@ -188,7 +188,7 @@ func (e SnapshotTaken) step(p *Protocol) {
 
 // begin makes the replica one that has just the snapshot.
 func (v *replica) begin(e SnapshotTaken) {
-	v.self, v.collected, v.estranged, v.members = e.Self, e.Collected, false, nil
+	v.self, v.collected, v.members = e.Self, e.Collected, nil
 	v.applied, v.reached = e.Vector.Clone(), e.Vector.Clone()
 	v.pending.clear()
 }

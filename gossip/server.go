@@ -314,7 +314,7 @@ func sendPieces(stream grpc.ServerStreamingServer[wire.FetchChunk], h crdt.Hash,
 	return nil
 }
 
-// Snapshot serves the state of a ready replica.
+// Snapshot serves a part of the state of a ready replica.
 func (s *replicaServer) Snapshot(r *wire.SnapshotRequest, stream grpc.ServerStreamingServer[wire.SnapshotChunk]) error {
 	hv, release, err := s.admit(stream.Context(), r.GetVolume(), s.snapshots)
 	if err != nil {
@@ -324,7 +324,16 @@ func (s *replicaServer) Snapshot(r *wire.SnapshotRequest, stream grpc.ServerStre
 	if !hv.v.Ready() {
 		return status.Error(codes.FailedPrecondition, store.ErrNotReady.Error())
 	}
-	if err := hv.v.WriteSnapshot(stream.Context(), func(chunk []byte) error {
+	if r.GetReplica() != 0 {
+		node, err := callerOf(stream.Context())
+		if err != nil {
+			return status.Error(codes.Unauthenticated, err.Error())
+		}
+		hv.v.Know(crdt.ReplicaID(r.GetReplica()), node)
+	}
+	var d decoder
+	part := store.SnapshotRequest{After: r.GetAfter(), Until: r.GetUntil(), Tail: r.GetTail(), Since: d.vector(r.GetSince())}
+	if err := hv.v.WriteSnapshot(stream.Context(), part, func(chunk []byte) error {
 		return stream.Send(&wire.SnapshotChunk{Data: chunk})
 	}); err != nil {
 		s.cluster.log.Warn("serve snapshot", "volume", hv.v.Name(), "err", err)

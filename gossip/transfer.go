@@ -184,11 +184,13 @@ func onePiece(stream interface {
 // takeSnapshot makes a peer's state this replica's. No merge runs meanwhile.
 func (c *Cluster) takeSnapshot(hv *heldVolume, node string, anew bool) {
 	hv.log.Info("taking a snapshot", "peer", node, "anew", anew)
-	take := hv.v.JoinSnapshot
+	take, as := hv.v.JoinSnapshot, hv.v.Replica()
 	if anew {
-		take = hv.v.BeginAnew
+		take, as = hv.v.BeginAnew, hv.v.Next()
 	}
-	err := c.joinSnapshot(hv, node, take)
+	ctx, cancel := context.WithCancel(hv.ctx)
+	err := take(ctx, &snapshotPeer{c, hv, node, as})
+	cancel()
 	if err == nil {
 		hv.log.Info("took a snapshot", "peer", node)
 	}
@@ -201,19 +203,28 @@ func (c *Cluster) takeSnapshot(hv *heldVolume, node string, anew bool) {
 	}
 }
 
-func (c *Cluster) joinSnapshot(hv *heldVolume, node string, take func(context.Context, func() ([]byte, error), func(context.Context, crdt.Hash) error) error) error {
-	client, err := c.client(node)
+// A snapshotPeer is a peer that a snapshot, or the rest of one, is taken from.
+type snapshotPeer struct {
+	cluster *Cluster
+	hv      *heldVolume
+	node    string
+	as      crdt.ReplicaID // that will have it
+}
+
+// Read implements store.SnapshotSource.
+func (s *snapshotPeer) Read(ctx context.Context, r store.SnapshotRequest) (func() ([]byte, error), error) {
+	client, err := s.cluster.client(s.node)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	ctx, cancel := context.WithCancel(hv.ctx)
-	defer cancel()
-	id := hv.v.ID()
-	stream, err := client.Snapshot(ctx, &wire.SnapshotRequest{Volume: id[:]})
+	id := s.hv.v.ID()
+	stream, err := client.Snapshot(ctx, &wire.SnapshotRequest{
+		Volume: id[:], After: r.After, Until: r.Until, Tail: r.Tail, Since: vectorToWire(r.Since), Replica: uint64(s.as),
+	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	next := func() ([]byte, error) {
+	return func() ([]byte, error) {
 		chunk, err := stream.Recv()
 		switch {
 		case err == io.EOF:
@@ -224,8 +235,15 @@ func (c *Cluster) joinSnapshot(hv *heldVolume, node string, take func(context.Co
 			return nil, io.EOF
 		}
 		return chunk.GetData(), nil
-	}
-	return take(ctx, next, func(ctx context.Context, manifest crdt.Hash) error {
-		return c.transfer.Fetch(ctx, id, []string{node}, manifest)
-	})
+	}, nil
+}
+
+// Content implements store.SnapshotSource.
+func (s *snapshotPeer) Content(ctx context.Context, manifest crdt.Hash) error {
+	return s.cluster.transfer.Fetch(ctx, s.hv.v.ID(), []string{s.node}, manifest)
+}
+
+// Verify implements store.SnapshotSource.
+func (s *snapshotPeer) Verify(b *store.Batch) error {
+	return s.cluster.identities.check(s.hv.v, b, b.Digest())
 }

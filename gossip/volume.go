@@ -75,16 +75,12 @@ func (c *Cluster) AddVolume(v *store.Volume) {
 	hv.unsubscribe = v.OnSeal(func(b *store.Batch) { c.sealed(hv, b) })
 	c.volumes[v.ID()] = hv
 	c.mu.Unlock()
-	_, estranged := c.introduce(hv, v.Replica())
-	if err := estranged; err != nil {
+	if _, err := c.introduce(hv, v.Replica()); err != nil {
 		hv.log.Error("identity of this replica: peers will refuse its changes", "err", err)
 		c.refusals.add(c.opts.Node, err.Error())
 	}
 	opened := VolumeOpened{Holding{Volume: v.ID(), Replica: v.Replica(), Ready: v.Ready(), Vector: v.Vector(), Collected: v.Collected()}}
 	c.stepFor(hv, opened)
-	if errors.Is(estranged, ErrIdentity) {
-		c.stepFor(hv, Estranged{v.ID()})
-	}
 	hv.serves.add(func() { c.speak(hv) })
 	// What was sealed between reading the vector and that step was ignored.
 	c.stepFor(hv, Advanced{v.ID(), v.Vector()})

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -48,6 +50,10 @@ func (c *Collected) Weight() (n uint64) {
 func (v *Volume) Collected() Collected {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	return v.collectedLocked()
+}
+
+func (v *Volume) collectedLocked() Collected {
 	c := Collected{Vector: v.collected.Vector.Clone(), Out: map[crdt.ReplicaID]crdt.Seq{}}
 	for id := range v.roster.out {
 		if limit, ok := v.collected.Out[id]; ok {
@@ -57,4 +63,38 @@ func (v *Volume) Collected() Collected {
 		}
 	}
 	return c
+}
+
+// encodeCollectedLocked is what a snapshot says of it.
+func (v *Volume) encodeCollectedLocked() ([]byte, error) {
+	c := v.collectedLocked()
+	return json.Marshal(collectedRecord{crdt.AppendVector(nil, c.Vector), c.Out, v.trimmed})
+}
+
+func decodeCollected(b []byte) (c Collected, trimmed crdt.VersionID, err error) {
+	var rec collectedRecord
+	if err = json.Unmarshal(b, &rec); err == nil {
+		c.Out, trimmed = rec.Out, rec.Trimmed
+		c.Vector, err = crdt.DecodeVector(rec.Vector)
+	}
+	if err != nil {
+		err = fmt.Errorf("%w: snapshot: collected: %w", ErrBadBatch, err)
+	}
+	return c, trimmed, err
+}
+
+// adoptCollectedLocked makes what the sender of a snapshot may have forgotten
+// what this replica may have.
+func (v *Volume) adoptCollectedLocked(t txn, c Collected) error {
+	v.collected.Vector.Max(c.Vector)
+	for id, limit := range c.Out {
+		if id == v.replica {
+			continue
+		}
+		v.roster.out[id] = true
+		if was, ok := v.collected.Out[id]; limit != noLimit && (!ok || limit < was) {
+			v.collected.Out[id] = limit
+		}
+	}
+	return v.putCollected(t)
 }

@@ -32,11 +32,32 @@ func (v *Volume) change(by MountID, fn func(c *change) error) error {
 }
 
 func (v *Volume) changeLocked(by MountID, fn func(c *change) error) error {
+	var told *Changes
+	c, err := v.transactLocked(by, fn, func(c *change) error {
+		told = compose(c.effects)
+		told.By = c.by
+		if err := c.prepare(told); err != nil {
+			return err
+		}
+		return c.flush()
+	})
+	if err != nil {
+		if told != nil {
+			v.tell(told, Viewer.Aborted)
+		}
+		return err
+	}
+	v.settleLocked(c)
+	v.tell(told, Viewer.Committed)
+	return nil
+}
+
+// transactLocked runs fn, and then end, in one transaction.
+func (v *Volume) transactLocked(by MountID, fn, end func(c *change) error) (*change, error) {
 	if v.closed.Load() {
-		return ErrClosed
+		return nil, ErrClosed
 	}
 	var c *change
-	var told *Changes
 	reset := false
 	err := v.db.kv.update(func(t txn) error {
 		counted := &countingTxn{txn: t}
@@ -44,12 +65,7 @@ func (v *Volume) changeLocked(by MountID, fn func(c *change) error) error {
 		if err := fn(c); err != nil {
 			return err
 		}
-		told = compose(c.effects)
-		told.By = c.by
-		if err := c.prepare(told); err != nil {
-			return err
-		}
-		if err := c.flush(); err != nil {
+		if err := end(c); err != nil {
 			return err
 		}
 		if n := len(c.queued); n > 0 {
@@ -66,15 +82,7 @@ func (v *Volume) changeLocked(by MountID, fn func(c *change) error) error {
 	if reset {
 		v.setsMu.Unlock()
 	}
-	if err != nil {
-		if told != nil {
-			v.tell(told, Viewer.Aborted)
-		}
-		return err
-	}
-	v.settleLocked(c)
-	v.tell(told, Viewer.Committed)
-	return nil
+	return c, err
 }
 
 // countingTxn counts the bytes that a transaction writes.

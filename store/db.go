@@ -141,6 +141,12 @@ type replicaRecord struct {
 	Name    string
 	Replica crdt.ReplicaID
 	Ready   bool
+	// Gen is the generation of its keys; TwoStates, that those of the other
+	// may be there too.
+	Gen       byte `json:",omitempty"`
+	TwoStates bool `json:",omitempty"`
+	// Next is the id under which the replica is about to begin anew.
+	Next crdt.ReplicaID `json:",omitempty"`
 }
 
 // Open opens the store in o.Dir, making it if the directory is empty. Errors:

@@ -46,11 +46,15 @@
 //	  j <replica> <first>   sealed batch
 //	  a <replica>           version vector entry
 //	  k <replica>           identity record, opaque here
+//	  t <ino>               the inode has something removed, to be collected one day
+//	  z                     what was collected, and which replicas are out
 //	  y <replica>           roster: what a replica last said of itself
 //	  n <node>              switched node id
 //	  d <node>              draft
 //	  r <ino>               removals that wait for an inode's publication
 //	  w <handle>            write handle
 //	  x <slot>              request done (exactly-once)
-//	  s <n>                 staged snapshot chunk; S says that all are here
+//	  s r <position>        staged range of a snapshot, by where it ends
+//	  s t <n>               staged batches of its tail
+//	  S                     all of it is here, and how much is joined
 package store

@@ -19,6 +19,7 @@ type draftRecord struct {
 	Ino       crdt.Ino
 	Created   bool           // the inode itself is not published
 	Truncated bool           // begun by O_TRUNC: published only at the end
+	Unlinked  bool           `json:",omitempty"` // begun when the file was known to be removed
 	Base      crdt.VersionID // what the draft began from
 	Manifest  *crdt.Hash     `json:",omitempty"` // of the base, if it is large
 	BaseLimit int64          // the base shows below it
@@ -247,6 +248,7 @@ func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, trunc bool) (h Han
 		}
 	}
 	h = Handle(v.db.randomID())
+	unlinked := false
 	err = v.change(r.Mount, func(c *change) error {
 		i, err := c.Inode(ino)
 		switch {
@@ -257,6 +259,11 @@ func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, trunc bool) (h Han
 		case i.Kind != crdt.KindFile:
 			return ErrNotRegular
 		}
+		links, err := crdt.LiveLinks(c.tree, i)
+		if err != nil {
+			return err
+		}
+		unlinked = len(links) == 0 && !i.Unpublished()
 		if _, was, ok, err := c.done(r); err != nil {
 			return err
 		} else if ok {
@@ -269,6 +276,11 @@ func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, trunc bool) (h Han
 	})
 	if err != nil || again {
 		return h, again, err
+	}
+	if unlinked {
+		d.io.Lock()
+		d.rec.Unlinked = d.rec.Unlinked || d.file == nil && !d.shown()
+		d.io.Unlock()
 	}
 	if trunc {
 		if err := v.truncateDraft(d, 0, true); err != nil {

@@ -2,6 +2,8 @@ package store
 
 import (
 	"encoding/binary"
+	"strings"
+	"sync/atomic"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -15,17 +17,32 @@ var (
 
 func replicaKey(id VolumeID) []byte { return append([]byte{'V'}, id[:]...) }
 
-// keyspace builds the keys of one volume.
-type keyspace struct{ prefix [17]byte }
+// keyspace builds the keys of one volume. What a replica takes from others and
+// gives them comes in two generations, told apart by a bit of the tag: one that
+// begins anew builds its new state in the other; see [Volume.BeginAnew].
+type keyspace struct {
+	prefix [17]byte
+	gen    *atomic.Uint32 // 0 or genBit
+}
 
-func newKeyspace(id VolumeID) (k keyspace) {
+const genBit = 0x80
+
+// isLocal reports whether keys of a tag are of no generation.
+func isLocal(tag byte) bool { return strings.IndexByte("dknrwxy", tag) >= 0 }
+
+func newKeyspace(id VolumeID, gen byte) (k keyspace) {
 	k.prefix[0] = 'v'
 	copy(k.prefix[1:], id[:])
+	k.gen = &atomic.Uint32{}
+	k.gen.Store(uint32(gen))
 	return k
 }
 
 // key is the volume's key of one tag and up to three integers.
 func (k *keyspace) key(tag byte, ns ...uint64) []byte {
+	if !isLocal(tag) {
+		tag |= byte(k.gen.Load())
+	}
 	b := make([]byte, 0, 64)
 	b = append(append(b, k.prefix[:]...), tag)
 	for _, n := range ns {

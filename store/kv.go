@@ -15,6 +15,9 @@ type txn interface {
 // kv is the node's database.
 type kv interface {
 	view(fn func(txn) error) error
+	// pin begins a view that any number of goroutines may read from until
+	// release.
+	pin() (t txn, release func(), err error)
 	// update runs fn in a transaction that is committed if fn returns nil.
 	// Acknowledged means written to the operating system, not to the disk.
 	update(fn func(txn) error) error

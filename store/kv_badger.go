@@ -89,6 +89,17 @@ func (k *badgerKV) view(fn func(txn) error) error {
 	return k.db.View(func(t *badger.Txn) error { return fn(badgerTxn{t: t}) })
 }
 
+func (k *badgerKV) pin() (txn, func(), error) {
+	if !k.begin() {
+		return nil, nil, ErrClosed
+	}
+	t := k.db.NewTransaction(false)
+	return badgerTxn{t: t}, func() {
+		t.Discard()
+		k.running.Done()
+	}, nil
+}
+
 func (k *badgerKV) update(fn func(txn) error) error {
 	if !k.begin() {
 		return ErrClosed

@@ -62,6 +62,8 @@ func (m *Memory) now() *items {
 	return m.items
 }
 
+func (m *Memory) pin() (txn, func(), error) { return memoryTxn{m.now()}, func() {}, nil }
+
 func (m *Memory) view(fn func(txn) error) error { return fn(memoryTxn{m.now()}) }
 
 func (m *Memory) update(fn func(txn) error) error {

@@ -139,15 +139,24 @@ func (v *Volume) merge(batches []mergedBatch) (ops int, err error) {
 // checkNextLocked says why a batch cannot follow what the vector says is applied.
 func (v *Volume) checkNextLocked(b *Batch, vector crdt.Vector) error {
 	at := vector[b.Origin]
+	limit, out := v.collected.Out[b.Origin]
 	switch {
 	case b.Last <= at.Seq: // only where a test wants it
 	case b.Origin == v.replica:
 		return fmt.Errorf("%w: it has this replica's own id", ErrBadBatch)
+	case out && b.Last > limit:
+		return fmt.Errorf("replica %v: %w", b.Origin, ErrBehind)
 	case b.First != at.Seq+1:
 		return ErrNotNext
 	case b.Prev != at.Hash:
 		return fmt.Errorf("%w: it does not follow the batch before in the hash chain", ErrBadBatch)
 	}
+	return v.appliedInLocked(vector, b)
+}
+
+// appliedInLocked says whether what a batch depends on is in a vector; own ops
+// that are in no batch count too.
+func (v *Volume) appliedInLocked(vector crdt.Vector, b *Batch) error {
 	for _, d := range b.Deps {
 		seq := vector[d.Replica].Seq
 		if d.Replica == v.replica {
@@ -158,6 +167,12 @@ func (v *Volume) checkNextLocked(b *Batch, vector crdt.Vector) error {
 		}
 	}
 	return nil
+}
+
+func (v *Volume) appliedIn(vector crdt.Vector, b *Batch) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.appliedInLocked(vector, b)
 }
 
 func (c *change) merge(b mergedBatch) error {

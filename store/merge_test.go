@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -321,23 +320,16 @@ func FuzzSnapshotChunk(f *testing.F) {
 	write(f, v, root, "f", "text")
 	mkdir(f, v, root, "d")
 	check(f, v.Rename(Request{}, root, "d", root, "e", 0), nil)
-	check(f, v.WriteSnapshot(context.Background(), func(chunk []byte) error {
+	check(f, v.WriteSnapshot(context.Background(), SnapshotRequest{}, func(chunk []byte) error {
 		f.Add(bytes.Clone(chunk))
 		return nil
 	}), nil)
 	db := v.db
 	f.Fuzz(func(t *testing.T, chunk []byte) {
-		sent := false
-		next := func() ([]byte, error) {
-			if sent {
-				return nil, io.EOF
-			}
-			sent = true
-			return chunk, nil
-		}
 		w, err := db.CreateReplica(NewVolumeID(), "joiner", false)
 		check(t, err, nil)
-		if err := w.JoinSnapshot(context.Background(), next, func(context.Context, crdt.Hash) error { return ErrNoContent }); err == nil {
+		p := &peer{t: t, from: w, to: w, bend: func([]byte) []byte { return chunk }}
+		if err := w.JoinSnapshot(context.Background(), p); err == nil {
 			dump(t, w)
 		} else if !strings.Contains(err.Error(), "stage snapshot") {
 			t.Errorf("it was taken, and then not: %v", err)

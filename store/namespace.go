@@ -153,6 +153,11 @@ func (v *Volume) Link(r Request, node, dir NodeID, name string) (Attr, error) {
 		if i == nil {
 			return ErrStale
 		}
+		if links, err := crdt.LiveLinks(c.tree, i); err != nil {
+			return err
+		} else if len(links) == 0 && !i.Unpublished() {
+			return crdt.ErrNotExist // it was removed, and that is known
+		}
 		p := c.plan()
 		if err := p.Link(i, inos[1], name, crdt.LinkID(v.db.randomID())); err != nil {
 			return err
@@ -289,4 +294,25 @@ func (c *change) replaced(ino crdt.Ino) ([]crdt.Write, error) {
 		return nil, fmt.Errorf("%w: removals of unpublished inode %d: %w", ErrDamaged, ino, err)
 	}
 	return op.Writes, nil
+}
+
+// liveOnly leaves out the removals of what others have removed meanwhile.
+func (c *change) liveOnly(removals []crdt.Write) (out []crdt.Write, err error) {
+	for _, w := range removals {
+		i, err := c.Inode(w.Ino)
+		if err != nil {
+			return nil, err
+		}
+		if i == nil || i.Link(w.Link) == nil {
+			continue
+		}
+		live, err := crdt.Live(c.tree, i, i.Link(w.Link))
+		if err != nil {
+			return nil, err
+		}
+		if live {
+			out = append(out, w)
+		}
+	}
+	return out, nil
 }

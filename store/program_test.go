@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -294,7 +293,7 @@ func TestP4Concurrently(t *testing.T) {
 				v.Vector()
 				err := v.Sync()
 				if n%10 == 0 {
-					err = errors.Join(err, v.WriteSnapshot(t.Context(), func([]byte) error { return nil }))
+					err = errors.Join(err, v.WriteSnapshot(t.Context(), SnapshotRequest{}, func([]byte) error { return nil }))
 				}
 				if err != nil {
 					t.Error(err)
@@ -360,12 +359,7 @@ func TestP4JoinWhileOthersWork(t *testing.T) {
 		}
 	})
 	for n := range 6 {
-		var chunks [][]byte
-		err := a.WriteSnapshot(t.Context(), func(c []byte) error { chunks = append(chunks, c); return nil })
-		if err == nil {
-			err = b.JoinSnapshot(t.Context(), replay(chunks, io.EOF), fetchFrom(a, b))
-		}
-		if err != nil {
+		if err := b.JoinSnapshot(t.Context(), &peer{t: t, from: a, to: b}); err != nil {
 			t.Errorf("join %d: %v", n, err)
 		}
 		write(t, b, root, fmt.Sprint("own", n), "x")

@@ -156,12 +156,13 @@ func (v *Volume) sweepLocked() (done bool, err error) {
 	err = v.read(func(t *tree) error {
 		next, n := []byte(nil), 0
 		for _, tag := range []byte{'h', 'o'} {
-			prefix := v.keys.key(tag)
-			if from != nil && from[len(prefix)-1] > tag {
+			prefix := t.keys.key(tag)
+			at := prefix[len(prefix)-1] // the tag of this generation
+			if from != nil && from[len(prefix)-1] > at {
 				continue
 			}
 			start := from
-			if from != nil && from[len(prefix)-1] != tag {
+			if from != nil && from[len(prefix)-1] != at {
 				start = nil
 			}
 			if err := t.t.scan(prefix, start, func(key, value []byte) (bool, error) {

@@ -40,7 +40,7 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		return diskError(err)
 	}
 	by := MountID(d.by.Load())
-	if v.Node(d.rec.Ino) != d.node {
+	if v.Node(v.inoOf(d)) != d.node {
 		by = 0 // the mount shows another version by now
 	}
 	err = v.change(by, func(ch *change) error {
@@ -49,7 +49,7 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 				return err
 			}
 		}
-		done, err := ch.publish(d, c)
+		done, err := ch.publish(d, c, final)
 		if err != nil {
 			return err
 		}
@@ -76,8 +76,9 @@ var errKept = errors.New("a kernel knows the file, which has no name")
 // letGoLocked returns errKept if a draft has no name any more and some mount's
 // kernel knows the file: others may have it open. Volume.LetGo will end it.
 func (v *Volume) letGoLocked(t *tree, d *draft) error {
-	i, err := t.Inode(d.rec.Ino)
-	if err != nil {
+	ino := v.inoOf(d)
+	i, err := t.Inode(ino)
+	if err != nil || v.orphaned(d, ino, i) {
 		return err
 	}
 	if _, gone, err := v.draftLinks(t, d, i); err != nil || !gone {
@@ -101,7 +102,7 @@ func (v *Volume) draftLinks(t *tree, d *draft, i *crdt.Inode) (links []crdt.Link
 		return links, false, err
 	}
 	live, err := crdt.LiveLinks(t, i) // a file that is not published has taken their names
-	return nil, d.rec.Created || len(live) > 0 || i.RemovedBy(v.replica) && !mutation.Off(mutation.DroppedDrafts), err
+	return nil, d.rec.Created || len(live) > 0 || d.rec.Unlinked || i.RemovedBy(v.replica) && !mutation.Off(mutation.DroppedDrafts), err
 }
 
 // reopenDraft opens a draft's file again after its final publication, which
@@ -160,10 +161,17 @@ func (v *Volume) draftContent(d *draft, final bool) (*crdt.Content, error) {
 
 // publish commits the version. done is false if nobody can see the file by a
 // name any more: then there is none.
-func (c *change) publish(d *draft, content *crdt.Content) (done bool, err error) {
-	i, err := c.Inode(d.rec.Ino)
+func (c *change) publish(d *draft, content *crdt.Content, final bool) (done bool, err error) {
+	ino := c.v.inoOf(d)
+	i, err := c.Inode(ino)
 	if err != nil {
 		return false, err
+	}
+	if c.v.orphaned(d, ino, i) {
+		if !final || !d.rec.Dirty {
+			return false, nil
+		}
+		return true, c.lostFile(d, *content)
 	}
 	links, gone, err := c.v.draftLinks(c.tree, d, i)
 	switch {
@@ -183,6 +191,9 @@ func (c *change) publish(d *draft, content *crdt.Content) (done bool, err error)
 func (c *change) publishNew(i *crdt.Inode, content *crdt.Content) error {
 	replaced, err := c.replaced(i.Ino)
 	if err != nil {
+		return err
+	}
+	if replaced, err = c.liveOnly(replaced); err != nil {
 		return err
 	}
 	p := c.plan()
@@ -264,11 +275,14 @@ func (c *change) publishVersion(d *draft, i *crdt.Inode, links []crdt.LinkID, co
 	case len(i.Links) > 0:
 		via = i.Links[0].ID
 	}
-	p := c.plan()
 	base := d.rec.Base
+	if c.v.became != nil {
+		base = c.v.became.Version(base)
+	}
 	if shown := i.Shown(); shown != nil && mutation.Off(mutation.Base) {
 		base = shown.ID
 	}
+	p := c.plan()
 	if err := p.Content(i, via, base, *content); err != nil {
 		return err
 	}

@@ -31,6 +31,12 @@ func (v *Volume) read(fn func(t *tree) error) error {
 		}
 	}
 	defer unlock()
+	if p := v.pinned; p != nil {
+		p.readers.Add(1)
+		defer p.readers.Done()
+		unlock()
+		return fn(newTree(p.t, &v.keys, p.sets))
+	}
 	return v.db.kv.view(func(t txn) error {
 		s := v.sets.Load()
 		unlock()

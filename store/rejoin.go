@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -14,11 +16,7 @@ import (
 func (v *Volume) Forked(seq crdt.Seq, same func(hash [32]byte) bool) (forked bool, err error) {
 	self := v.Replica()
 	err = v.db.kv.view(func(t txn) error {
-		return t.scan(v.keys.key('j', uint64(self)), nil, func(_, value []byte) (bool, error) {
-			b, err := DecodeBatch(value)
-			if err != nil {
-				return false, fmt.Errorf("%w: journal: %w", ErrDamaged, err)
-			}
+		return v.eachBatch(t, self, func(b *Batch) (bool, error) {
 			switch {
 			case b.Last < seq:
 				return true, nil
@@ -33,7 +31,466 @@ func (v *Volume) Forked(seq crdt.Seq, same func(hash [32]byte) bool) (forked boo
 	return forked, err
 }
 
-// BeginAnew takes a peer's state in the place of the present one.
-func (v *Volume) BeginAnew(ctx context.Context, next func() ([]byte, error), fetch func(context.Context, crdt.Hash) error) error {
-	return errors.New("not yet")
+// eachBatch calls fn for the journal's batches of a replica, in order.
+func (v *Volume) eachBatch(t txn, r crdt.ReplicaID, fn func(*Batch) (bool, error)) error {
+	return t.scan(v.keys.key('j', uint64(r)), nil, func(_, value []byte) (bool, error) {
+		b, err := DecodeBatch(slices.Clone(value))
+		if err != nil {
+			return false, fmt.Errorf("%w: journal: %w", ErrDamaged, err)
+		}
+		return fn(b)
+	})
+}
+
+// Next is the id under which the replica will begin anew, the same until it has:
+// a peer must count it before it gives its snapshot.
+func (v *Volume) Next() crdt.ReplicaID {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.nextLocked()
+}
+
+func (v *Volume) nextLocked() crdt.ReplicaID {
+	if v.next == 0 {
+		v.next = crdt.ReplicaID(v.db.randomID())
+	}
+	return v.next
+}
+
+// BeginAnew takes a peer's state in the place of the present one, under the id
+// [Volume.Next], and makes the changes that only this replica has again on top of it: for
+// one that was away for longer than the retention, was restored from a backup,
+// or is a copy. The new state is built beside the present one, which serves
+// until all is there; then one transaction changes over, and the difference is
+// shown as one batch. After an error the next call goes on with what is staged.
+func (v *Volume) BeginAnew(ctx context.Context, source SnapshotSource) error {
+	v.joinMu.Lock()
+	defer v.joinMu.Unlock()
+	if err := v.finishSnapshot(); err != nil {
+		return fmt.Errorf("finish earlier snapshot: %w", err)
+	}
+	s, err := v.beside()
+	if err != nil {
+		return fmt.Errorf("begin anew: %w", err)
+	}
+	a := &anew{v: v, s: s, done: map[crdt.Dot]bool{}}
+	if err = s.JoinSnapshot(ctx, source); err == nil {
+		err = a.finish()
+	}
+	// What is left is that of before, or what was not finished.
+	s.unpin()
+	if err := errors.Join(err, v.dropBeside()); err != nil {
+		return fmt.Errorf("begin anew: %w", err)
+	}
+	vector := v.Vector()
+	for _, fn := range subscribed(v, v.onMerge) {
+		fn(vector)
+	}
+	return nil
+}
+
+// beside returns an empty replica in the other generation of the volume's keys;
+// what is staged there of an earlier attempt stays.
+func (v *Volume) beside() (*Volume, error) {
+	v.mu.Lock()
+	id := v.nextLocked()
+	v.twoStates = true
+	err := v.putRecordLocked()
+	gen := v.keys.gen.Load() ^ genBit
+	v.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if err := v.dropGeneration(gen, true); err != nil {
+		return nil, err
+	}
+	s := newVolume(v.db, v.id, replicaRecord{Name: v.Name(), Replica: id, Gen: byte(gen)})
+	return s, s.restore()
+}
+
+// dropBeside removes the generation that is not the present one, but for what is
+// staged for a replica that has not begun anew yet.
+func (v *Volume) dropBeside() error {
+	v.mu.Lock()
+	pending := v.next != 0
+	v.mu.Unlock()
+	if err := v.dropGeneration(v.keys.gen.Load()^genBit, pending); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.twoStates = false
+	return v.putRecordLocked()
+}
+
+func (v *Volume) dropGeneration(gen uint32, butStaged bool) error {
+	for tag := range byte(genBit) {
+		if isLocal(tag) || butStaged && tag == 's' {
+			continue
+		}
+		if err := v.db.deletePrefix(append(slices.Clone(v.keys.prefix[:]), tag|byte(gen))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// anew is one replica that begins anew.
+type anew struct {
+	v, s   *Volume // as it is, and as it will be
+	rebase *crdt.Rebase
+	done   map[crdt.Dot]bool // ops made again
+}
+
+// finish makes again what only this replica has, first while it goes on being
+// written, then what came meanwhile, and changes over.
+func (a *anew) finish() error {
+	v := a.v
+	a.rebase = crdt.NewRebase(nil, &pastState{v: v}, v.db.randomID)
+	if err := v.sealNow(); err != nil {
+		return err
+	}
+	if err := a.makeAgain(false); err != nil {
+		return err
+	}
+	v.sealMu.Lock()
+	defer v.sealMu.Unlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed.Load() {
+		return ErrClosed
+	}
+	if err := a.makeAgain(true); err != nil {
+		return err
+	}
+	return a.change()
+}
+
+// pastState reads the state as it was, each inode in a transaction of its own.
+type pastState struct {
+	crdt.State
+	v *Volume
+}
+
+func (p *pastState) Inode(ino crdt.Ino) (i *crdt.Inode, err error) {
+	err = p.v.read(func(t *tree) error {
+		i, err = t.Inode(ino)
+		return err
+	})
+	return i, err
+}
+
+// unsent is an op that the snapshot lacks.
+type unsent struct {
+	op       *crdt.Op
+	doubtful bool // or may lack
+}
+
+// makeAgain makes the ops again that were not yet.
+func (a *anew) makeAgain(locked bool) error {
+	if !locked {
+		a.v.mu.Lock()
+	}
+	ops, err := a.unsentLocked()
+	if !locked {
+		a.v.mu.Unlock()
+	}
+	if err != nil {
+		return err
+	}
+	for _, o := range ops {
+		if a.done[o.op.Dot] {
+			continue
+		}
+		if err := a.s.change(0, func(c *change) error {
+			a.rebase.S = c.tree
+			writes, err := a.rebase.Writes(o.op, o.doubtful)
+			if err != nil || len(writes) == 0 {
+				return err
+			}
+			if err := c.commit(writes, hold{}); err != nil {
+				return err
+			}
+			a.rebase.Made(o.op, c.queued[len(c.queued)-1].op)
+			return nil
+		}); err != nil {
+			return fmt.Errorf("make op %v again: %w", o.op.Dot, err)
+		}
+		a.done[o.op.Dot] = true
+		if len(a.s.queue.ops) >= maxBatchOps {
+			if err := a.s.sealNow(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// unsentLocked lists what the snapshot lacks and nobody else will bring: own ops, and
+// those of replicas that are out of sight, in the order of their stamps.
+func (a *anew) unsentLocked() (out []unsent, err error) {
+	v, theirs := a.v, a.s.vector
+	err = v.db.kv.view(func(t txn) error {
+		own, err := v.known(t, theirs[v.replica])
+		if err != nil {
+			return err
+		}
+		for r := range v.vector {
+			seq, silent := theirs[r].Seq, v.silent(r)
+			if r == v.replica {
+				seq = own
+			} else if !silent {
+				continue
+			}
+			if err := v.eachBatch(t, r, func(b *Batch) (bool, error) {
+				if b.Last <= seq {
+					return true, nil
+				}
+				ops, err := b.decodeOps()
+				for _, op := range ops {
+					if op.Dot.Seq > seq {
+						out = append(out, unsent{op, r == v.replica && op.Stamp <= theirs[r].Stamp})
+					}
+				}
+				return true, err
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for _, q := range v.queue.ops {
+		out = append(out, unsent{op: q.op})
+	}
+	slices.SortFunc(out, func(x, y unsent) int { return x.op.ID(0).CompareOp(y.op.ID(0)) })
+	return out, err
+}
+
+// known is up to which own op peers have the same: the snapshot's, if it is one
+// of this journal, or what some peer was known to have.
+func (v *Volume) known(t txn, theirs crdt.VectorEntry) (most crdt.Seq, err error) {
+	ends := map[crdt.Seq][32]byte{theirs.Seq: theirs.Hash}
+	for _, m := range v.roster.members {
+		if e := m.Acked[v.replica]; e.Seq > 0 {
+			ends[e.Seq] = e.Hash
+		}
+	}
+	first := true
+	err = v.eachBatch(t, v.replica, func(b *Batch) (bool, error) {
+		if first {
+			most, first = b.First-1, false // what is compacted, peers have
+		}
+		if hash, ok := ends[b.Last]; ok && hash == b.Digest() {
+			most = b.Last
+		}
+		return true, nil
+	})
+	return most, err
+}
+
+// silent reports whether a replica was not heard of for long: it may be gone,
+// and what this one has of it be all there is.
+func (v *Volume) silent(r crdt.ReplicaID) bool {
+	m := v.roster.members[r]
+	return m == nil || v.db.opts.Now().Sub(m.heard) > v.db.opts.ReplicaRetention
+}
+
+// change puts the new state in the place of the old one. The locks are held.
+func (a *anew) change() error {
+	v, s := a.v, a.s
+	if err := a.carryUnpublished(); err != nil {
+		return err
+	}
+	told, err := a.difference()
+	if err != nil {
+		return err
+	}
+	record := replicaRecord{Name: v.name, Replica: s.replica, Ready: v.ready.Load(), Gen: byte(s.keys.gen.Load()), TwoStates: true}
+	var c *change
+	err = v.db.kv.update(func(t txn) error {
+		c = &change{tree: newTree(t, &s.keys, s.sets.Load()), v: v, now: v.db.opts.Now()}
+		if err := c.prepare(told); err != nil {
+			return err
+		}
+		if err := a.carryNodes(c); err != nil {
+			return err
+		}
+		if err := putJSON(t, replicaKey(v.id), record); err != nil {
+			return err
+		}
+		v.setsMu.Lock() // until the commit and the sets can both be seen
+		return nil
+	})
+	if err != nil {
+		if c != nil {
+			v.tell(told, Viewer.Aborted)
+		}
+		return err
+	}
+	v.sets.Store(s.sets.Load())
+	v.setsMu.Unlock()
+	a.takeOver(c)
+	v.tell(told, Viewer.Committed)
+	return v.saveRosterLocked()
+}
+
+// takeOver is change in memory.
+func (a *anew) takeOver(c *change) {
+	v, s := a.v, a.s
+	old := v.replica
+	v.next, v.trimmed = 0, s.trimmed
+	v.keys.gen.Store(s.keys.gen.Load())
+	v.replica, v.vector, v.seq, v.deps, v.journal = s.replica, s.vector, s.seq, s.deps, s.journal
+	v.queue.ops, v.queue.bytes = s.queue.ops, s.queue.bytes
+	v.clock.Observe(s.clock.Last())
+	v.collected, v.roster.out = s.collected, s.roster.out
+	v.roster.out[old] = true
+	v.roster.self = Member{Node: v.roster.self.Node, At: v.roster.self.At}
+	for _, m := range v.roster.members {
+		m.effective = nil
+		v.noteEffectiveLocked(m)
+	}
+	v.became = a.rebase
+	v.pruning.add(c.past)
+	v.applyNodes(&c.nodes)
+	v.wakeSealer()
+}
+
+// carryUnpublished takes what is open and not published over to the new state.
+func (a *anew) carryUnpublished() error {
+	open := a.v.openInodes()
+	a.v.gone = map[crdt.Ino]*crdt.Inode{}
+	return a.v.read(func(t *tree) error {
+		for _, ino := range slices.Sorted(maps.Keys(open)) {
+			i, err := t.Inode(ino)
+			if err != nil {
+				return err
+			}
+			if i == nil {
+				continue
+			}
+			if err := a.s.change(0, func(c *change) error { return a.carry(c, i) }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (a *anew) carry(c *change, i *crdt.Inode) error {
+	a.rebase.S = c.tree
+	if i.Unpublished() {
+		writes, err := a.rebase.Unpublished(i)
+		if err != nil {
+			return err
+		}
+		return c.applyLocal(writes)
+	}
+	gone, err := a.rebase.Gone(i.Ino)
+	if gone {
+		a.v.gone[i.Ino] = i
+	}
+	return err
+}
+
+// carryNodes keeps the bytes of old versions that the kernel still shows, and
+// the node ids of files that have new numbers.
+func (a *anew) carryNodes(c *change) error {
+	v := a.v
+	was := newTree(c.t, &v.keys, v.sets.Load())
+	keep := func(r *nodeRecord) error {
+		if r.Frozen == nil || r.Frozen.Manifest {
+			return nil
+		}
+		b, err := was.inline(r.Ino, r.Frozen.ID)
+		if err != nil {
+			return err
+		}
+		if err := c.PutInline(r.Ino, r.Frozen.ID, b); err != nil {
+			return err
+		}
+		return crdt.JoinHistory(c.tree, r.Ino, r.Frozen) // that somebody forgets it one day
+	}
+	v.nodesMu.RLock()
+	nodes := maps.Clone(v.nodes)
+	v.nodesMu.RUnlock()
+	maps.Copy(nodes, c.nodes.put)
+	for _, r := range nodes {
+		if err := keep(r); err != nil {
+			return err
+		}
+	}
+	if c.nodes.put == nil {
+		c.nodes.put, c.nodes.current = map[NodeID]*nodeRecord{}, map[crdt.Ino]NodeID{}
+	}
+	for old, ino := range a.rebase.Inodes() {
+		node := v.Node(old)
+		if c.nodes.put[node] != nil && c.nodes.put[node].Frozen != nil {
+			continue
+		}
+		r := &nodeRecord{Ino: ino}
+		c.nodes.put[node], c.nodes.current[ino] = r, node
+		if err := putJSON(c.t, c.keys.key('n', uint64(node)), r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// difference is what mounts have to show.
+func (a *anew) difference() (told *Changes, err error) {
+	err = a.v.db.kv.view(func(t txn) error {
+		was, is := newTree(t, &a.v.keys, a.v.sets.Load()), newTree(t, &a.s.keys, a.s.sets.Load())
+		e, err := crdt.Diff(uncached{was}, uncached{is}, func(fn func(crdt.Ino) error) error {
+			seen := map[crdt.Ino]bool{}
+			for _, x := range []*tree{was, is} {
+				if err := t.scan(x.keys.key('i'), nil, func(key, _ []byte) (bool, error) {
+					ino := crdt.Ino(x.keys.tail(key, 0))
+					if seen[ino] {
+						return true, nil
+					}
+					seen[ino] = true
+					return true, fn(ino)
+				}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err == nil {
+			told = compose([]*crdt.Effects{e})
+		}
+		return err
+	})
+	return told, err
+}
+
+// uncached is a tree that remembers no inodes: all of a volume are too many.
+type uncached struct{ *tree }
+
+func (u uncached) Inode(ino crdt.Ino) (*crdt.Inode, error) {
+	i, err := u.tree.Inode(ino)
+	delete(u.inodes, ino)
+	return i, err
+}
+
+// inoOf is the inode of a draft: its file may have another number since the
+// replica began anew.
+func (v *Volume) inoOf(d *draft) crdt.Ino {
+	if ino, _, err := v.node(d.node); err == nil {
+		return ino
+	}
+	return d.rec.Ino
+}
+
+// orphaned reports whether a draft's file is gone since the replica began anew:
+// its bytes will be a lost file.
+func (v *Volume) orphaned(d *draft, ino crdt.Ino, i *crdt.Inode) bool {
+	return !d.rec.Created && (i == nil || v.gone[ino] != nil)
+}
+
+// lostFile keeps the content of a draft whose file is gone.
+func (c *change) lostFile(d *draft, content crdt.Content) error {
+	made, w := crdt.LostFile(c.v.gone[d.rec.Ino], d.rec.Ino, content, crdt.Ino(c.v.db.randomID()), crdt.LinkID(c.v.db.randomID()))
+	return c.commit(append(made, w), hold{})
 }

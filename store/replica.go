@@ -22,7 +22,7 @@ func (db *DB) CreateReplica(id VolumeID, name string, ready bool) (*Volume, erro
 		return nil, fmt.Errorf("create replica of volume %q: %w", name, crdt.ErrExist)
 	}
 	// What a deletion that was cut short left must not become part of it.
-	keys := newKeyspace(id)
+	keys := newKeyspace(id, 0)
 	if err := db.deletePrefix(keys.prefix[:]); err != nil {
 		return nil, fmt.Errorf("create replica of volume %q: %w", name, err)
 	}

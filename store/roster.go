@@ -175,8 +175,8 @@ func (v *Volume) pinnedLocked() (pinned bool, err error) {
 			if err != nil {
 				return err
 			}
-			if i == nil {
-				continue
+			if i == nil || v.gone[ino] != nil {
+				continue // its bytes will be a lost file
 			}
 			if pinned, err = crdt.Revives(t, i, v.replica); err != nil || pinned {
 				return err
@@ -216,6 +216,12 @@ func (v *Volume) expireLocked(now time.Time) {
 	}
 }
 
+// Know counts a replica from now on, whatever it has: before it is given
+// anything, or what it does with that could be of what is collected meanwhile.
+func (v *Volume) Know(r crdt.ReplicaID, node string) {
+	v.Hear([]Member{{Replica: r, Node: node}})
+}
+
 // Hear takes what a peer passed on. Members that are out have no say.
 func (v *Volume) Hear(members []Member) {
 	v.mu.Lock()
@@ -228,7 +234,7 @@ func (v *Volume) Hear(members []Member) {
 		}
 		m := r.members[in.Replica]
 		if m == nil {
-			m = &member{}
+			m = &member{Member: Member{Replica: in.Replica, Node: in.Node}, heard: now}
 			r.members[in.Replica] = m
 		}
 		if in.At <= m.At {

@@ -41,7 +41,9 @@ func cluster(t testing.TB, n int, o Options) (*testClock, []*Volume) {
 	var vs []*Volume
 	for range n {
 		o.Dir = t.TempDir()
-		vs = append(vs, volumeWith(t, id, o))
+		v := volumeWith(t, id, o)
+		v.SetLimits(Limits{HistoryAge: time.Hour})
+		vs = append(vs, v)
 	}
 	return clock, vs
 }
@@ -65,6 +67,13 @@ func talk(t testing.TB, vs ...*Volume) {
 func tidy(t testing.TB, vs ...*Volume) {
 	t.Helper()
 	for _, v := range vs {
+		for done := false; !done; {
+			var err error
+			v.pruning.turn.Lock()
+			done, err = v.sweepLocked()
+			v.pruning.turn.Unlock()
+			check(t, err, nil)
+		}
 		check(t, v.Tidy(), nil)
 	}
 }
@@ -98,11 +107,11 @@ func TestStableIsWhatAllThatCountHave(t *testing.T) {
 		clock.pass(week / 7)
 		talk(t, a, b)
 	}
-	if n := stable(a); n != 2 || a.Keeping().Out != 1 || b.Keeping().Out != 1 {
-		t.Errorf("stable up to %d, %+v, %+v: a replica that was silent for longer than the retention counts", n, a.Keeping(), b.Keeping())
+	if n := stable(a); n != 2 || a.keeping().Out != 1 || b.keeping().Out != 1 {
+		t.Errorf("stable up to %d, %+v, %+v: a replica that was silent for longer than the retention counts", n, a.keeping(), b.keeping())
 	}
 	talk(t, a, b, c)
-	if a.Keeping().Out != 1 {
+	if a.keeping().Out != 1 {
 		t.Error("a replica that is out counts again")
 	}
 	// The time that a node was down is no silence of the others.
@@ -111,7 +120,7 @@ func TestStableIsWhatAllThatCountHave(t *testing.T) {
 	o := a.db.opts
 	a = openWith(t, o).Volume(a.id)
 	talk(t, a)
-	if k := a.Keeping(); k.Counting != 1 || k.Out != 1 {
+	if k := a.keeping(); k.Counting != 1 || k.Out != 1 {
 		t.Errorf("after a long stop %+v, want one that counts and one that is out", k)
 	}
 }
@@ -129,7 +138,7 @@ func TestForgottenNodeDoesNotCount(t *testing.T) {
 	}
 	talk(t, vs[0], vs[1])
 	for _, v := range vs[:2] {
-		if k := v.Keeping(); k.Counting != 1 || k.Out != 1 || k.Unstable != 0 {
+		if k := v.keeping(); k.Counting != 1 || k.Out != 1 || k.Unstable != 0 {
 			t.Errorf("%+v", k)
 		}
 	}
@@ -147,14 +156,14 @@ func TestP13JournalIsBounded(t *testing.T) {
 	}
 	fill(0, 200) // 10 MB, which b does not have
 	tidy(t, a)
-	if k := a.Keeping(); k.JournalBytes < 10e6 {
+	if k := a.keeping(); k.JournalBytes < 10e6 {
 		t.Errorf("own changes that nobody else has were dropped: %+v", k)
 	}
 	give(t, a, b)
 	talk(t, a, b)
 	tidy(t, a, b)
 	for _, v := range vs {
-		if k := v.Keeping(); k.JournalBytes > keepTail || k.JournalBytes < keepTail/2 {
+		if k := v.keeping(); k.JournalBytes > keepTail || k.JournalBytes < keepTail/2 {
 			t.Errorf("stable journal: %+v, want a tail of %d", k, keepTail)
 		}
 	}
@@ -163,15 +172,15 @@ func TestP13JournalIsBounded(t *testing.T) {
 	fill(200, 200)
 	give(t, a, b)
 	tidy(t, b)
-	if k := b.Keeping(); k.JournalBytes > 6<<20 {
+	if k := b.keeping(); k.JournalBytes > 6<<20 {
 		t.Errorf("journal over its limit: %+v", k)
 	}
 	if _, _, err := b.Batches(nil, 1<<20); err == nil {
 		t.Error("the journal goes back to the start")
 	}
-	was := b.Keeping().JournalBytes
-	if b = reopen(t, b); b.Keeping().JournalBytes != was {
-		t.Errorf("%d bytes of journal, after a restart %d", was, b.Keeping().JournalBytes)
+	was := b.keeping().JournalBytes
+	if b = reopen(t, b); b.keeping().JournalBytes != was {
+		t.Errorf("%d bytes of journal, after a restart %d", was, b.keeping().JournalBytes)
 	}
 	write(t, a, root, "last", fmt.Sprint(was))
 	give(t, a, b) // the tail is there

@@ -3,40 +3,54 @@ package store
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // History goes with a snapshot: without the versions that a conflict's sides go
 // back to, a newcomer would tell other records than its peers, and a version
-// should outlive the node it was written on. The bytes of small versions come
-// along, as far as they are not forgotten; large content stays where it is: a
-// newcomer says of it that it is not here.
+// should outlive the node it was written on. The versions of an inode go with
+// its record, as they were at the same moment: one that was a leaf then is none
+// of them, and the tail makes one of it. The bytes of small versions come along,
+// as far as they are not forgotten and there is room; large content stays where
+// it is: a newcomer says of it that it is not here.
 //
 //	H inode number, version; after its inode, its bytes just before it
 const snapHistory = 'H'
 
-// snapHistory sends the versions of an inode that are no leaves.
-func (t *tree) snapHistory(w *snapWriter, ino crdt.Ino) error {
-	versions, err := t.historyOf(ino)
+// What one inode's history adds to a chunk is bounded: nothing is in the way of
+// thousands of versions before somebody comes to forget them.
+const (
+	historyBytes   = snapChunk     // of small versions
+	historyRecords = snapChunk / 2 // of all: some more than what records go back to
+)
+
+// history packs the versions of an inode that are no leaves, the newest first.
+func (p *portion) history(i *crdt.Inode) error {
+	if i.Kind != crdt.KindFile {
+		return nil
+	}
+	versions, err := p.historyOf(i.Ino)
 	if err != nil {
 		return err
 	}
-	for _, old := range versions {
-		key := t.keys.version('c', ino, old.ID)
-		b, err := t.t.get(key)
+	head := binary.BigEndian.AppendUint64(nil, uint64(i.Ino))
+	room, records := historyBytes, historyRecords
+	for _, old := range slices.Backward(versions) {
+		body := crdt.AppendVersion(head[:8:8], old)
+		if records -= len(body); records < 0 {
+			return nil
+		}
+		key := p.keys.version('c', i.Ino, old.ID)
+		b, err := p.t.get(key)
 		if err != nil {
 			return err
 		}
-		if b != nil {
-			if err := w.record(snapInline, key[len(t.keys.prefix)+1:], b); err != nil {
-				return err
-			}
+		if room -= len(b); b != nil && room >= 0 {
+			p.add(snapInline, key[len(p.keys.prefix)+1:], b)
 		}
-		head := binary.BigEndian.AppendUint64(nil, uint64(ino))
-		if err := w.record(snapHistory, head, crdt.AppendVersion(nil, old)); err != nil {
-			return err
-		}
+		p.add(snapHistory, body)
 	}
 	return nil
 }
@@ -52,13 +66,13 @@ func decodeSnapHistory(body []byte) (crdt.Ino, *crdt.Version, error) {
 	return crdt.Ino(binary.BigEndian.Uint64(body)), v, nil
 }
 
-// history checks a version of history.
-func (c *snapCheck) history(body []byte) error {
+// history checks a version of history: its inode came just before.
+func (c *rangeCheck) history(body []byte) error {
 	ino, v, err := decodeSnapHistory(body)
 	if err != nil {
 		return err
 	}
-	if c.kinds[ino] != crdt.KindFile {
+	if c.last == nil || c.last.Ino != ino || c.last.Kind != crdt.KindFile {
 		return badSnapshot("history of what is no file")
 	}
 	for _, size := range c.inline {

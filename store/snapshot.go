@@ -1,43 +1,73 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"iter"
-	"slices"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
-// A snapshot is a sequence of records, each a tag byte, a 32-bit length and
-// the bytes, packed into chunks that end between records:
+// A snapshot is read in portions of the key order, each in a short transaction
+// of its own: a range of keys as they were at one moment, which its version
+// vector names. A joiner stages ranges, of one peer or of several, asks for
+// those it lacks, and last for the tail: the batches that some range knew and
+// another did not.
 //
-//	V version vector of the state that follows (first)
+// It travels in chunks: a sequence of records, each a tag byte, a 32-bit length
+// and the bytes. A range is one chunk:
+//
+//	V version vector of the range (first)
+//	Z what its sender has collected, who is out, and where its log of moves begins
+//	U replica, sequence, stamp: own ops of the sender in no batch yet, up to here
+//	P 16-bit length and position before the range, position of its end
+//	I inode
+//	C inode number, stamp, replica, n, bytes: an inline version; just before its inode or H
+//	H a version of the inode's history, see portion.history; after the inode
 //	K replica id (64 bit), identity record
-//	I inode; a directory stands where it stood before its first move
-//	C inode number, stamp, replica, n, bytes: an inline version
-//	H a version of history, see snapHistory
-//	M the directory moves of one op, oldest op first; each a 32-bit length and the move
+//	M one directory move
+//
+// and so are batches of the tail:
+//
+//	T a batch; K before the first of its origin
+//	J version vector: the journal begins after it, and the batches wanted do not
 const (
-	snapVector   = 'V'
-	snapIdentity = 'K'
-	snapInode    = 'I'
-	snapInline   = 'C'
-	snapMove     = 'M'
+	snapVector    = 'V'
+	snapCollected = 'Z'
+	snapAhead     = 'U'
+	snapPosition  = 'P'
+	snapIdentity  = 'K'
+	snapInode     = 'I'
+	snapInline    = 'C'
+	snapMove      = 'M'
+	snapBatch     = 'T'
+	snapJournal   = 'J'
 )
 
 const snapChunk = 256 << 10
 
-// snapWriter packs records into chunks.
-type snapWriter struct {
-	send func([]byte) error
-	buf  []byte
+// snapEnd is the position behind all keys; before them is the empty one.
+var snapEnd = []byte{0xff}
+
+// snapTags are the keys that a snapshot has, in their order. Positions are keys
+// after the prefix, as those of generation 0.
+var snapTags = []byte{'i', 'k', 'm'}
+
+// A SnapshotRequest asks for a part of a peer's state: the keys after one
+// position and up to another, or the batches that a replica with the vector
+// Since lacks.
+type SnapshotRequest struct {
+	After, Until []byte
+	Tail         bool
+	Since        crdt.Vector // of the tail
 }
 
-func (w *snapWriter) record(tag byte, parts ...[]byte) error {
+// chunkWriter packs records.
+type chunkWriter struct{ buf []byte }
+
+func (w *chunkWriter) add(tag byte, parts ...[]byte) {
 	n := 0
 	for _, p := range parts {
 		n += len(p)
@@ -47,165 +77,228 @@ func (w *snapWriter) record(tag byte, parts ...[]byte) error {
 	for _, p := range parts {
 		w.buf = append(w.buf, p...)
 	}
-	if len(w.buf) >= snapChunk {
-		return w.flush()
+}
+
+// WriteSnapshot sends what a joiner asks for, in chunks of about 256 KiB and
+// one record. Writers wait for none of it.
+func (v *Volume) WriteSnapshot(ctx context.Context, r SnapshotRequest, send func(chunk []byte) error) error {
+	if r.Tail {
+		return v.writeTail(ctx, r.Since, send)
+	}
+	until := r.Until
+	if len(until) == 0 {
+		until = snapEnd
+	}
+	for at := r.After; !bytes.Equal(at, until); {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p, err := v.readPortion(at, until)
+		if err != nil {
+			return err
+		}
+		if err := send(p.buf); err != nil {
+			return err
+		}
+		at = p.at
 	}
 	return nil
 }
 
-func (w *snapWriter) flush() error {
-	if len(w.buf) == 0 {
+// A portion is one range on its way.
+type portion struct {
+	chunkWriter
+	*tree
+	size int
+	at   []byte // of the last key
+}
+
+// readPortion reads one range.
+func (v *Volume) readPortion(after, until []byte) (*portion, error) {
+	p := &portion{at: bytes.Clone(after), size: v.portion}
+	v.mu.Lock()
+	unlock := v.mu.Unlock
+	defer func() { unlock() }()
+	if err := v.wholeLocked(); err != nil {
+		return nil, err
+	}
+	collected, err := v.encodeCollectedLocked()
+	if err != nil {
+		return nil, err
+	}
+	err = v.read(func(t *tree) error {
+		vector, queue := v.vector.Clone(), v.queue.ops
+		var ahead []byte
+		if n := len(queue); n > 0 {
+			op := queue[n-1].op
+			ahead = binary.BigEndian.AppendUint64(nil, uint64(op.Dot.Replica))
+			ahead = binary.BigEndian.AppendUint64(ahead, uint64(op.Dot.Seq))
+			ahead = binary.BigEndian.AppendUint64(ahead, uint64(op.Stamp))
+		}
+		v.mu.Unlock() // the transaction has begun: it sees no later change
+		unlock = func() {}
+		p.tree = t
+		if err := p.read(until); err != nil {
+			return err
+		}
+		records := p.buf
+		p.buf = nil
+		p.add(snapVector, crdt.AppendVector(nil, vector))
+		p.add(snapCollected, collected)
+		if ahead != nil {
+			p.add(snapAhead, ahead)
+		}
+		p.add(snapPosition, binary.BigEndian.AppendUint16(nil, uint16(len(after))), after, p.at)
+		p.buf = append(p.buf, records...)
+		return nil
+	})
+	return p, err
+}
+
+// read packs keys until the chunk is full or there are no more.
+func (p *portion) read(until []byte) error {
+	prefix := len(p.keys.prefix)
+	for _, tag := range snapTags {
+		start := p.keys.key(tag)
+		if len(p.at) > 0 && p.at[0] > tag {
+			continue
+		}
+		if len(p.at) > 0 && p.at[0] == tag {
+			start = append(append(start, p.at[1:]...), 0)
+		}
+		full := false
+		if err := p.t.scan(p.keys.key(tag), start, func(key, value []byte) (bool, error) {
+			at := append([]byte{tag}, key[prefix+1:]...)
+			if bytes.Compare(at, until) > 0 {
+				return false, nil
+			}
+			p.at = at
+			if err := p.pack(tag, key[prefix+1:], value); err != nil {
+				return false, err
+			}
+			full = len(p.buf) >= p.size
+			return !full, nil
+		}); err != nil || full {
+			return err
+		}
+	}
+	p.at = until
+	return nil
+}
+
+func (p *portion) pack(tag byte, key, value []byte) error {
+	switch tag {
+	case 'k':
+		p.add(snapIdentity, key, value)
+		return nil
+	case 'm':
+		p.add(snapMove, value)
 		return nil
 	}
-	err := w.send(w.buf)
-	w.buf = nil
+	i, err := crdt.DecodeInode(value)
+	if err != nil {
+		return fmt.Errorf("%w: inode: %w", ErrDamaged, err)
+	}
+	if i.Unpublished() {
+		return nil
+	}
+	for _, c := range i.Contents {
+		if c.Manifest {
+			continue
+		}
+		b, err := p.inline(i.Ino, c.ID)
+		if errors.Is(err, ErrDamaged) && len(c.Closed) > 0 {
+			continue // of a deleted file, forgotten
+		}
+		if err != nil {
+			return err
+		}
+		key := p.keys.version('c', i.Ino, c.ID)
+		p.add(snapInline, key[len(p.keys.prefix)+1:], b)
+	}
+	p.add(snapInode, value)
+	return p.history(i)
+}
+
+// writeTail sends the batches that a replica with a vector lacks, this one's
+// own included: those that a range knew and that are in no batch yet are sealed.
+func (v *Volume) writeTail(ctx context.Context, since crdt.Vector, send func([]byte) error) error {
+	if err := v.sealNow(); err != nil {
+		return err
+	}
+	start, err := v.journalStart()
+	if err != nil {
+		return err
+	}
+	have, since := v.Vector(), since.Clone()
+	for r, e := range start {
+		if have[r].Seq > since[r].Seq && e.Seq > since[r].Seq {
+			w := &chunkWriter{}
+			w.add(snapJournal, crdt.AppendVector(nil, start))
+			return send(w.buf)
+		}
+	}
+	introduced := map[crdt.ReplicaID]bool{}
+	for more := true; more; {
+		var batches []*Batch
+		if batches, more, err = v.Batches(since, snapChunk); err != nil {
+			return err
+		}
+		w := &chunkWriter{}
+		for _, b := range batches {
+			if err := v.introduce(w, b.Origin, introduced); err != nil {
+				return err
+			}
+			w.add(snapBatch, b.Encode())
+			since[b.Origin] = crdt.VectorEntry{Seq: b.Last}
+		}
+		if err := ctx.Err(); err != nil || len(w.buf) == 0 {
+			return err
+		}
+		if err := send(w.buf); err != nil {
+			return err
+		}
+		more = more && !since.Contains(have)
+	}
+	return nil
+}
+
+// introduce packs the identity of a replica, once.
+func (v *Volume) introduce(w *chunkWriter, r crdt.ReplicaID, done map[crdt.ReplicaID]bool) error {
+	if done[r] {
+		return nil
+	}
+	done[r] = true
+	record, err := v.Identity(r)
+	if err == nil && record != nil {
+		w.add(snapIdentity, binary.BigEndian.AppendUint64(nil, uint64(r)), record)
+	}
 	return err
 }
 
-// WriteSnapshot sends the published state as it is at one moment, in chunks of
-// at most about 512 KiB.
-func (v *Volume) WriteSnapshot(ctx context.Context, send func(chunk []byte) error) error {
-	w := &snapWriter{send: func(b []byte) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		return send(b)
-	}}
-	return v.sealedView(func(t *tree, vector crdt.Vector) error {
-		if err := w.record(snapVector, crdt.AppendVector(nil, vector)); err != nil {
-			return err
-		}
-		if err := t.t.scan(v.keys.key('k'), nil, func(key, value []byte) (bool, error) {
-			return true, w.record(snapIdentity, key[len(key)-8:], value)
-		}); err != nil {
-			return err
-		}
-		moves, err := t.MovesAfter(crdt.VersionID{})
-		if err != nil {
-			return err
-		}
-		if err := t.snapInodes(w, moves); err != nil {
-			return err
-		}
-		for op := range opsOf(moves) {
-			if err := w.record(snapMove, appendMoves(op)); err != nil {
+// journalStart is the vector after which the journal begins.
+func (v *Volume) journalStart() (crdt.Vector, error) {
+	start := v.Vector()
+	err := v.db.kv.view(func(t txn) error {
+		for r, e := range start {
+			if err := t.scan(v.keys.key('j', uint64(r)), nil, func(key, _ []byte) (bool, error) {
+				e = crdt.VectorEntry{Seq: crdt.Seq(v.keys.tail(key, 1)) - 1}
+				return false, nil
+			}); err != nil {
 				return err
 			}
+			start[r] = e
 		}
-		return w.flush()
+		return nil
 	})
-}
-
-// opsOf parts a log of moves into those of one op each.
-func opsOf(moves []crdt.Move) iter.Seq[[]crdt.Move] {
-	return func(yield func([]crdt.Move) bool) {
-		for len(moves) > 0 {
-			n := 1
-			for n < len(moves) && moves[n].ID.CompareOp(moves[0].ID) == 0 {
-				n++
-			}
-			if !yield(moves[:n]) {
-				return
-			}
-			moves = moves[n:]
-		}
-	}
-}
-
-func appendMoves(moves []crdt.Move) (out []byte) {
-	for n := range moves {
-		b := crdt.AppendMove(nil, &moves[n])
-		out = append(binary.BigEndian.AppendUint32(out, uint32(len(b))), b...)
-	}
-	return out
-}
-
-func decodeMoves(b []byte) (out []crdt.Move, err error) {
-	for len(b) > 0 {
-		if len(b) < 4 || int64(binary.BigEndian.Uint32(b)) > int64(len(b)-4) {
-			return nil, fmt.Errorf("%w: snapshot moves", ErrBadBatch)
-		}
-		n := int(binary.BigEndian.Uint32(b))
-		m, err := crdt.DecodeMove(b[4 : 4+n])
-		if err != nil {
-			return nil, err
-		}
-		out, b = append(out, *m), b[4+n:]
-	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("%w: snapshot moves", ErrBadBatch)
-	}
-	return out, nil
-}
-
-// sealedView runs fn on a state in which every own op is in a batch, so that
-// the vector covers exactly what is published.
-func (v *Volume) sealedView(fn func(*tree, crdt.Vector) error) error {
-	v.mu.Lock()
-	for len(v.queue.ops) > 0 {
-		v.mu.Unlock()
-		if err := v.sealNow(); err != nil {
-			return err
-		}
-		v.mu.Lock()
-	}
-	locked := true
-	defer func() {
-		if locked {
-			v.mu.Unlock()
-		}
-	}()
-	if err := v.wholeLocked(); err != nil {
-		return err
-	}
-	return v.read(func(t *tree) error {
-		vector := v.vector.Clone()
-		locked = false
-		v.mu.Unlock() // the transaction has begun: it sees no later change
-		return fn(t, vector)
-	})
-}
-
-func (t *tree) snapInodes(w *snapWriter, moves []crdt.Move) error {
-	return t.t.scan(t.keys.key('i'), nil, func(_, value []byte) (bool, error) {
-		i, err := crdt.DecodeInode(value)
-		if err != nil {
-			return false, fmt.Errorf("%w: inode: %w", ErrDamaged, err)
-		}
-		if i.Unpublished() {
-			return true, nil
-		}
-		if i.Kind == crdt.KindDir {
-			i.Standing = crdt.Origin(i, moves)
-		}
-		for _, c := range i.Contents {
-			if c.Manifest {
-				continue
-			}
-			b, err := t.inline(i.Ino, c.ID)
-			if errors.Is(err, ErrDamaged) && len(c.Closed) > 0 {
-				continue // of a deleted file, forgotten
-			}
-			if err != nil {
-				return false, err
-			}
-			key := t.keys.version('c', i.Ino, c.ID)
-			if err := w.record(snapInline, key[len(t.keys.prefix)+1:], b); err != nil {
-				return false, err
-			}
-		}
-		if err := w.record(snapInode, crdt.AppendInode(nil, i)); err != nil {
-			return false, err
-		}
-		return true, t.snapHistory(w, i.Ino)
-	})
+	return start, err
 }
 
 // eachRecord calls fn for each record of a chunk.
 func eachRecord(chunk []byte, fn func(tag byte, body []byte) error) error {
 	for len(chunk) > 0 {
 		if len(chunk) < 5 || int64(binary.BigEndian.Uint32(chunk[1:])) > int64(len(chunk)-5) {
-			return fmt.Errorf("%w: snapshot record", ErrBadBatch)
+			return badSnapshot("record")
 		}
 		n := int(binary.BigEndian.Uint32(chunk[1:]))
 		if err := fn(chunk[0], chunk[5:5+n]); err != nil {
@@ -214,60 +307,6 @@ func eachRecord(chunk []byte, fn func(tag byte, body []byte) error) error {
 		chunk = chunk[5+n:]
 	}
 	return nil
-}
-
-// JoinSnapshot takes a peer's state: next gives its chunks and io.EOF after the
-// last, fetch brings the content of a manifest here. Everything is staged
-// first; then it becomes state, even if the daemon dies meanwhile. Own ops
-// that peers do not have yet survive.
-func (v *Volume) JoinSnapshot(ctx context.Context, next func() ([]byte, error), fetch func(ctx context.Context, manifest crdt.Hash) error) error {
-	v.joinMu.Lock()
-	defer v.joinMu.Unlock()
-	if err := v.finishSnapshot(); err != nil { // of a join that failed half-way
-		return fmt.Errorf("finish earlier snapshot: %w", err)
-	}
-	if err := v.stage(ctx, next, fetch); err != nil {
-		return errors.Join(fmt.Errorf("stage snapshot: %w", err), v.dropStaging())
-	}
-	if err := v.joinStaged(); err != nil {
-		return fmt.Errorf("join snapshot: %w", err)
-	}
-	vector := v.Vector()
-	for _, fn := range subscribed(v, v.onMerge) {
-		fn(vector)
-	}
-	return nil
-}
-
-func (v *Volume) dropStaging() error { return v.db.deletePrefix(v.keys.key('s')) }
-
-func (v *Volume) stage(ctx context.Context, next func() ([]byte, error), fetch func(context.Context, crdt.Hash) error) error {
-	c := &snapCheck{v: v, fetch: fetch, inline: map[string]int64{}, kinds: map[crdt.Ino]crdt.Kind{}, parents: map[crdt.Ino]crdt.Ino{}}
-	for n := uint64(0); ; n++ {
-		chunk, err := next()
-		if err == io.EOF {
-			break
-		}
-		if err == nil {
-			err = ctx.Err()
-		}
-		if err == nil {
-			err = v.db.room()
-		}
-		if err == nil {
-			err = c.chunk(ctx, chunk)
-		}
-		if err == nil {
-			err = v.db.kv.update(func(t txn) error { return t.set(v.keys.key('s', n), chunk) })
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if err := c.whole(); err != nil {
-		return err
-	}
-	return v.db.kv.update(func(t txn) error { return t.set(v.keys.key('S'), []byte{1}) })
 }
 
 // outgrow takes a new replica id if peers know ops under the present one that
@@ -285,138 +324,11 @@ func (v *Volume) outgrow(theirs crdt.Vector) error {
 	return v.renewLocked()
 }
 
-// finishSnapshot ends, after a restart, what was staged completely, and drops
-// what was not.
-func (v *Volume) finishSnapshot() error {
-	staged := false
-	if err := v.db.kv.view(func(t txn) error {
-		b, err := t.get(v.keys.key('S'))
-		staged = b != nil
-		return err
-	}); err != nil {
-		return err
-	}
-	if !staged {
-		return v.dropStaging()
-	}
-	return v.joinStaged()
-}
-
-// joinStaged merges the staged records, some at a time; joining a record twice
-// does nothing, so it can be begun again.
-func (v *Volume) joinStaged() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.halfJoined = true
-	var theirs crdt.Vector
-	for n := uint64(0); ; n++ {
-		var chunk []byte
-		if err := v.db.kv.view(func(t txn) (err error) {
-			chunk, err = t.get(v.keys.key('s', n))
-			return err
-		}); err != nil {
-			return err
-		}
-		if chunk == nil {
-			break
-		}
-		if err := v.joinChunk(chunk, &theirs); err != nil {
-			return err
-		}
-	}
-	if err := v.adoptVectorLocked(theirs); err != nil {
-		return err
-	}
-	v.halfJoined = false
-	return v.dropStaging()
-}
-
-func (v *Volume) joinChunk(chunk []byte, theirs *crdt.Vector) error {
-	type record struct {
-		tag  byte
-		body []byte
-	}
-	var records []record
-	if err := eachRecord(chunk, func(tag byte, body []byte) error {
-		records = append(records, record{tag, body})
-		return nil
-	}); err != nil {
-		return err
-	}
-	for part := range slices.Chunk(records, 200) {
-		if err := v.changeLocked(0, func(c *change) error {
-			for _, r := range part {
-				if err := c.join(r.tag, r.body, theirs); err != nil {
-					return err
-				}
-			}
-			return nil
-		}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (c *change) join(tag byte, body []byte, theirs *crdt.Vector) (err error) {
-	var e *crdt.Effects
-	switch tag {
-	case snapVector:
-		*theirs, err = crdt.DecodeVector(body)
-	case snapIdentity:
-		err = c.t.set(append(c.keys.key('k'), body[:8]...), body[8:])
-	case snapInline:
-		err = c.t.set(append(c.keys.key('c'), body[:28]...), body[28:])
-	case snapInode:
-		var i *crdt.Inode
-		if i, err = crdt.DecodeInode(body); err == nil {
-			e, err = crdt.Join(c.tree, i, c.v.vector, *theirs)
-		}
-	case snapHistory:
-		err = c.joinHistory(body)
-	case snapMove:
-		var moves []crdt.Move
-		if moves, err = decodeMoves(body); err == nil {
-			e, err = crdt.JoinMoves(c.tree, moves)
-		}
-	}
-	if e != nil {
-		c.effects = append(c.effects, e)
-	}
-	return err
-}
-
 // wholeLocked says that only a part of a snapshot was joined: the rest must
 // follow before anything else.
 func (v *Volume) wholeLocked() error {
 	if v.halfJoined {
 		return fmt.Errorf("%w: joining a snapshot was interrupted", ErrNotReady)
-	}
-	return nil
-}
-
-// adoptVectorLocked moves the vector past the snapshot; what came before is in
-// no journal here.
-func (v *Volume) adoptVectorLocked(theirs crdt.Vector) error {
-	if err := v.db.kv.update(func(t txn) error {
-		for r, e := range theirs {
-			if e.Seq <= v.vector[r].Seq {
-				continue
-			}
-			if err := t.set(v.keys.key('a', uint64(r)), crdt.AppendVectorEntry(nil, e)); err != nil {
-				return err
-			}
-		}
-		return t.del(v.keys.key('S'))
-	}); err != nil {
-		return err
-	}
-	for r, e := range theirs {
-		if e.Seq > v.vector[r].Seq {
-			v.vector[r] = e
-			v.deps[r] = e.Seq
-			v.clock.Observe(e.Stamp)
-		}
 	}
 	return nil
 }

@@ -3,46 +3,76 @@ package store
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"slices"
+	"sync"
 	"testing"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
-// snapshotOf returns a volume's snapshot in its chunks.
-func snapshotOf(t testing.TB, v *Volume) (chunks [][]byte) {
-	t.Helper()
-	check(t, v.WriteSnapshot(context.Background(), func(chunk []byte) error {
-		if len(chunk) > 512<<10 {
-			t.Errorf("chunk of %d bytes", len(chunk))
-		}
-		chunks = append(chunks, bytes.Clone(chunk))
-		return nil
-	}), nil)
-	return chunks
+// A peer is a volume as the source of a snapshot.
+type peer struct {
+	t        testing.TB
+	from, to *Volume
+	cut      int                 // ends the stream, with errCut, after so many chunks; 0: never
+	bend     func([]byte) []byte // what is made of each chunk on its way
+	between  func()              // runs before each chunk
+	sent     int
+	asked    []SnapshotRequest
 }
 
-// replay gives chunks as JoinSnapshot wants them, and the error after the last.
-func replay(chunks [][]byte, last error) func() ([]byte, error) {
+var errCut = errors.New("cut off")
+
+func (p *peer) Read(ctx context.Context, r SnapshotRequest) (func() ([]byte, error), error) {
+	p.asked = append(p.asked, r)
+	next, stop := iter.Pull2(func(yield func([]byte, error) bool) {
+		err := p.from.WriteSnapshot(ctx, r, func(chunk []byte) error {
+			if len(chunk) > 512<<10 {
+				p.t.Errorf("chunk of %d bytes", len(chunk))
+			}
+			if !yield(bytes.Clone(chunk), nil) {
+				return errCut
+			}
+			return nil
+		})
+		if err == nil {
+			err = io.EOF
+		}
+		yield(nil, err)
+	})
+	p.t.Cleanup(stop)
 	return func() ([]byte, error) {
-		if len(chunks) == 0 {
-			return nil, last
+		if p.cut > 0 && p.sent == p.cut {
+			stop()
+			return nil, errCut
 		}
-		c := chunks[0]
-		chunks = chunks[1:]
-		return c, nil
-	}
+		p.sent++
+		if p.between != nil {
+			p.between()
+		}
+		chunk, err, _ := next()
+		if p.bend != nil && err == nil {
+			chunk = p.bend(chunk)
+		}
+		return chunk, err
+	}, nil
 }
 
-func fetchFrom(from, to *Volume) func(context.Context, crdt.Hash) error {
-	return func(_ context.Context, h crdt.Hash) error { return copyContent(from.db, to.db, h) }
+func (p *peer) Content(_ context.Context, h crdt.Hash) error {
+	return copyContent(p.from.db, p.to.db, h)
 }
+
+func (p *peer) Verify(*Batch) error { return nil }
 
 func join(t testing.TB, from, to *Volume) {
 	t.Helper()
-	check(t, to.JoinSnapshot(context.Background(), replay(snapshotOf(t, from), io.EOF), fetchFrom(from, to)), nil)
+	check(t, to.JoinSnapshot(context.Background(), &peer{t: t, from: from, to: to}), nil)
 }
 
 // fill makes a tree with all there is: moves and exchanges of directories, hard
@@ -167,57 +197,191 @@ func TestP5SnapshotKeepsOwnOps(t *testing.T) {
 	wantLeaves(t, a, crdt.Ino(small2.node), "by a", "by b")
 }
 
-// TestP8SnapshotCutOff ends a join at every stage and opens the store again.
+// TestP8SnapshotCutOff cuts a join after every chunk in turn. It goes on from
+// there after a restart, and from another peer, which knows something else.
 func TestP8SnapshotCutOff(t *testing.T) {
 	a := volumeWith(t, NewVolumeID(), Options{})
-	fill(t, a, "")
-	for range 30 {
-		write(t, a, root, "many", noise(1, 60_000))
-	}
+	c := volumeWith(t, a.ID(), Options{})
 	for n := range 20 {
-		write(t, a, root, fmt.Sprint("more", n), noise(uint64(n), 60_000))
+		write(t, a, mkdir(t, a, root, fmt.Sprint("d", n)), "f", noise(uint64(n), 2000))
 	}
-	chunks := snapshotOf(t, a)
-	if len(chunks) < 4 {
-		t.Fatalf("%d chunks", len(chunks))
+	for n := range 10 {
+		at, _, err := a.Lookup(root, fmt.Sprint("d", 2*n+1))
+		check(t, err, nil)
+		check(t, a.Rename(Request{}, root, fmt.Sprint("d", 2*n), at.Node, "moved", 0), nil)
 	}
-	full := errors.New("cut off")
-	for n := range len(chunks) + 1 { // the stream ends early
+	write(t, a, root, "large", noise(1, 100_000))
+	give(t, a, c)
+	a.portion, c.portion = 4000, 5000
+	for n, cut := 1, true; cut; n++ {
 		b := volumeWith(t, a.ID(), Options{})
-		err := b.JoinSnapshot(context.Background(), replay(chunks[:n], full), fetchFrom(a, b))
-		check(t, err, full)
-		b = reopen(t, b)
-		if got := list(t, b, root); len(got) != 0 || len(b.Vector()) != 0 {
-			t.Fatalf("after %d chunks: %q", n, got)
-		}
-		join(t, a, b)
-		same(t, a, b)
-	}
-	// All staged, not joined; then joined in part, with more cut off each time.
-	for records := range 12 {
-		b := volumeWith(t, a.ID(), Options{})
-		check(t, b.stage(context.Background(), replay(chunks, io.EOF), fetchFrom(a, b)), nil)
-		if n := records; n > 0 {
-			b.mu.Lock()
-			b.halfJoined = true
-			var theirs crdt.Vector
-			for _, c := range chunks[:min(len(chunks), n/2)] {
-				check(t, b.joinChunk(c, &theirs), nil)
+		worked := 0
+		work := func() { // on both sides, while the stream runs
+			if worked++; worked != n && worked != n+2 {
+				return // the state must not grow faster than the cuts
 			}
-			b.mu.Unlock()
-			check(t, second(b.Mknod(Request{}, root, "now", NewNode{Kind: crdt.KindDir})), ErrNotReady)
-			check(t, b.WriteSnapshot(context.Background(), func([]byte) error { return nil }), ErrNotReady)
+			write(t, a, root, "a now", fmt.Sprint(n))
+			write(t, c, root, "c now", fmt.Sprint(n))
+			c.Rename(Request{}, root, "c now", root, fmt.Sprint("c then", n%2), 0)
+			// These do what they can.
+			a.Rename(Request{}, root, fmt.Sprint("dir of a", n%3), root, fmt.Sprint("dir of a", (n+1)%3), 0)
+			a.Mknod(Request{}, root, fmt.Sprint("dir of a", n%3), NewNode{Kind: crdt.KindDir, Mode: 0o755})
 		}
-		if records%2 == 0 {
-			b = reopen(t, b) // finishes it
-		} else {
-			join(t, a, b) // as does another join
+		first := &peer{t: t, from: a, to: b, cut: n, between: work}
+		err := b.JoinSnapshot(context.Background(), first)
+		if cut = err != nil; cut {
+			check(t, err, errCut)
+			if got := list(t, b, root); len(got) != 0 || len(b.Vector()) != 0 {
+				t.Fatalf("after %d chunks: %q", n, got)
+			}
+			if n%2 == 0 {
+				b = reopen(t, b)
+			}
+			second := &peer{t: t, from: c, to: b, between: work}
+			if n%3 == 0 {
+				second.from = a
+			}
+			check(t, b.JoinSnapshot(context.Background(), second), nil)
+			if at := second.asked[0]; n > 1 && len(at.After) == 0 && !at.Tail {
+				t.Errorf("after %d chunks it begins again", n)
+			}
 		}
+		exchange(t, a, c) // by journal: b's begins at its snapshot
+		exchange(t, a, b, c)
+		same(t, a, b, c)
+		check(t, b.db.Close(), nil)
+	}
+}
+
+// breakingKV fails each update after some, as a full disk does, or a kill as
+// far as what is on disk goes.
+type breakingKV struct {
+	kv
+	left int
+}
+
+var errBroken = errors.New("broken")
+
+func (k *breakingKV) update(fn func(txn) error) error {
+	if k.left--; k.left < 0 {
+		return errBroken
+	}
+	return k.kv.update(fn)
+}
+
+// TestP8SnapshotBreaksOff ends a join at each of its writes. Nothing
+// half-joined is shown; a restart, or the next join, ends it; own ops survive.
+func TestP8SnapshotBreaksOff(t *testing.T) {
+	id := NewVolumeID()
+	a, c := volumeWith(t, id, Options{}), volumeWith(t, id, longHold)
+	write(t, a, root, "shared", "1")
+	give(t, a, c)
+	write(t, a, root, "shared", "2") // c's journal has none of it
+	fill(t, a, "")
+	a.portion = 50_000
+	for n, broke := 0, true; broke; n++ {
+		b := volumeWith(t, id, longHold)
+		give(t, c, b)
+		w := &viewer{t: t, mount: 1, all: true}
+		b.AddViewer(1, w)
+		mkdir(t, b, root, "own")
+		write(t, b, root, "sealed", "own")
+		check(t, b.sealNow(), nil)
+		write(t, b, root, "shared", "own")
+		check(t, b.Rename(Request{}, root, "own", root, "own too", 0), nil)
+		was := dump(t, b)
+		check(t, a.db.room(), nil)
+		intact := b.db.kv
+		b.db.kv = &breakingKV{intact, n}
+		// A writer at the joiner's peer, between the ranges and the tail.
+		err := b.JoinSnapshot(context.Background(), &peer{t: t, from: a, to: b, between: func() { write(t, a, root, "now", fmt.Sprint(n)) }})
+		b.db.kv = intact
+		if broke = err != nil; broke {
+			check(t, err, errBroken)
+			if now := dump(t, b); fmt.Sprint(now) != fmt.Sprint(was) {
+				t.Fatalf("after %d writes: the tree changed", n)
+			}
+			if n%2 == 0 {
+				b = reopen(t, b)
+				if got := list(t, b, root); !slices.Contains(got, "own too") {
+					t.Fatalf("after %d writes: %q", n, got)
+				}
+			}
+			join(t, a, b)
+		}
+		if got := read(t, b, root, "shared"); got != "own" {
+			t.Errorf("after %d writes: own op is lost: %q", n, got)
+		}
+		exchange(t, a, b)
 		same(t, a, b)
-		write(t, a, root, "many", "after")
+		check(t, b.db.Close(), nil)
+		n += n / 6 // all of the first, some of the many
+	}
+}
+
+// TestP3NothingHalfJoinedIsShown reads at the joiner all the while.
+func TestP3NothingHalfJoinedIsShown(t *testing.T) {
+	a, b := pair(t, Options{})
+	dirs := 300
+	for n := range dirs {
+		mkdir(t, a, root, fmt.Sprint("d", n))
+	}
+	give(t, a, b)
+	for n := range dirs { // each name moves, and the number of names stays
+		check(t, a.Rename(Request{}, root, fmt.Sprint("d", n), root, fmt.Sprint("e", n), 0), nil)
+		write(t, a, root, fmt.Sprint("f", n), "x")
+	}
+	w := &viewer{t: t, mount: 1, all: true}
+	b.AddViewer(1, w)
+	stop := make(chan struct{})
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if n := len(list(t, b, root)); n != dirs && n != 2*dirs {
+				t.Errorf("%d names are shown", n)
+				return
+			}
+		}
+	})
+	join(t, a, b)
+	close(stop)
+	reading.Wait()
+	same(t, a, b)
+}
+
+// TestSnapshotTailIsGone: the journal of the second peer does not reach back to
+// what the first one knew, or lacks the newest. What is too old, or too new, is
+// staged again, and no more.
+func TestSnapshotTailIsGone(t *testing.T) {
+	id := NewVolumeID()
+	a := volumeWith(t, id, Options{})
+	fill(t, a, "")
+	old, late := volumeWith(t, id, Options{}), volumeWith(t, id, Options{})
+	give(t, a, old)
+	for n := range 200 {
+		write(t, a, root, fmt.Sprint("more", n), noise(uint64(n), 2000))
+	}
+	join(t, a, late) // its journal has nothing of this
+	for _, c := range []struct{ first, second *Volume }{{old, late}, {a, old}} {
+		for _, v := range []*Volume{c.first, c.second} {
+			v.portion = 30_000
+		}
+		b := volumeWith(t, id, Options{})
+		first := &peer{t: t, from: c.first, to: b, cut: 5}
+		check(t, b.JoinSnapshot(context.Background(), first), errCut)
+		second := &peer{t: t, from: c.second, to: b}
+		check(t, b.JoinSnapshot(context.Background(), second), nil)
+		if n := len(second.asked); n < 3 {
+			t.Errorf("%d requests", n)
+		}
+		same(t, b, c.second)
 		give(t, a, b)
-		same(t, a, b)
-		chunks = snapshotOf(t, a)
+		same(t, b, a)
 	}
 }
 
@@ -225,28 +389,38 @@ func TestP8SnapshotIsCheckedFirst(t *testing.T) {
 	a, b := pair(t, Options{})
 	fill(t, a, "")
 	write(t, b, root, "own", "x")
-	chunks := snapshotOf(t, a)
 	was := dump(t, b)
-	bad := func(what string, chunks [][]byte, fetch func(context.Context, crdt.Hash) error, want error) {
+	a.portion = 100_000
+	bad := func(what string, want error, bend func(n int, chunk []byte) []byte) {
 		t.Helper()
-		err := b.JoinSnapshot(context.Background(), replay(chunks, io.EOF), fetch)
-		if !errors.Is(err, want) {
+		n := 0
+		p := &peer{t: t, from: a, to: b, bend: func(chunk []byte) []byte { n++; return bend(n-1, chunk) }}
+		if err := b.JoinSnapshot(context.Background(), p); !errors.Is(err, want) {
 			t.Errorf("%s: %v", what, err)
 		}
 		if now := dump(t, b); fmt.Sprint(now) != fmt.Sprint(was) {
 			t.Errorf("%s: the tree changed", what)
 		}
 	}
-	fetch := fetchFrom(a, b)
-	noPeer := errors.New("no peer has it")
-	bad("content", chunks, func(context.Context, crdt.Hash) error { return noPeer }, noPeer)
-	bad("empty", nil, fetch, ErrBadBatch)
-	bad("no vector", chunks[1:], fetch, ErrBadBatch)
-	bad("cut in a record", [][]byte{chunks[0], chunks[1][:len(chunks[1])-1]}, fetch, ErrBadBatch)
-	bad("vector twice", [][]byte{chunks[0], chunks[0]}, fetch, ErrBadBatch)
+	var first []byte
+	bad("empty", ErrBadBatch, func(int, []byte) []byte { return nil })
+	bad("cut in a record", ErrBadBatch, func(n int, c []byte) []byte { return c[:len(c)-n%2] })
+	bad("the same again", ErrBadBatch, func(n int, c []byte) []byte {
+		if n == 0 {
+			first = c
+		}
+		return first
+	})
+	bad("one left out", ErrBadBatch, func(n int, c []byte) []byte {
+		if n == 1 {
+			return first
+		}
+		return c
+	})
+	bad("no header", ErrBadBatch, func(n int, c []byte) []byte { return c[5+binary.BigEndian.Uint32(c[1:]):] })
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	check(t, b.JoinSnapshot(ctx, replay(chunks, io.EOF), fetch), context.Canceled)
+	check(t, b.JoinSnapshot(ctx, &peer{t: t, from: a, to: b}), context.Canceled)
 	join(t, a, b)
 }
 
@@ -288,24 +462,27 @@ func TestP12HostileSnapshots(t *testing.T) {
 		i.Mode.At = id(crdt.Stamp(ino))
 		return i
 	}
-	snapshot := func(inodes ...*crdt.Inode) [][]byte {
-		var chunks [][]byte
-		w := &snapWriter{send: func(b []byte) error { chunks = append(chunks, b); return nil }}
-		check(t, w.record(snapVector, crdt.AppendVector(nil, crdt.Vector{9: {Seq: 1, Stamp: 100}})), nil)
+	snapshot := func(inodes ...*crdt.Inode) []byte {
+		w := &chunkWriter{}
+		w.add(snapVector, crdt.AppendVector(nil, crdt.Vector{9: {Seq: 1, Stamp: 100}}))
+		collected, err := json.Marshal(collectedRecord{Vector: crdt.AppendVector(nil, nil)})
+		check(t, err, nil)
+		w.add(snapCollected, collected)
+		w.add(snapPosition, []byte{0, 0, 0xff})
 		for _, i := range inodes {
-			check(t, w.record(snapInode, crdt.AppendInode(nil, i)), nil)
+			w.add(snapInode, crdt.AppendInode(nil, i))
 		}
-		check(t, w.flush(), nil)
-		return chunks
+		return w.buf
 	}
-	for what, chunks := range map[string][][]byte{
+	for what, chunk := range map[string][]byte{
 		"a circle":    snapshot(dir(1000, 1001), dir(1001, 1000)),
 		"in itself":   snapshot(dir(1000, 1000)),
 		"unpublished": snapshot(&crdt.Inode{Ino: 5, Kind: crdt.KindDir}),
 	} {
 		b := volumeWith(t, NewVolumeID(), Options{})
 		mkdir(t, b, root, "own")
-		err := b.JoinSnapshot(context.Background(), replay(chunks, io.EOF), nil)
+		p := &peer{t: t, from: b, to: b, bend: func([]byte) []byte { return chunk }}
+		err := b.JoinSnapshot(context.Background(), p)
 		if !errors.Is(err, ErrBadBatch) {
 			t.Errorf("%s: %v", what, err)
 		}

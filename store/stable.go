@@ -53,12 +53,15 @@ func (v *Volume) Tidy() error {
 	if err := v.compactJournal(); err != nil {
 		return fmt.Errorf("compact journal: %w", err)
 	}
+	if err := v.collect(); err != nil {
+		return fmt.Errorf("collect: %w", err)
+	}
 	return nil
 }
 
 // loadJournal measures the journal.
 func (v *Volume) loadJournal(t txn) error {
-	v.journal.first = map[crdt.ReplicaID]crdt.Seq{}
+	v.journal = journal{first: map[crdt.ReplicaID]crdt.Seq{}}
 	return t.scan(v.keys.key('j'), nil, func(key, value []byte) (bool, error) {
 		r := crdt.ReplicaID(v.keys.tail(key, 0))
 		if _, ok := v.journal.first[r]; !ok {
@@ -119,7 +122,7 @@ func (v *Volume) compactJournal() error {
 // have to begin anew from a snapshot, they are what is left of its work.
 func (v *Volume) compactSomeLocked() (more bool, err error) {
 	limit := v.db.opts.JournalLimit
-	if v.journal.bytes <= min(keepTail, limit) {
+	if v.halfJoined || v.journal.bytes <= min(keepTail, limit) || v.roster.self.Node == "" {
 		return false, nil
 	}
 	stable := v.stableLocked()
@@ -203,7 +206,24 @@ type Keeping struct {
 }
 
 // Keeping returns how the replica's bounds are kept.
-func (v *Volume) Keeping() Keeping {
+func (v *Volume) Keeping() (Keeping, error) {
+	k := v.keeping()
+	err := v.read(func(t *tree) error {
+		if err := t.t.scan(t.keys.key('t'), nil, func(_, _ []byte) (bool, error) {
+			k.Tombstones++
+			return true, nil
+		}); err != nil {
+			return err
+		}
+		return t.EachName(crdt.LostIno, func(string, []crdt.Claim) error {
+			k.Lost++
+			return nil
+		})
+	})
+	return k, err
+}
+
+func (v *Volume) keeping() Keeping {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	k := Keeping{JournalBytes: v.journal.bytes, JournalLimit: v.db.opts.JournalLimit}

@@ -10,12 +10,13 @@ import (
 // sets holds the directory sets of more than one member, which are few.
 // Immutable; a transaction that changes them makes a new one.
 type sets struct {
+	keys    *keyspace             // of the state that they are of
 	head    map[crdt.Ino]crdt.Ino // of members
 	members map[crdt.Ino][]crdt.Ino
 }
 
 func (s *sets) clone() *sets {
-	c := &sets{head: map[crdt.Ino]crdt.Ino{}, members: map[crdt.Ino][]crdt.Ino{}}
+	c := &sets{keys: s.keys, head: map[crdt.Ino]crdt.Ino{}, members: map[crdt.Ino][]crdt.Ino{}}
 	for k, v := range s.head {
 		c.head[k] = v
 	}
@@ -33,15 +34,19 @@ type tree struct {
 	sets   *sets
 	inodes map[crdt.Ino]*crdt.Inode // read or written in this transaction
 	dirty  map[crdt.Ino]struct{}    // of inodes, written by flush
+	stoned map[crdt.Ino]bool        // inodes that are in the index of tombstones
 	reset  bool                     // sets is our own copy
 	past   []pastKey                // what of history grew in this transaction
 	lost   bool                     // something lost a conflict in it
 }
 
 func newTree(t txn, keys *keyspace, s *sets) *tree {
+	if s != nil && s.keys != nil {
+		keys = s.keys
+	}
 	return &tree{
 		t: t, keys: keys, sets: s, inodes: map[crdt.Ino]*crdt.Inode{},
-		dirty: map[crdt.Ino]struct{}{},
+		dirty: map[crdt.Ino]struct{}{}, stoned: map[crdt.Ino]bool{},
 	}
 }
 
@@ -58,6 +63,9 @@ func (t *tree) Inode(ino crdt.Ino) (*crdt.Inode, error) {
 		return nil, fmt.Errorf("%w: inode %d: %w", ErrDamaged, ino, err)
 	}
 	t.inodes[ino] = i
+	if i.Tombstones() {
+		t.stoned[ino] = true
+	}
 	return i, nil
 }
 
@@ -71,6 +79,9 @@ func (t *tree) PutInode(i *crdt.Inode) error {
 func (t *tree) DeleteInode(ino crdt.Ino) error {
 	delete(t.inodes, ino)
 	delete(t.dirty, ino)
+	if err := t.t.del(t.keys.key('t', uint64(ino))); err != nil {
+		return err
+	}
 	return t.t.del(t.keys.inode(ino))
 }
 
@@ -78,6 +89,9 @@ func (t *tree) DeleteInode(ino crdt.Ino) error {
 func (t *tree) flush() error {
 	for ino := range t.dirty {
 		if err := t.t.set(t.keys.inode(ino), crdt.AppendInode(nil, t.inodes[ino])); err != nil {
+			return err
+		}
+		if err := t.tombstoned(ino); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -18,6 +19,7 @@ type Volume struct {
 	id      VolumeID
 	keys    keyspace
 	replica crdt.ReplicaID
+	portion int // bytes of a snapshot that are read in one transaction
 
 	timers sync.WaitGroup // of drafts
 	joinMu sync.Mutex     // one JoinSnapshot at a time; taken before mu
@@ -43,9 +45,19 @@ type Volume struct {
 	roster     roster
 	journal    journal
 	collected  Collected
+	// nextCollect is when tombstones are looked at again.
+	nextCollect time.Time
+	twoStates   bool           // keys of the other generation may be there
+	next        crdt.ReplicaID // under which it will begin anew; 0: none yet
+	trimmed     crdt.VersionID // the log of moves begins after it
+	// became says what was made again when the replica last began anew, and
+	// gone which open files were removed by then, as they had been here.
+	became     *crdt.Rebase
+	gone       map[crdt.Ino]*crdt.Inode
 	halfJoined bool // a snapshot is part of the state and part is not
 
 	setsMu sync.RWMutex // held while a transaction and sets must agree; taken after mu
+	pinned *pinned      // guarded by setsMu: what readers see while a snapshot is joined
 	sealMu sync.Mutex   // one seal at a time; taken before mu
 
 	callMu  sync.Mutex // guards the subscriptions
@@ -69,9 +81,10 @@ type Volume struct {
 	atimes sync.Map // crdt.Ino -> crdt.Time, explicit access times; node-local
 }
 
-func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, error) {
+func newVolume(db *DB, id VolumeID, r replicaRecord) *Volume {
 	v := &Volume{
-		db: db, id: id, keys: newKeyspace(id), replica: r.Replica, name: r.Name,
+		db: db, id: id, keys: newKeyspace(id, r.Gen), twoStates: r.TwoStates, next: r.Next,
+		replica: r.Replica, name: r.Name, portion: snapChunk,
 		vector: crdt.Vector{}, deps: map[crdt.ReplicaID]crdt.Seq{},
 		viewers: map[MountID]Viewer{},
 		onSeal:  map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){},
@@ -81,14 +94,33 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 	v.ready.Store(r.Ready)
 	v.SetLimits(Limits{})
 	v.queue.opts = &db.opts
+	return v
+}
+
+// restore reads what is on disk.
+func (v *Volume) restore() error {
 	// Those of earlier versions had no LostIno.
-	if err := db.kv.update(func(t txn) error { return putFixed(t, &v.keys) }); err != nil {
-		return nil, err
+	if err := v.db.kv.update(func(t txn) error { return putFixed(t, &v.keys) }); err != nil {
+		return err
 	}
 	if err := v.load(); err != nil {
+		return err
+	}
+	return v.loadCollected()
+}
+
+func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, error) {
+	v := newVolume(db, id, r)
+	if v.twoStates {
+		if err := v.dropBeside(); err != nil {
+			return nil, err
+		}
+	}
+	if err := v.restore(); err != nil {
 		return nil, err
 	}
 	if err := v.finishSnapshot(); err != nil {
+		v.unpin()
 		return nil, err
 	}
 	if unclean {
@@ -107,7 +139,8 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 
 // load reads what is kept in memory.
 func (v *Volume) load() error {
-	s := &sets{head: map[crdt.Ino]crdt.Ino{}, members: map[crdt.Ino][]crdt.Ino{}}
+	keys := newKeyspace(v.id, byte(v.keys.gen.Load()))
+	s := &sets{keys: &keys, head: map[crdt.Ino]crdt.Ino{}, members: map[crdt.Ino][]crdt.Ino{}}
 	err := v.db.kv.view(func(t txn) error {
 		if err := t.scan(v.keys.key('g'), nil, func(key, value []byte) (bool, error) {
 			members, err := crdt.DecodeInos(value)
@@ -195,7 +228,9 @@ func (v *Volume) renewLocked() error {
 }
 
 func (v *Volume) putRecordLocked() error {
-	r := replicaRecord{Name: v.name, Replica: v.replica, Ready: v.ready.Load()}
+	r := replicaRecord{
+		Name: v.name, Replica: v.replica, Ready: v.ready.Load(), Gen: byte(v.keys.gen.Load()), TwoStates: v.twoStates, Next: v.next,
+	}
 	return v.db.kv.update(func(t txn) error { return putJSON(t, replicaKey(v.id), r) })
 }
 
@@ -208,6 +243,7 @@ func (v *Volume) close() error {
 	v.stopKeeper()
 	v.stopSealer()
 	err := errors.Join(v.sealNow(), v.closeDrafts())
+	v.unpin()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return errors.Join(err, v.saveRosterLocked())

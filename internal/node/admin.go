@@ -173,7 +173,10 @@ func (i VolumeInfo) toWire() *wire.VolumeStatus {
 		s.Held, s.Ready, s.Replica = true, v.Ready(), v.Replica().String()
 		s.Ops, s.Merged, s.Unsealed = stats.Ops, stats.Merged, uint64(stats.Unsealed)
 		s.OpenDrafts, s.Unfinished = uint64(stats.OpenDrafts), uint64(stats.Unfinished)
-		k := v.Keeping()
+		k, err := v.Keeping()
+		if err != nil && s.Problem == "" {
+			s.Problem = err.Error()
+		}
 		s.JournalBytes, s.JournalLimit, s.Unstable = uint64(k.JournalBytes), uint64(k.JournalLimit), k.Unstable
 		s.Counting, s.Out = uint32(k.Counting), uint32(k.Out)
 		s.Tombstones, s.Lost = k.Tombstones, k.Lost

@@ -94,9 +94,11 @@ func newModel(ops map[crdt.Dot]*sealedOp) *model {
 		replaced: map[id]bool{}, removals: map[id]*mRemoval{}, voided: map[id]bool{},
 		standing: map[crdt.Ino]*mPlace{}, liveMemo: map[crdt.LinkID]int{}, children: map[crdt.Ino][]mLink{},
 	}
-	root := &mInode{ino: crdt.RootIno, kind: crdt.KindDir, xattrs: map[string]*register[[]byte]{}}
-	root.mode.value = 0o755
-	m.inodes[root.ino] = root
+	for _, ino := range []crdt.Ino{crdt.RootIno, crdt.LostIno} {
+		dir := &mInode{ino: ino, kind: crdt.KindDir, xattrs: map[string]*register[[]byte]{}}
+		dir.mode.value = 0o755
+		m.inodes[ino] = dir
+	}
 	sorted := slices.SortedFunc(maps.Values(ops), func(a, b *sealedOp) int { return opOrder(a.ID(0), b.ID(0)) })
 	for _, o := range sorted { // a cause has an older stamp
 		for n := range o.Writes {

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -361,21 +362,29 @@ func (n *node) joinSnapshot(peer string) error {
 	if from == nil || !n.w.reaches(n, from) {
 		return errUnreachable
 	}
+	return n.vol.JoinSnapshot(context.Background(), &snapshotSource{n, from})
+}
+
+// A snapshotSource is another node that a snapshot is taken from.
+type snapshotSource struct{ n, from *node }
+
+// Read implements store.SnapshotSource.
+func (s *snapshotSource) Read(ctx context.Context, r store.SnapshotRequest) (func() ([]byte, error), error) {
 	var chunks [][]byte
 	var err error
-	if !from.guard(func() {
-		err = from.vol.WriteSnapshot(context.Background(), func(c []byte) error { chunks = append(chunks, c); return nil })
+	if !s.from.guard(func() {
+		err = s.from.vol.WriteSnapshot(ctx, r, func(c []byte) error { chunks = append(chunks, bytes.Clone(c)); return nil })
 	}) {
-		return errUnreachable
+		return nil, errUnreachable
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	keep := len(chunks)
-	if !n.w.calm && n.w.chance(20) {
-		keep = n.w.rand.IntN(len(chunks))
+	if w := s.n.w; !w.calm && w.chance(20) {
+		keep = w.rand.IntN(len(chunks) + 1)
 	}
-	next := func() ([]byte, error) {
+	return func() ([]byte, error) {
 		if len(chunks) == 0 {
 			return nil, io.EOF
 		}
@@ -385,9 +394,16 @@ func (n *node) joinSnapshot(peer string) error {
 		c := chunks[0]
 		chunks = chunks[1:]
 		return c, nil
-	}
-	return n.vol.JoinSnapshot(context.Background(), next, func(_ context.Context, h crdt.Hash) error { return n.copyContent(from, h) })
+	}, nil
 }
+
+// Content implements store.SnapshotSource.
+func (s *snapshotSource) Content(_ context.Context, h crdt.Hash) error {
+	return s.n.copyContent(s.from, h)
+}
+
+// Verify implements store.SnapshotSource.
+func (s *snapshotSource) Verify(*store.Batch) error { return nil }
 
 func (n *node) fetchAny(peers []string, h crdt.Hash) error {
 	for _, peer := range peers {

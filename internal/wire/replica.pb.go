@@ -1384,9 +1384,18 @@ func (x *FetchChunk) GetAbsent() bool {
 	return false
 }
 
+// SnapshotRequest asks for the keys after one position and up to another, or
+// for the batches that a replica with the vector since lacks.
 type SnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volume        []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	After  []byte                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	Until  []byte                 `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	Tail   bool                   `protobuf:"varint,4,opt,name=tail,proto3" json:"tail,omitempty"`
+	Since  []*VectorEntry         `protobuf:"bytes,5,rep,name=since,proto3" json:"since,omitempty"`
+	// The id of the replica that will have the snapshot: the giver counts it
+	// before it reads its state.
+	Replica       uint64 `protobuf:"fixed64,6,opt,name=replica,proto3" json:"replica,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1426,6 +1435,41 @@ func (x *SnapshotRequest) GetVolume() []byte {
 		return x.Volume
 	}
 	return nil
+}
+
+func (x *SnapshotRequest) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *SnapshotRequest) GetUntil() []byte {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *SnapshotRequest) GetTail() bool {
+	if x != nil {
+		return x.Tail
+	}
+	return false
+}
+
+func (x *SnapshotRequest) GetSince() []*VectorEntry {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *SnapshotRequest) GetReplica() uint64 {
+	if x != nil {
+		return x.Replica
+	}
+	return 0
 }
 
 type SnapshotChunk struct {
@@ -1579,9 +1623,14 @@ const file_replica_proto_rawDesc = "" +
 	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\bR\x04last\x12\x16\n" +
-	"\x06absent\x18\x04 \x01(\bR\x06absent\")\n" +
+	"\x06absent\x18\x04 \x01(\bR\x06absent\"\xbc\x01\n" +
 	"\x0fSnapshotRequest\x12\x16\n" +
-	"\x06volume\x18\x01 \x01(\fR\x06volume\"5\n" +
+	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\fR\x05after\x12\x14\n" +
+	"\x05until\x18\x03 \x01(\fR\x05until\x12\x12\n" +
+	"\x04tail\x18\x04 \x01(\bR\x04tail\x127\n" +
+	"\x05since\x18\x05 \x03(\v2!.synapsefs.replica.v1.VectorEntryR\x05since\x12\x18\n" +
+	"\areplica\x18\x06 \x01(\x06R\areplica\"5\n" +
 	"\rSnapshotChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\bR\x03end2\xfe\x01\n" +
@@ -1646,17 +1695,18 @@ var file_replica_proto_depIdxs = []int32{
 	2,  // 16: synapsefs.replica.v1.Holdings.changed:type_name -> synapsefs.replica.v1.Holding
 	6,  // 17: synapsefs.replica.v1.Digest.vector:type_name -> synapsefs.replica.v1.VectorEntry
 	6,  // 18: synapsefs.replica.v1.Pull.vector:type_name -> synapsefs.replica.v1.VectorEntry
-	0,  // 19: synapsefs.replica.v1.Replica.Exchange:input_type -> synapsefs.replica.v1.Frame
-	17, // 20: synapsefs.replica.v1.Replica.Fetch:input_type -> synapsefs.replica.v1.FetchRequest
-	19, // 21: synapsefs.replica.v1.Replica.Snapshot:input_type -> synapsefs.replica.v1.SnapshotRequest
-	0,  // 22: synapsefs.replica.v1.Replica.Exchange:output_type -> synapsefs.replica.v1.Frame
-	18, // 23: synapsefs.replica.v1.Replica.Fetch:output_type -> synapsefs.replica.v1.FetchChunk
-	20, // 24: synapsefs.replica.v1.Replica.Snapshot:output_type -> synapsefs.replica.v1.SnapshotChunk
-	22, // [22:25] is the sub-list for method output_type
-	19, // [19:22] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	6,  // 19: synapsefs.replica.v1.SnapshotRequest.since:type_name -> synapsefs.replica.v1.VectorEntry
+	0,  // 20: synapsefs.replica.v1.Replica.Exchange:input_type -> synapsefs.replica.v1.Frame
+	17, // 21: synapsefs.replica.v1.Replica.Fetch:input_type -> synapsefs.replica.v1.FetchRequest
+	19, // 22: synapsefs.replica.v1.Replica.Snapshot:input_type -> synapsefs.replica.v1.SnapshotRequest
+	0,  // 23: synapsefs.replica.v1.Replica.Exchange:output_type -> synapsefs.replica.v1.Frame
+	18, // 24: synapsefs.replica.v1.Replica.Fetch:output_type -> synapsefs.replica.v1.FetchChunk
+	20, // 25: synapsefs.replica.v1.Replica.Snapshot:output_type -> synapsefs.replica.v1.SnapshotChunk
+	23, // [23:26] is the sub-list for method output_type
+	20, // [20:23] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_replica_proto_init() }

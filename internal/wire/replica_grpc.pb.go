@@ -39,7 +39,7 @@ type ReplicaClient interface {
 	Exchange(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[Frame, Frame], error)
 	// Fetch sends manifests or blocks, in the order asked for.
 	Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchChunk], error)
-	// Snapshot sends the published state of a ready replica.
+	// Snapshot sends a part of the published state of a ready replica.
 	Snapshot(ctx context.Context, in *SnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SnapshotChunk], error)
 }
 
@@ -113,7 +113,7 @@ type ReplicaServer interface {
 	Exchange(grpc.BidiStreamingServer[Frame, Frame]) error
 	// Fetch sends manifests or blocks, in the order asked for.
 	Fetch(*FetchRequest, grpc.ServerStreamingServer[FetchChunk]) error
-	// Snapshot sends the published state of a ready replica.
+	// Snapshot sends a part of the published state of a ready replica.
 	Snapshot(*SnapshotRequest, grpc.ServerStreamingServer[SnapshotChunk]) error
 	mustEmbedUnimplementedReplicaServer()
 }

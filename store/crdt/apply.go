@@ -111,6 +111,7 @@ type applier struct {
 	moves   []Move
 	dropped []Ino
 	quiet   map[Ino]bool // nothing but dismissals was written to it
+	covers  Covers       // of a tail, else nil
 }
 
 func newApplier(s State) *applier {
@@ -171,6 +172,11 @@ func (a *applier) known(ino Ino) (*Inode, error) {
 
 func (a *applier) write(op *Op, n int, w *Write) error {
 	id := op.ID(n)
+	if covered, err := a.covered(id, w); err != nil {
+		return err
+	} else if covered {
+		return a.around(op, id, w)
+	}
 	if w.Kind == WriteInode {
 		return a.newInode(op, id, w)
 	}
@@ -275,7 +281,7 @@ func (a *applier) place(op *Op, id VersionID, i *Inode, w *Write) error {
 	p := Place{ID: id, Parent: w.Parent, Name: w.Name}
 	l.Places = append(l.Places, p)
 	if i.Kind == KindDir {
-		if err := a.stand(i, p, fresh); err != nil {
+		if err := a.standNew(i, p, fresh); err != nil {
 			return err
 		}
 	}
@@ -285,13 +291,14 @@ func (a *applier) place(op *Op, id VersionID, i *Inode, w *Write) error {
 	return a.named(op, id, w.Parent, w.Time)
 }
 
-// stand gives a new directory its first place; a later one is for [applier.fold].
-func (a *applier) stand(i *Inode, p Place, fresh bool) error {
+// standNew gives a new directory its first place; a later one is for
+// [applier.fold].
+func (a *applier) standNew(i *Inode, p Place, fresh bool) error {
 	if !fresh {
 		a.moves = append(a.moves, Move{ID: p.ID, Ino: i.Ino, Parent: p.Parent, Name: p.Name})
 		return nil
 	}
-	under, err := a.under(p.Parent, i.Ino)
+	under, err := newFolder(a.peek).under(p.Parent, i.Ino)
 	if err != nil {
 		return err
 	}

@@ -132,24 +132,3 @@ func BenchmarkDecodeInode(b *testing.B) {
 		}
 	}
 }
-
-// BenchmarkLateMove applies a directory move that is older than 10,000 others.
-func BenchmarkLateMove(b *testing.B) {
-	rs := newWorld().replicas(2)
-	r, late := rs[0], rs[1]
-	must(b, r.mkdir("d"), r.mkdir("e"), r.mkdir("f"), late.pull(r), late.mv("f", "e/f"))
-	for range 5000 {
-		must(b, r.mv("d", "e/d"), r.mv("e/d", "d"))
-	}
-	op := late.log[len(late.log)-1]
-	b.ReportAllocs()
-	b.ResetTimer()
-	for b.Loop() {
-		b.StopTimer()
-		st := r.st.Clone()
-		b.StartTimer()
-		if _, err := Apply(st, op); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

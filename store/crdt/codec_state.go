@@ -22,6 +22,7 @@ const (
 	flagNamed
 	flagXattrs
 	flagDismissed // at the end it says which leaves were
+	flagMoved     // Origin
 )
 
 func (i *Inode) flags() byte {
@@ -44,8 +45,14 @@ func (i *Inode) flags() byte {
 	if i.anyDismissed() {
 		f |= flagDismissed
 	}
+	if i.moved() {
+		f |= flagMoved
+	}
 	return f
 }
+
+// moved reports whether the log of moves has one of the directory.
+func (i *Inode) moved() bool { return i.Kind == KindDir && !i.Origin.ID.IsZero() }
 
 func (i *Inode) plain() bool {
 	if len(i.Links) != 1 || len(i.Contents) > 1 {
@@ -81,6 +88,9 @@ func AppendInode(b []byte, i *Inode) []byte {
 	if flags&flagDismissed != 0 {
 		e.dismissed(i)
 	}
+	if flags&flagMoved != 0 {
+		e.placeOnly(&i.Origin)
+	}
 	return e.b
 }
 
@@ -107,6 +117,9 @@ func DecodeInode(b []byte) (*Inode, error) {
 	}
 	if flags&flagDismissed != 0 {
 		d.dismissed(i)
+	}
+	if flags&flagMoved != 0 {
+		i.Origin = d.placeOnly()
 	}
 	if d.err == nil && flags != i.flags() {
 		d.fail("wrong flags")

@@ -152,6 +152,9 @@ func genInode(t *rapid.T) *Inode {
 			i.Standing = i.Links[0].Places[0]
 			i.Standing.Closed = nil
 		}
+		if o := genPlace.Draw(t, "origin"); !o.ID.IsZero() && rapid.Bool().Draw(t, "moved") {
+			i.Origin = Place{ID: o.ID, Parent: o.Parent, Name: o.Name}
+		}
 	}
 	flags, _ := i.leafFlags()
 	for _, f := range flags {

@@ -36,12 +36,14 @@ type Horizon struct {
 	Before Stamp
 }
 
-func (h *Horizon) covers(id VersionID) bool {
+// Covers reports whether no op to come can be older than, or not know, the
+// version.
+func (h *Horizon) Covers(id VersionID) bool {
 	return !id.Local() && id.Stamp < h.Before && h.Stable.Covers(id)
 }
 
 func (h *Horizon) all(ids []VersionID) bool {
-	return !slices.ContainsFunc(ids, func(id VersionID) bool { return !h.covers(id) })
+	return !slices.ContainsFunc(ids, func(id VersionID) bool { return !h.Covers(id) })
 }
 
 // Tombstones reports whether the record holds something that can be collected
@@ -81,7 +83,7 @@ func Collect(s State, i *Inode, h *Horizon) (*Inode, error) {
 		return i, nil
 	}
 	c, changed := i.clone(), false
-	c.Xattrs = slices.DeleteFunc(c.Xattrs, func(x Xattr) bool { return x.Gone && h.covers(x.At) })
+	c.Xattrs = slices.DeleteFunc(c.Xattrs, func(x Xattr) bool { return x.Gone && h.Covers(x.At) })
 	changed = len(c.Xattrs) != len(i.Xattrs)
 	live := 0
 	var gone []LinkID
@@ -95,7 +97,7 @@ func Collect(s State, i *Inode, h *Horizon) (*Inode, error) {
 			gone = append(gone, l.ID)
 		}
 	}
-	if live == 0 && len(gone) == len(i.Links) && h.all(i.contentLeaves()) && h.covers(i.Changed.At) {
+	if live == 0 && len(gone) == len(i.Links) && h.all(i.contentLeaves()) && h.Covers(i.Changed.At) {
 		return nil, nil
 	}
 	for _, id := range gone {
@@ -141,16 +143,16 @@ func CollectAll(s State, inodes []Ino, h *Horizon, keep func(Ino) bool, remove f
 		switch {
 		case err != nil:
 			return err
-		case now == nil && i.Kind == KindDir && !keep(ino):
+		case keep(ino):
+			now = i
+		case now == nil && i.Kind == KindDir:
 			dirs[ino] = i
 			continue
-		case now == nil && !keep(ino):
+		case now == nil:
 			if err := remove(ino); err != nil {
 				return err
 			}
 			continue
-		case now == nil:
-			now = i
 		case now != i:
 			if err := s.PutInode(now); err != nil {
 				return err
@@ -180,4 +182,47 @@ func hold(held map[Ino]bool, i *Inode) {
 	for _, dir := range i.Above() {
 		held[dir] = true
 	}
+}
+
+// Trimmable are the oldest of the moves of a log that are behind the horizon: all
+// of an op, or none.
+func Trimmable(moves []Move, h *Horizon) []Move {
+	n := 0
+	for ops := range opsOf(moves) {
+		if !h.Covers(ops[0].ID) {
+			break
+		}
+		n += len(ops)
+	}
+	return moves[:n]
+}
+
+// TrimMoves has the directories begin where the oldest moves of the log, which
+// are about to go from it, left them. later is the rest of the log.
+func TrimMoves(s State, moves, later []Move) error {
+	in := map[Ino]bool{}
+	for n := range later {
+		in[later[n].Ino] = true
+	}
+	for n := range moves {
+		m := &moves[n]
+		i, err := s.Inode(m.Ino)
+		if err != nil {
+			return err
+		}
+		if i == nil || !i.moved() {
+			continue // it was collected, or has no later move
+		}
+		i = i.clone()
+		switch {
+		case !in[m.Ino]:
+			i.Origin = Place{}
+		case !m.Skipped:
+			i.Origin = Place{ID: m.ID, Parent: m.Parent, Name: m.Name}
+		}
+		if err := s.PutInode(i); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package crdt
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -58,6 +59,7 @@ type word struct {
 
 func members(rs []*replica) (ms []*member) {
 	for _, r := range rs {
+		r.collects = true
 		ms = append(ms, &member{replica: r, words: map[ReplicaID]word{}, out: map[ReplicaID]bool{}, collected: Vector{}, limits: map[ReplicaID]Seq{}})
 	}
 	for _, m := range ms { // all know that the others are there
@@ -145,8 +147,9 @@ func (m *member) horizon() (*Horizon, error) {
 	return h, nil
 }
 
-// collect forgets what nobody needs; the view must stay.
-func (m *member) collect() error {
+// collect forgets what nobody needs; the view must stay. What a record needs is
+// kept, or not.
+func (m *member) collect(records bool) error {
 	before, err := m.tree()
 	if err != nil {
 		return err
@@ -161,17 +164,53 @@ func (m *member) collect() error {
 			m.limits[id] = m.vec[id].Seq
 		}
 	}
-	open := map[Ino]bool{}
+	keep := map[Ino]bool{}
 	for _, d := range m.drafts {
-		open[d.ino] = true
+		keep[d.ino] = true
 	}
-	if err := CollectAll(m.st, m.st.Inodes(), h, func(i Ino) bool { return open[i] }, m.st.DeleteInode); err != nil {
+	for c := range m.st.contests {
+		keep[c.Ino] = keep[c.Ino] || records
+	}
+	if err := CollectAll(m.st, m.st.Inodes(), h, func(i Ino) bool { return keep[i] }, m.st.DeleteInode); err != nil {
 		return err
 	}
-	m.st.moves = slices.DeleteFunc(m.st.moves, func(v Move) bool { return h.covers(v.ID) })
+	maps.DeleteFunc(m.st.gone, func(g Gone, _ bool) bool { // history is over
+		i := m.st.inodes[g.Ino]
+		return i == nil || i.Link(g.Link) == nil
+	})
+	trim := Trimmable(m.st.moves, h)
+	if err := TrimMoves(m.st, trim, m.st.moves[len(trim):]); err != nil {
+		return err
+	}
+	m.st.moves = m.st.moves[len(trim):]
 	after, err := m.tree()
 	if err == nil && !maps.Equal(before, after) {
 		err = fmt.Errorf("collection changed the view from\n%v to\n%v", before, after)
+	}
+	if err != nil {
+		return err
+	}
+	return m.newcomer()
+}
+
+// newcomer has an empty replica join what is left: it must be the same.
+func (m *member) newcomer() error {
+	n := &replica{st: NewMapState(), vec: Vector{}, world: m.world}
+	if err := n.join(m.replica); err != nil {
+		return err
+	}
+	was, err := m.tree()
+	if err != nil {
+		return err
+	}
+	is, err := n.tree()
+	if err == nil && !maps.Equal(was, is) {
+		err = fmt.Errorf("a newcomer has\n%v, not\n%v", is, was)
+	}
+	for ino, i := range m.st.inodes {
+		if err == nil && !i.Unpublished() && !bytes.Equal(AppendInode(nil, n.st.inodes[ino]), AppendInode(nil, i)) {
+			err = fmt.Errorf("a newcomer has inode %d as\n%+v, not\n%+v", ino, n.st.inodes[ino], i)
+		}
 	}
 	return err
 }
@@ -295,7 +334,7 @@ func TestP6CollectionAndReturn(t *testing.T) {
 				err = m.meet(o)
 			case n < 7:
 				t.Logf("%c collects", 'A'+slices.Index(ms, m))
-				err = m.collect()
+				err = m.collect(true)
 			case n == 7 && m != o:
 				t.Logf("%c puts %c out", 'A'+slices.Index(ms, m), 'A'+slices.Index(ms, o))
 				m.out[o.id] = true
@@ -355,9 +394,19 @@ func quiesce(t *rapid.T, ms []*member, next ReplicaID) {
 			}
 		}
 	}
-	for range 2 {
+	// What was kept for a record another may have collected before there was
+	// one: all have the same records, and without them the same state.
+	for _, records := range []bool{true, true, false} {
 		for _, m := range ms {
-			if err := m.collect(); err != nil {
+			if err := m.collect(records); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !records {
+			break
+		}
+		for _, m := range ms[1:] {
+			if err := sameRecords(ms[0].replica, m.replica); err != nil {
 				t.Fatal(err)
 			}
 		}

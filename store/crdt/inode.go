@@ -82,8 +82,9 @@ type Inode struct {
 	Links    []Link
 	Contents []Version
 
-	// Standing is where a directory is by the fold of all moves.
-	Standing Place
+	// Standing is where a directory is by the fold of all moves; Origin, if
+	// the log has moves of it, where it stood before the first.
+	Standing, Origin Place
 }
 
 // Link returns the link with the id, or nil.
@@ -94,6 +95,14 @@ func (i *Inode) Link(id LinkID) *Link {
 		}
 	}
 	return nil
+}
+
+// First is where a directory stood before all moves of it in the log.
+func (i *Inode) First() *Place {
+	if i.moved() {
+		return &i.Origin
+	}
+	return &i.Standing
 }
 
 // Version returns the content leaf with the id, or nil.

@@ -22,8 +22,10 @@ func (r *replica) check() error {
 	if err := s.walkSets(); err != nil {
 		return err
 	}
-	if err := r.checkPast(); err != nil {
-		return err
+	if !r.collects { // else its log tells of what it has not any more
+		if err := r.checkPast(); err != nil {
+			return err
+		}
 	}
 	if err := r.checkContests(); err != nil {
 		return err

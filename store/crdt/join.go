@@ -6,8 +6,9 @@ import "slices"
 // theirs are the version vectors of the two states. A leaf that one side lacks
 // though its vector covers it has been replaced there, and goes; one that the
 // vector does not cover is new, and stays (the optimised OR-set: Bieniusa et
-// al., "An optimized conflict-free replicated set", 2012). The places of
-// directories are joined by [JoinMoves], after all records.
+// al., "An optimized conflict-free replicated set", 2012). A new directory
+// stands at its origin until [FoldMoves] has put it where it belongs, after all
+// records; one that is known stays where it is until then.
 func Join(s State, remote *Inode, mine, theirs Vector) (*Effects, error) {
 	a := newApplier(s)
 	i, err := a.touch(remote.Ino)
@@ -16,6 +17,9 @@ func Join(s State, remote *Inode, mine, theirs Vector) (*Effects, error) {
 	}
 	if i == nil {
 		i = remote.clone()
+		if i.moved() {
+			i.Standing, i.Origin = i.Origin, Place{}
+		}
 		a.inodes[i.Ino] = i
 		a.order = append(a.order, i.Ino)
 	} else {
@@ -94,36 +98,4 @@ func joinLeaves[T any](own, other []T, mine, theirs Vector, id func(T) VersionID
 		}
 	}
 	return out
-}
-
-// JoinMoves merges the moves of one op from a peer's log; known ones are skipped.
-func JoinMoves(s State, moves []Move) (*Effects, error) {
-	a := newApplier(s)
-	have, err := s.MovesAfter(VersionID{Stamp: moves[0].ID.Stamp - 1, Replica: moves[0].ID.Replica})
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range have {
-		if m.ID == moves[0].ID {
-			return &Effects{}, nil
-		}
-	}
-	for _, m := range moves {
-		a.moves = append(a.moves, Move{ID: m.ID, Ino: m.Ino, Parent: m.Parent, Name: m.Name})
-	}
-	if err := a.fold(); err != nil {
-		return nil, err
-	}
-	return a.settle()
-}
-
-// Origin is where a directory stood before the first of its moves: what a
-// snapshot carries, so that the receiver can fold the moves again.
-func Origin(i *Inode, moves []Move) Place {
-	for _, m := range moves {
-		if m.Ino == i.Ino && !m.Skipped {
-			return m.Prev
-		}
-	}
-	return i.Standing
 }

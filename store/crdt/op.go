@@ -88,7 +88,7 @@ const (
 
 // attribute reports whether the write cannot bring back what was removed.
 func (k WriteKind) attribute() bool {
-	return k == WriteMode || k == WriteOwner || k == WriteTime || k == WriteXattr
+	return k == WriteMode || k == WriteOwner || k == WriteTime || k == WriteXattr || k == WriteDismiss
 }
 
 // A Write is one element of an op; Kind says which fields count.

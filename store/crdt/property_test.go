@@ -464,9 +464,6 @@ func (r *replica) join(from *replica) error {
 		if err != nil {
 			return err
 		}
-		if i.Kind == KindDir {
-			i.Standing = Origin(i, from.st.moves)
-		}
 		if _, err := Join(r.st, i, r.vec, from.vec); err != nil {
 			return err
 		}
@@ -492,15 +489,12 @@ func (r *replica) join(from *replica) error {
 			return err
 		}
 	}
-	for moves := from.st.moves; len(moves) > 0; {
-		n := 1
-		for n < len(moves) && moves[n].ID.CompareOp(moves[0].ID) == 0 {
-			n++
-		}
-		if _, err := JoinMoves(r.st, slices.Clone(moves[:n])); err != nil {
-			return err
-		}
-		moves = moves[n:]
+	f, err := FoldMoves(r.st, from.st.moves)
+	for more := true; err == nil && more; {
+		_, more, err = f.Write(r.st, 2)
+	}
+	if err != nil {
+		return err
 	}
 	r.vec.Max(from.vec)
 	return nil

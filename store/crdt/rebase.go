@@ -246,3 +246,48 @@ func LostFile(was *Inode, gone Ino, c Content, ino Ino, link LinkID) (made []Wri
 	}
 	return made, Write{Kind: WriteContent, Ino: ino, Link: link, Content: c}
 }
+
+// Inodes are those that were made again, by their old numbers.
+func (b *Rebase) Inodes() map[Ino]Ino { return b.inodes }
+
+// Gone reports whether an inode of the replica is not there any more.
+func (b *Rebase) Gone(ino Ino) (bool, error) {
+	i, err := b.S.Inode(b.Ino(ino))
+	if err != nil {
+		return false, err
+	}
+	ok, err := b.there(i)
+	return !ok, err
+}
+
+// Unpublished are the writes that make an inode that is not published again,
+// under its own number, as something that is not published. What stood in a
+// directory that is gone stands in LostIno.
+func (b *Rebase) Unpublished(i *Inode) ([]Write, error) {
+	b.made = nil
+	out := []Write{inodeWrite(NewInode{
+		Ino: i.Ino, Kind: i.Kind, Target: i.Target, Rdev: i.Rdev,
+		Mode: i.Mode.Value, UID: i.Owner.Value.UID, GID: i.Owner.Value.GID, Time: i.Mtime.Value,
+	})}
+	for _, l := range i.Links {
+		if !l.openPlace() {
+			continue
+		}
+		p := l.shownPlace()
+		w := Write{Kind: WritePlace, Ino: i.Ino, Link: l.ID, Parent: b.Ino(p.Parent), Name: p.Name}
+		ok, err := b.directory(w.Parent)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			w.Parent, w.Name = LostIno, LostName(i.Ino, p.Name)
+		}
+		out = append(out, w)
+	}
+	for _, x := range i.Xattrs {
+		if !x.Gone {
+			out = append(out, Write{Kind: WriteXattr, Ino: i.Ino, Name: x.Name, Value: x.Value})
+		}
+	}
+	return out, nil
+}

@@ -22,6 +22,8 @@ type replica struct {
 	log    []*Op
 	drafts map[string]draft
 	world  *world
+
+	collects bool // forgets what was removed
 }
 
 // draft is a file opened for writing.

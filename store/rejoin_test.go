@@ -1,0 +1,304 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// beginAnew has a replica take another's state for its own.
+func beginAnew(t testing.TB, from, to *Volume) {
+	t.Helper()
+	id := to.Next()
+	from.Know(id, to.db.opts.Dir)
+	check(t, to.BeginAnew(context.Background(), &peer{t: t, from: from, to: to}), nil)
+	if to.Replica() != id {
+		t.Errorf("replica %v, want %v", to.Replica(), id)
+	}
+}
+
+// lost lists what has no place any more, by what it was called, with its bytes.
+func lost(t testing.TB, v *Volume) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for _, name := range list(t, v, NodeID(crdt.LostIno)) {
+		a, _, err := v.Lookup(NodeID(crdt.LostIno), name)
+		check(t, err, nil)
+		text := "/"
+		if a.Kind == crdt.KindFile {
+			text = readNode(t, v, a.Node)
+		}
+		out[name[17:]] = text
+	}
+	return out
+}
+
+func TestP6ReturnAfterTheRetention(t *testing.T) {
+	clock, vs := cluster(t, 3, longHold)
+	a, b, c := vs[0], vs[1], vs[2]
+	d := mkdir(t, a, root, "dir")
+	for _, name := range []string{"kept", "removed", "edited", "renamed", "open"} {
+		write(t, a, d, name, "old "+name)
+	}
+	gone := mkdir(t, a, root, "gone")
+	write(t, a, gone, "f", "old f")
+	write(t, a, root, "big", noise(1, 2_000_000))
+	settled(t, clock, vs...)
+	// c is cut off: a and b remove much, c works on.
+	for _, name := range []string{"removed", "edited", "renamed", "open"} {
+		check(t, a.Unlink(Request{}, d, name), nil)
+	}
+	check(t, b.Unlink(Request{}, gone, "f"), nil)
+	check(t, b.Rmdir(Request{}, root, "gone"), nil)
+	write(t, b, root, "by b", "b")
+	write(t, c, d, "edited", "edited by c")
+	write(t, c, d, "kept", "kept, edited by c")
+	write(t, c, d, "new", "new")
+	write(t, c, d, "new", "new, again")
+	write(t, c, gone, "made", "made in what is gone")
+	sub := mkdir(t, c, gone, "sub")
+	write(t, c, sub, "below", "below it")
+	write(t, c, root, "big by c", noise(2, 2_000_000))
+	check(t, c.Rename(Request{}, d, "renamed", root, "elsewhere", 0), nil)
+	check(t, c.sealNow(), nil)
+	check(t, c.Unlink(Request{}, root, "big"), nil) // stays unsealed
+	draft := create(t, c, d, "draft").write("not yet published", 0)
+	orphan := create(t, c, gone, "orphan").write("in what is gone", 0)
+	patched := open(t, c, d, "open", false).write("OLD", 0)
+	own := open(t, c, d, "new", false).write("NEW", 0)
+	for range 5 {
+		clock.pass(week / 3)
+		settled(t, clock, a, b)
+	}
+	if collected := a.Collected(); tombstones(t, a) != 0 || !collected.Excludes(c.Replica(), c.Vector()) {
+		t.Fatal("the replica that was away is not excluded")
+	}
+	old, shows := c.Replica(), dump(t, c)
+	v := &recorder{shows: shows}
+	c.AddViewer(1, v)
+	beginAnew(t, a, c)
+	v.compare(t, c)
+	for _, w := range []writing{draft, orphan, patched, own} {
+		w.close()
+	}
+	talk(t, a, b, c)
+	exchange(t, a, b, c)
+	same(t, a, b, c)
+	for _, name := range []string{"removed", "edited", "renamed", "open"} {
+		absent(t, a, d, name)
+	}
+	for _, name := range []string{"gone", "elsewhere", "big"} {
+		absent(t, a, root, name)
+	}
+	for name, want := range map[string]string{"kept": "kept, edited by c", "new": "NEW, again", "draft": "not yet published"} {
+		if got := read(t, a, d, name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	if got := read(t, b, root, "big by c"); got != noise(2, 2_000_000) {
+		t.Error("large content is not there")
+	}
+	want := map[string]string{
+		"edited": "edited by c", "made": "made in what is gone", "sub": "/", "orphan": "in what is gone", "open": "OLD open",
+	}
+	for _, x := range []*Volume{a, b, c} {
+		if got := lost(t, x); !maps.Equal(got, want) {
+			t.Errorf("lost: %q, want %q", got, want)
+		}
+	}
+	if keysOf(t, c, 'u') != 0 || c.Vector()[old].Seq != a.Vector()[old].Seq {
+		t.Error("ops under the old id are there still")
+	}
+	// What is lost is restored by a rename, and the replica works on.
+	for _, name := range list(t, b, NodeID(crdt.LostIno)) {
+		check(t, b.Rename(Request{}, NodeID(crdt.LostIno), name, root, name[17:], 0), nil)
+	}
+	fill(t, c, "again")
+	exchange(t, a, b, c)
+	c = reopen(t, c)
+	write(t, c, root, "last", "word")
+	exchange(t, a, b, c)
+	same(t, a, b, c)
+	if n := len(lost(t, a)); n != 0 {
+		t.Errorf("%d are lost still", n)
+	}
+}
+
+// recorder is a mount: it holds what it was shown against what there is.
+type recorder struct {
+	shows map[string]string
+	names []crdt.NameChange
+	calls int
+}
+
+func (r *recorder) Prepare(c *Changes) []crdt.Ino {
+	var out []crdt.Ino
+	for _, i := range c.Inodes {
+		if i.Content {
+			out = append(out, i.Ino)
+		}
+	}
+	return out
+}
+func (r *recorder) Knows(NodeID) bool    { return true }
+func (r *recorder) Committed(c *Changes) { r.calls++; r.names = append(r.names, c.Names...) }
+func (r *recorder) Aborted(*Changes)     {}
+
+// compare applies the name changes of the root to what was shown.
+func (r *recorder) compare(t testing.TB, v *Volume) {
+	t.Helper()
+	if r.calls != 1 {
+		t.Errorf("shown in %d batches", r.calls)
+	}
+	names := map[string]bool{}
+	for p := range r.shows {
+		if strings.Count(p, "/") == 1 {
+			names[p[1:]] = true
+		}
+	}
+	for _, c := range r.names {
+		if c.Dir != crdt.RootIno {
+			continue
+		}
+		if c.After == (crdt.Entry{}) {
+			delete(names, c.Name)
+		} else {
+			names[c.Name] = true
+		}
+	}
+	if got := slices.Sorted(maps.Keys(names)); !slices.Equal(got, list(t, v, root)) {
+		t.Errorf("a mount shows %q, there is %q", got, list(t, v, root))
+	}
+}
+
+// copyDir copies a state directory.
+func copyDir(t testing.TB, from string) string {
+	t.Helper()
+	to := t.TempDir() + "/state"
+	if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("copy: %v: %s", err, out)
+	}
+	check(t, os.RemoveAll(to+"/lock"), nil)
+	return to
+}
+
+// TestP8RestoredWithOwnWork: no dot names two ops, and work done since the
+// restore is kept, whether more or fewer ops than were forgotten.
+func TestP8RestoredWithOwnWork(t *testing.T) {
+	for _, since := range []int{0, 1, 12} {
+		t.Run(fmt.Sprint(since), func(t *testing.T) {
+			clock, vs := cluster(t, 2, Options{})
+			a, b := vs[0], vs[1]
+			write(t, b, root, "common", "1")
+			write(t, b, root, "sent", "in the backup, and sent")
+			settled(t, clock, a, b)
+			write(t, b, root, "late", "in the backup, and sent, and nobody said so")
+			check(t, b.sealNow(), nil)
+			o := b.db.opts
+			check(t, b.db.Close(), nil)
+			backup := copyDir(t, o.Dir)
+			b = openWith(t, o).Volume(a.ID())
+			for n := range 5 {
+				write(t, b, root, fmt.Sprint("after", n), "forgotten by the backup")
+			}
+			exchange(t, a, b)
+			write(t, a, root, "late", "edited by a since")
+			check(t, b.db.Close(), nil)
+			clock.pass(week / 8)
+			o.Dir = backup
+			b = openWith(t, o).Volume(a.ID())
+			old := b.Replica()
+			for n := range since {
+				write(t, b, root, fmt.Sprint("restored", n), "written since the restore")
+			}
+			if since > 0 {
+				write(t, b, root, "common", "edited since the restore")
+			}
+			check(t, b.sealNow(), nil)
+			e := a.Vector()[old]
+			forked, err := b.Forked(e.Seq, func(h [32]byte) bool { return h == e.Hash })
+			check(t, err, nil)
+			if more := b.Vector()[old].Seq < e.Seq; !more && !forked {
+				t.Fatal("that the peer has other ops is not noticed")
+			}
+			beginAnew(t, a, b)
+			talk(t, a, b)
+			exchange(t, a, b)
+			same(t, a, b)
+			if a.Vector()[old] != e {
+				t.Error("ops came under the old id")
+			}
+			for n := range since {
+				if got := read(t, a, root, fmt.Sprint("restored", n)); got != "written since the restore" {
+					t.Errorf("restored%d: %q", n, got)
+				}
+			}
+			for n := range 5 {
+				if got := read(t, b, root, fmt.Sprint("after", n)); got != "forgotten by the backup" {
+					t.Errorf("after%d: %q", n, got)
+				}
+			}
+			if got := read(t, b, root, "late"); got != "edited by a since" {
+				t.Errorf("late: %q: an op that was known already was made again", got)
+			}
+			if got := read(t, a, root, "common"); since > 0 && got != "edited since the restore" {
+				t.Errorf("common: %q", got)
+			}
+		})
+	}
+}
+
+// A crash while the new state is built leaves the present one.
+func TestP8BeginAnewIsAllOrNothing(t *testing.T) {
+	clock, vs := cluster(t, 2, Options{})
+	a, b := vs[0], vs[1]
+	fill(t, a, "")
+	settled(t, clock, a, b)
+	fill(t, b, "own")
+	check(t, b.sealNow(), nil)
+	was, id, next := dump(t, b), b.Replica(), b.Next()
+	a.portion = 100_000
+	for cut := range 4 {
+		p := &peer{t: t, from: a, to: b, cut: cut + 1}
+		check(t, b.BeginAnew(context.Background(), p), errCut)
+		if !maps.Equal(was, dump(t, b)) || b.Replica() != id {
+			t.Fatalf("cut after %d chunks: the state changed", cut+1)
+		}
+		if cut > 0 && len(p.asked[0].After) == 0 {
+			t.Errorf("after %d cuts it begins again", cut)
+		}
+		if cut == 1 {
+			b = reopen(t, b)
+		}
+	}
+	if b.Next() != next {
+		t.Error("each attempt is another replica to its peers")
+	}
+	// As after a crash: what was built is there, and does no harm.
+	s, err := b.beside()
+	check(t, err, nil)
+	check(t, s.JoinSnapshot(context.Background(), &peer{t: t, from: a, to: s}), nil)
+	n := keysOf(t, s, 'i')
+	b = reopen(t, b)
+	s.db = b.db
+	if !maps.Equal(was, dump(t, b)) || b.Replica() != id || n == 0 || keysOf(t, s, 'i') != 0 {
+		t.Error("a restart does not end what was begun")
+	}
+	beginAnew(t, a, b)
+	exchange(t, a, b)
+	same(t, a, b)
+	for p, line := range was {
+		if strings.Contains(line, "kind 1") && dump(t, a)[p] == "" {
+			t.Errorf("%s is lost", p)
+		}
+	}
+	b = reopen(t, b)
+	same(t, a, b)
+}
