@@ -200,6 +200,16 @@ func (m *Mounted) Done() <-chan struct{} { return m.done }
 // Idle reports whether all that was merged is shown.
 func (m *Mounted) Idle() bool { return m.fs.shown.queue.length() == 0 }
 
+// WaitIdle returns when all that was merged before is shown, or ctx has ended.
+func (m *Mounted) WaitIdle(ctx context.Context) error {
+	select {
+	case <-m.fs.shown.queue.idle():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // Stats counts how changes were shown.
 type Stats struct {
 	Reveals       uint64 // calls of the helper, with genuine events

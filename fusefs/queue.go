@@ -52,8 +52,9 @@ type workQueue struct {
 	mu      sync.Mutex // guards what follows
 	items   []*work
 	index   map[workID]*work
-	later   int  // works that a timer will push
-	working bool // the revealer has taken one and is at it
+	later   int             // works that a timer will push
+	working bool            // the revealer has taken one and is at it
+	waiting []chan struct{} // closed when there is no work
 }
 
 func newWorkQueue() *workQueue {
@@ -90,6 +91,7 @@ func (q *workQueue) pop() (work, bool) {
 	q.working = len(q.items) > 0
 	if !q.working {
 		q.items = nil
+		q.releaseLocked()
 		return work{}, false
 	}
 	w := q.items[0]
@@ -97,6 +99,27 @@ func (q *workQueue) pop() (work, bool) {
 	q.items = q.items[1:]
 	delete(q.index, w.sameAs())
 	return *w, true
+}
+
+// releaseLocked lets those go on who wait for the work to be done, if it is.
+func (q *workQueue) releaseLocked() {
+	if len(q.items)+q.later > 0 || q.working {
+		return
+	}
+	for _, done := range q.waiting {
+		close(done)
+	}
+	q.waiting = nil
+}
+
+// idle returns a channel that is closed when there is no work.
+func (q *workQueue) idle() <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	done := make(chan struct{})
+	q.waiting = append(q.waiting, done)
+	q.releaseLocked()
+	return done
 }
 
 // length is how much work there is, with what is being done and what waits

@@ -173,6 +173,20 @@ func (s *shown) Knows(node store.NodeID) bool {
 	return known
 }
 
+// Shows implements [store.Viewer].
+func (s *shown) Shows(ino crdt.Ino) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, names := range s.pending {
+		for _, p := range names {
+			if p.shown.Ino == ino {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Aborted implements [store.Viewer].
 func (s *shown) Aborted(*store.Changes) {
 	s.mu.Lock()

@@ -19,7 +19,7 @@ type draftRecord struct {
 	Ino       crdt.Ino
 	Created   bool           // the inode itself is not published
 	Truncated bool           // begun by O_TRUNC: published only at the end
-	Unlinked  bool           `json:",omitempty"` // begun when the file was known to be removed
+	Unlinked  bool           `json:",omitempty"` // begun when the file was seen to be removed
 	Base      crdt.VersionID // what the draft began from
 	Manifest  *crdt.Hash     `json:",omitempty"` // of the base, if it is large
 	BaseLimit int64          // the base shows below it
@@ -263,7 +263,7 @@ func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, trunc bool) (h Han
 		if err != nil {
 			return err
 		}
-		unlinked = len(links) == 0 && !i.Unpublished()
+		unlinked = len(links) == 0 && !i.Unpublished() && !v.showsLocked(ino)
 		if _, was, ok, err := c.done(r); err != nil {
 			return err
 		} else if ok {

@@ -155,7 +155,7 @@ func (v *Volume) Link(r Request, node, dir NodeID, name string) (Attr, error) {
 		}
 		if links, err := crdt.LiveLinks(c.tree, i); err != nil {
 			return err
-		} else if len(links) == 0 && !i.Unpublished() {
+		} else if len(links) == 0 && !i.Unpublished() && !v.showsLocked(i.Ino) {
 			return crdt.ErrNotExist // it was removed, and that is known
 		}
 		p := c.plan()

@@ -53,6 +53,8 @@ func (w *viewer) Aborted(*Changes) {
 	w.aborted++
 }
 
+func (w *viewer) Shows(crdt.Ino) bool { return false }
+
 func (w *viewer) Knows(node NodeID) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -125,6 +125,17 @@ func (v *Volume) knownLocked(id NodeID) bool {
 	return false
 }
 
+// showsLocked reports whether some mount still shows a name of an inode that is
+// merged as removed.
+func (v *Volume) showsLocked(ino crdt.Ino) bool {
+	for _, w := range v.viewers {
+		if w.Shows(ino) {
+			return true
+		}
+	}
+	return false
+}
+
 // LetGo ends what is kept for a node if no kernel knows it any more, or, of a
 // draft, if its file has got a name again.
 func (v *Volume) LetGo(id NodeID) {

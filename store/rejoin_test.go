@@ -147,6 +147,7 @@ func (r *recorder) Prepare(c *Changes) []crdt.Ino {
 	}
 	return out
 }
+func (r *recorder) Shows(crdt.Ino) bool  { return false }
 func (r *recorder) Knows(NodeID) bool    { return true }
 func (r *recorder) Committed(c *Changes) { r.calls++; r.names = append(r.names, c.Names...) }
 func (r *recorder) Aborted(*Changes)     {}

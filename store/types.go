@@ -120,6 +120,9 @@ type Viewer interface {
 	// Knows reports whether the mount's kernel knows a node. Who stops
 	// knowing one that is Kept calls Volume.LetGo.
 	Knows(node NodeID) bool
+	// Shows reports whether the mount shows a name of the inode that is
+	// merged as changed and not shown yet.
+	Shows(ino crdt.Ino) bool
 }
 
 // NewNode says what a create, mkdir, mknod or symlink makes.

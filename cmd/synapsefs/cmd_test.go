@@ -176,7 +176,7 @@ func TestCommandsOfVolumes(t *testing.T) {
 		{"conflicts dismiss a-b-0", exitNotFound, "", "no such conflict"},
 		{"conflicts dismiss", exitUsage, "", "usage: synapsefs conflicts dismiss"},
 		{"conflicts dismiss --all configs", exitOK, "dismissed 0", ""},
-		{"history DIR", exitNotFound, "", "nothing of this daemon is mounted there"},
+		{"history DIR", exitNotFound, "", "nothing of synapsefs is mounted there"},
 		{"volumes list", exitOK, "configs  ready", ""},
 		{"volumes delete konfigs", exitNotFound, "", "no such volume: there are configs"},
 		{"wait configs", exitOK, "this host is the only one of its cluster, and alone has volume configs", ""},

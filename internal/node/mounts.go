@@ -269,14 +269,15 @@ func (n *Node) keep(m *mount, id store.VolumeID, fs *fusefs.Mounted) error {
 		n.forget(m)
 	}()
 	if stale {
-		go n.freshen(mounted, m)
+		go n.freshen(mounted, m, fs)
 	}
 	return nil
 }
 
-// freshen takes the mark from a stale mount when its replica has caught up.
-func (n *Node) freshen(mounted context.Context, m *mount) {
-	if n.cluster.CaughtUp(mounted, m.volume) != nil {
+// freshen takes the mark from a stale mount when its replica has caught up and
+// the mount shows it.
+func (n *Node) freshen(mounted context.Context, m *mount, fs *fusefs.Mounted) {
+	if n.cluster.CaughtUp(mounted, m.volume) != nil || fs.WaitIdle(mounted) != nil {
 		return // the mount, the volume or the node ended
 	}
 	n.mu.Lock()

@@ -213,7 +213,7 @@ func TestMountTwoNodes(t *testing.T) {
 // P11: a replica that serves without having caught up is stale, until it has.
 func TestP11StaleUntilCaughtUp(t *testing.T) {
 	mountable(t)
-	d1, d2 := t.TempDir(), t.TempDir()
+	d1, d2 := mountpoint(t), mountpoint(t)
 	c := newCluster(t)
 	one := c.config()
 	two := c.config(one.Bind)
@@ -408,7 +408,7 @@ func TestP11NoNewCatalogueOverOldVolumes(t *testing.T) {
 // new, empty one of its name by accident, and gets the old one back.
 func TestP11FoundedAnew(t *testing.T) {
 	mountable(t)
-	d1, d2 := t.TempDir(), t.TempDir()
+	d1, d2 := mountpoint(t), mountpoint(t)
 	ctx := t.Context()
 	c := newCluster(t)
 	one := c.config()

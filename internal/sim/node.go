@@ -61,6 +61,9 @@ func (kernel) Prepare(c *store.Changes) (switched []crdt.Ino) {
 func (kernel) Committed(*store.Changes) {}
 func (kernel) Aborted(*store.Changes)   {}
 
+// Shows says no: what is merged is shown at once.
+func (kernel) Shows(crdt.Ino) bool { return false }
+
 // Knows says no: nothing is read from a node whose handles are closed.
 func (kernel) Knows(store.NodeID) bool { return false }
 
