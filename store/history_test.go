@@ -34,6 +34,8 @@ func TestHistoryLimits(t *testing.T) {
 	var clock aheadClock
 	v := volumeWith(t, NewVolumeID(), Options{Now: clock.now})
 	v.SetLimits(Limits{History: 3, HistoryAge: time.Hour})
+	_, err := v.Speak("alone") // its peers are known: there is none
+	check(t, err, nil)
 	for n := range 9 {
 		write(t, v, root, "inplace", fmt.Sprint(n))
 		write(t, v, root, "t", fmt.Sprint(n))
