@@ -86,6 +86,8 @@ func count(t testing.TB, v *Volume, tag byte) (n int) {
 // TestP13SweepInPortions goes through more than one turn takes.
 func TestP13SweepInPortions(t *testing.T) {
 	v := testVolume(t, NewVolumeID())
+	_, err := v.Speak("alone")
+	check(t, err, nil)
 	for n := range pruneTurn {
 		script(t, v, fmt.Sprintf("create a%d 0; write a%d 1; write a%d 2; unlink a%d", n, n, n, n))
 	}
