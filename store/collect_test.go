@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -212,4 +213,64 @@ func TestP13RewritesLeaveABoundedDatabase(t *testing.T) {
 	} else {
 		t.Logf("the database takes %d KiB", size>>10)
 	}
+}
+
+// TestP6SnapshotBeforeAndAfterACollection cuts a join, and collects at the peer
+// before it goes on: what was read before is no part of one state with the rest.
+func TestP6SnapshotBeforeAndAfterACollection(t *testing.T) {
+	clock, vs := cluster(t, 2, Options{})
+	a, b := vs[0], vs[1]
+	for n := range 20 {
+		d := mkdir(t, a, root, fmt.Sprint("d", n))
+		write(t, a, d, "f", noise(uint64(n), 2000))
+		check(t, a.Rename(Request{}, root, fmt.Sprint("d", n), root, fmt.Sprint("e", n), 0), nil)
+	}
+	settled(t, clock, vs...)
+	a.portion, b.portion = 4000, 4000
+	var news []*Volume
+	for range 2 {
+		n := volumeWith(t, a.ID(), Options{Now: clock.Now})
+		check(t, n.JoinSnapshot(t.Context(), &peer{t: t, from: a, to: n, cut: 6}), errCut)
+		news = append(news, n)
+	}
+	for n := range 10 {
+		at, _, err := a.Lookup(root, fmt.Sprint("e", n))
+		check(t, err, nil)
+		check(t, a.Unlink(Request{}, at.Node, "f"), nil)
+		check(t, a.Rmdir(Request{}, root, fmt.Sprint("e", n)), nil)
+		at, _, err = a.Lookup(root, fmt.Sprint("e", n+10))
+		check(t, err, nil)
+		check(t, a.Rename(Request{}, root, fmt.Sprint("e", n+10), root, fmt.Sprint("g", n), 0), nil)
+	}
+	settled(t, clock, vs...)
+	for range 3 {
+		clock.pass(week / 2)
+		exchange(t, a, b)
+		talk(t, a, b)
+		clock.pass(time.Second)
+		tidy(t, a) // b keeps all
+	}
+	if tombstones(t, a) != 0 || keysOf(t, a, 'm') != 0 || keysOf(t, b, 'm') == 0 {
+		t.Fatal("the one has not collected, or the other has")
+	}
+	for n, from := range vs {
+		p := &peer{t: t, from: from, to: news[n]}
+		check(t, news[n].JoinSnapshot(t.Context(), p), nil)
+		if again := slices.ContainsFunc(p.asked[1:], func(r SnapshotRequest) bool { return len(r.After) == 0 && !r.Tail }); again != (from == a) {
+			t.Errorf("%d: asked again for what was read before a collection: %v", n, again)
+		}
+	}
+	same(t, a, b, news[0], news[1])
+	// A third that begins with the one and goes on with the other.
+	mixed := volumeWith(t, a.ID(), Options{Now: clock.Now})
+	check(t, mixed.JoinSnapshot(t.Context(), &peer{t: t, from: b, to: mixed, cut: 6}), errCut)
+	join(t, a, mixed)
+	for n, v := range []*Volume{a, b, news[0], news[1], mixed} {
+		check(t, v.Rename(Request{}, root, "g0", root, fmt.Sprint("h", n), 0), nil)
+		fill(t, v, fmt.Sprint("again", n))
+	}
+	all := append(news, a, b, mixed)
+	exchange(t, all...)
+	exchange(t, all...)
+	same(t, all...)
 }

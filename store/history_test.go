@@ -34,6 +34,8 @@ func TestHistoryLimits(t *testing.T) {
 	var clock aheadClock
 	v := volumeWith(t, NewVolumeID(), Options{Now: clock.now})
 	v.SetLimits(Limits{History: 3, HistoryAge: time.Hour})
+	_, err := v.Speak("alone") // its peers are known: there is none
+	check(t, err, nil)
 	for n := range 9 {
 		write(t, v, root, "inplace", fmt.Sprint(n))
 		write(t, v, root, "t", fmt.Sprint(n))
@@ -84,6 +86,8 @@ func count(t testing.TB, v *Volume, tag byte) (n int) {
 // TestP13SweepInPortions goes through more than one turn takes.
 func TestP13SweepInPortions(t *testing.T) {
 	v := testVolume(t, NewVolumeID())
+	_, err := v.Speak("alone")
+	check(t, err, nil)
 	for n := range pruneTurn {
 		script(t, v, fmt.Sprintf("create a%d 0; write a%d 1; write a%d 2; unlink a%d", n, n, n, n))
 	}

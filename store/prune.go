@@ -262,7 +262,9 @@ func (c *change) forgettable(i *crdt.Inode) (bool, error) {
 		return true, err // not dead: only the name is forgotten
 	}
 	node := c.v.Node(i.Ino)
-	return i.Settled(c.v.stableLocked()) && c.v.draftOf(node) == nil && !c.v.knownLocked(node), nil
+	// As long as nobody has spoken for this replica it may have peers that it does not know.
+	spoken := c.v.roster.self.Node != ""
+	return spoken && i.Settled(c.v.stableLocked()) && c.v.draftOf(node) == nil && !c.v.knownLocked(node), nil
 }
 
 // grave is a dead link, and when it died.

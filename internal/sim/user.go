@@ -47,6 +47,7 @@ type draft struct {
 	whole   bool // published only when it is closed
 	flushed bool
 	synced  bool
+	kept    bool // a sync came since it was truncated: a restart publishes it as it is then
 	linked  bool
 	gone    bool // it lost its last name by this user's own call
 	wroteAt time.Duration
@@ -466,19 +467,23 @@ func (n *node) open(dir store.NodeID, name string, trunc bool) (*draft, error) {
 	}
 	d.handles = append(d.handles, h)
 	if trunc {
-		d.whole = true
+		d.whole, d.kept = true, false
 		n.wrote(d, nil)
 	}
 	return d, nil
 }
 
+// mayHold says what the draft holds from now on, even if it is killed meanwhile.
+func (n *node) mayHold(d *draft, b []byte) {
+	h := hashOf(b)
+	n.w.states[h] = true
+	n.w.whole[h] = n.w.whole[h] || !d.whole || d.kept
+}
+
 // wrote takes over what the draft holds from now on.
 func (n *node) wrote(d *draft, b []byte) {
 	d.bytes, d.begun, d.flushed, d.synced, d.wroteAt = b, true, false, false, n.w.now
-	n.w.states[hashOf(b)] = true
-	if !d.whole {
-		n.w.whole[hashOf(b)] = true
-	}
+	n.mayHold(d, b)
 	n.user.sees(d.ino, b)
 	got, err := n.read(d.node)
 	if err != nil || string(got) != string(b) {
@@ -513,7 +518,7 @@ func (n *node) writeAt(d *draft, b []byte, off int) error {
 		next = append(next, make([]byte, end-len(next))...)
 	}
 	copy(next[off:], b)
-	n.w.states[hashOf(next)] = true // even if it is killed meanwhile
+	n.mayHold(d, next)
 	if _, err := n.vol.WriteAt(d.node, d.handles[0], b, int64(off), false); err != nil {
 		return err
 	}
@@ -627,7 +632,7 @@ func (n *node) fsync(s step) error {
 	n.acknowledged()
 	n.user.synced = n.user.acked
 	if d := n.user.draftOf(a.Node); d != nil {
-		d.synced = d.begun
+		d.synced, d.kept = d.begun, d.kept || d.begun
 		n.w.whole[hashOf(d.bytes)] = n.w.whole[hashOf(d.bytes)] || d.begun
 	}
 	return nil
@@ -647,7 +652,7 @@ func (n *node) truncate(s step, a store.Attr) error {
 	}
 	size := int64(s.size)
 	next := append(slices.Clone(d.bytes), make([]byte, max(0, s.size-len(d.bytes)))...)[:size]
-	n.w.states[hashOf(next)] = true
+	n.mayHold(d, next)
 	n.w.whole[hashOf(next)] = n.w.whole[hashOf(next)] || !shared
 	if err := second(n.vol.SetAttr(none, a.Node, store.SetAttr{Size: &size})); err != nil {
 		return err

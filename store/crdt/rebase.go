@@ -21,6 +21,7 @@ type Rebase struct {
 	// have the old op, and no id may be made twice.
 	Fresh func() uint64
 
+	op       *Op // in hand
 	doubtful bool
 	versions map[VersionID]VersionID
 	inodes   map[Ino]Ino
@@ -44,7 +45,7 @@ func NewRebase(s, was State, fresh func() uint64) *Rebase {
 // what is not there is made again, its content in LostIno.
 func (b *Rebase) Writes(op *Op, doubtful bool) ([]Write, error) {
 	b.writes, b.from, b.made, b.skipped = nil, nil, map[Ino]Kind{}, map[Ino]bool{}
-	b.doubtful = doubtful
+	b.op, b.doubtful = op, doubtful
 	for n := range op.Writes {
 		if err := b.write(n, op.Writes[n]); err != nil {
 			return nil, err
@@ -100,7 +101,8 @@ func (b *Rebase) write(n int, w Write) error {
 	switch {
 	case b.skipped[w.Ino]:
 		return nil
-	case w.Kind == WriteContent && there && i != nil && i.holds(&w.Content):
+	case w.Kind == WriteContent && there && i != nil && i.holds(&w.Content) != nil:
+		b.versions[b.op.ID(n)] = i.holds(&w.Content).ID
 		return nil
 	case w.Kind == WriteContent && (!there || b.doubtful && !made):
 		return b.lostContent(n, w)
@@ -109,7 +111,16 @@ func (b *Rebase) write(n int, w Write) error {
 	}
 	w.Ino = b.Ino(w.Ino)
 	w.Link, w.From = b.link(w.Link), b.Ino(w.From)
-	w.Base, w.Closes = b.ids(w.Base), b.ids(w.Closes)
+	named := len(w.Base) + len(w.Closes)
+	if w.Base, err = b.ids(i, w.Base); err != nil {
+		return err
+	}
+	if w.Closes, err = b.ids(i, w.Closes); err != nil {
+		return err
+	}
+	if named > 0 && len(w.Base)+len(w.Closes) == 0 && w.Kind != WriteContent && w.Kind != WritePlace {
+		return nil // all that it removes, voids or dismisses is not there
+	}
 	switch w.Kind {
 	case WritePlace:
 		return b.place(n, w, i, made)
@@ -147,11 +158,31 @@ func (b *Rebase) link(id LinkID) LinkID {
 	return id
 }
 
-func (b *Rebase) ids(old []VersionID) (out []VersionID) {
-	for _, id := range old {
-		out = append(out, b.Version(id))
+// ids are what versions and removals of an inode became. What the snapshot does
+// not know is left out: it may come still, from a third replica, to some after
+// this op and to others before, and must not be replaced here and open there.
+func (b *Rebase) ids(i *Inode, old []VersionID) (out []VersionID, err error) {
+	var known []VersionID
+	if i != nil && len(old) > 0 {
+		known = i.contentLeaves()
+		for n := range i.Links {
+			known = append(append(known, i.Links[n].leaves()...), i.removalsOf(&i.Links[n])...)
+		}
 	}
-	return out
+	for _, id := range old {
+		id = b.Version(id)
+		if i != nil && !slices.Contains(known, id) {
+			past, err := b.S.History(i.Ino, id)
+			if err != nil {
+				return nil, err
+			}
+			if past == nil {
+				continue
+			}
+		}
+		out = append(out, id)
+	}
+	return out, nil
 }
 
 // place places a link again. made says that the op in hand makes the inode.
@@ -201,9 +232,14 @@ func (b *Rebase) there(i *Inode) (bool, error) {
 	return len(links) > 0, err
 }
 
-// holds reports whether a leaf has the bytes and the time already.
-func (i *Inode) holds(c *Content) bool {
-	return slices.ContainsFunc(i.Contents, func(v Version) bool { return v.SameBytes(c) && v.Mtime == c.Mtime })
+// holds returns the leaf that has the bytes and the time already, or nil.
+func (i *Inode) holds(c *Content) *Version {
+	for n := range i.Contents {
+		if v := &i.Contents[n]; v.SameBytes(c) && v.Mtime == c.Mtime {
+			return v
+		}
+	}
+	return nil
 }
 
 // lostContent makes a new file of content whose file is gone.
