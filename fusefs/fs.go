@@ -78,7 +78,7 @@ func (fs *FS) request(h *fuse.InHeader) store.Request {
 // writable, as the helper could not reveal anything otherwise.
 func (fs *FS) refuse() (fuse.Status, bool) { return fuse.EROFS, fs.readOnly }
 
-// Statistics of the machine's file system below the store.
+// StatFs gives the statistics of the machine's file system below the store.
 func (fs *FS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	s, err := fs.vol.Statfs()
 	if err != nil {

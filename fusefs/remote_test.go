@@ -381,12 +381,7 @@ func TestListingAcrossRemoteChanges(t *testing.T) {
 		}
 	}
 	var got, want []string
-	for _, e := range tree(t, p.B.Dir) {
-		got = append(got, e)
-	}
-	for _, e := range tree(t, p.A.Dir) {
-		want = append(want, e)
-	}
+	got, want = append(got, tree(t, p.B.Dir)...), append(want, tree(t, p.A.Dir)...)
 	if !slices.Equal(got, want) {
 		t.Errorf("B shows %q, A %q", got, want)
 	}

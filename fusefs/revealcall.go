@@ -193,9 +193,9 @@ func (r *revealer) rewritten(dir kernel.Dir, name string, old store.NodeID, a *s
 	}
 	r.tell("switch version", func(n notifier) error { return dropVersion(n, dir, name, old) })
 	if held {
-		r.event(&kernel.Request{Op: kernel.OpFinish, Hold: hold.Hold})
+		r.event(&kernel.Request{Op: kernel.OpFinish, Hold: hold.Hold}) //nolint:errcheck // an event that cannot be made is missed
 	} else {
-		r.event(&kernel.Request{Op: kernel.OpModifyPath, Dir: dir, Name: name})
+		r.event(&kernel.Request{Op: kernel.OpModifyPath, Dir: dir, Name: name}) //nolint:errcheck // an event that cannot be made is missed
 	}
 }
 
@@ -210,7 +210,7 @@ func (r *revealer) modified(dir kernel.Dir, name string, e crdt.Entry) {
 	if a.Mode&0o111 != 0 {
 		op = kernel.OpModifyPath
 	}
-	r.event(&kernel.Request{Op: op, Dir: dir, Name: name})
+	r.event(&kernel.Request{Op: op, Dir: dir, Name: name}) //nolint:errcheck // an event that cannot be made is missed
 }
 
 // permissions gives ATTRIB, for a directory only if its mode or owner is not
@@ -225,7 +225,7 @@ func (r *revealer) permissions(dir kernel.Dir, name string, a *store.Attr) {
 	if a.Kind == crdt.KindSymlink {
 		op = kernel.OpTouch
 	}
-	r.event(&kernel.Request{Op: op, Dir: dir, Name: name, Mode: a.Mode & 0o7777})
+	r.event(&kernel.Request{Op: op, Dir: dir, Name: name, Mode: a.Mode & 0o7777}) //nolint:errcheck // an event that cannot be made is missed
 }
 
 // event makes a call that changes nothing.

@@ -469,14 +469,14 @@ func (Tick) step(p *Protocol) {
 
 func compareVolumes(a, b store.VolumeID) int { return slices.Compare(a[:], b[:]) }
 
-// Ready reports whether this node's replica is ready, CaughtUp whether it has
-// caught up with a live ready peer since it was opened.
+// Ready reports whether this node's replica is ready.
 func (p *Protocol) Ready(id store.VolumeID) bool {
 	v := p.replicas[id]
 	return v != nil && v.ready
 }
 
-// CaughtUp: see Ready.
+// CaughtUp reports whether the replica is ready and has caught up with a live
+// ready peer since it was opened.
 func (p *Protocol) CaughtUp(id store.VolumeID) bool {
 	v := p.replicas[id]
 	return v != nil && v.ready && v.caughtUp

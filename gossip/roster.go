@@ -126,7 +126,7 @@ func sameCollected(a, b *store.Collected) bool {
 func (m Roster) receive(p *Protocol, from *peerState) {
 	v, h := p.replicas[m.Volume], from.holds[m.Volume]
 	if v != nil && h != nil && !v.apart(h) {
-		p.do(Hear{m.Volume, m.Members})
+		p.do(Hear(m))
 	}
 }
 

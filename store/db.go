@@ -157,9 +157,9 @@ func Open(o Options) (*DB, error) {
 	db.reserve.Store(o.ReserveBytes)
 	if err := db.open(); err != nil {
 		for _, v := range db.volumes {
-			v.close()
+			v.close() //nolint:errcheck // the first error counts
 		}
-		db.release()
+		db.release() //nolint:errcheck // the first error counts
 		return nil, fmt.Errorf("open state directory %s: %w", o.Dir, diskError(err))
 	}
 	return db, nil

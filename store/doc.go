@@ -26,7 +26,6 @@
 // One Badger database a node. Integers are big-endian. Values stay below
 // Badger's ValueThreshold, so its value log is never used.
 //
-//	F                       format version (decimal)
 //	B                       boot id of the machine, and whether the last stop was clean;
 //	                        written when all replicas have the ids that they need
 //	O                       set by every transaction, see kv_badger_power.go

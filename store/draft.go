@@ -419,7 +419,7 @@ func (v *Volume) finish(d *draft, h Handle) error {
 			if open {
 				v.publishLater(d)
 			} else {
-				v.finish(d, h) // logs and tries again
+				v.finish(d, h) //nolint:errcheck // logs and tries again
 			}
 		})
 		return err

@@ -11,8 +11,7 @@ import (
 )
 
 var (
-	keyFormat = []byte("F")
-	keyBoot   = []byte("B")
+	keyBoot = []byte("B")
 )
 
 func replicaKey(id VolumeID) []byte { return append([]byte{'V'}, id[:]...) }

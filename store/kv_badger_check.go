@@ -155,11 +155,12 @@ func checkLog(path string) error {
 		return err
 	}
 	at := logHeader
-	for n := 0; at < len(b); at += n {
+	for at < len(b) {
 		r, ok := parseRecord(b[at:])
-		if n = r.size; !ok {
+		if !ok {
 			break
 		}
+		at += r.size
 	}
 	// A transaction ends with a record of this key, after a header of 5 bytes.
 	mark := []byte(txnEnd)

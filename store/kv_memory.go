@@ -50,7 +50,7 @@ func (m *Memory) AfterPowerLoss(bootID string) *Memory {
 
 // Each calls fn for each key with the prefix, in order. Neither slice may be changed.
 func (m *Memory) Each(prefix []byte, fn func(key, value []byte)) {
-	memoryTxn{m.now()}.scan(prefix, nil, func(key, value []byte) (bool, error) {
+	memoryTxn{m.now()}.scan(prefix, nil, func(key, value []byte) (bool, error) { //nolint:errcheck // fn returns none
 		fn(key, value)
 		return true, nil
 	})

@@ -142,7 +142,7 @@ func (v *Volume) LetGo(id NodeID) {
 	if d := v.draftOf(id); d != nil && d.kept.Load() {
 		d.mu.Lock()
 		if d.kept.Load() && !d.dead && !v.closed.Load() {
-			v.finish(d, 0) // logs, and tries again
+			v.finish(d, 0) //nolint:errcheck // logs, and tries again
 		}
 		d.mu.Unlock()
 	}

@@ -112,7 +112,7 @@ func (db *DB) deletePrefix(prefix []byte) error {
 func (db *DB) randomID() uint64 {
 	var b [8]byte
 	for {
-		io.ReadFull(db.opts.Random, b[:]) // never fails: crypto/rand aborts the process instead
+		io.ReadFull(db.opts.Random, b[:]) //nolint:errcheck // never fails: crypto/rand aborts the process instead
 		if n := binary.LittleEndian.Uint64(b[:]) >> 1; n > 1<<16 {
 			return n
 		}

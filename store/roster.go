@@ -56,9 +56,6 @@ type rosterRecord struct {
 // little stability.
 const saveEvery = 30 * time.Second
 
-// forgetFactor times the retention after it fell out, a member's record goes.
-const forgetFactor = 4
-
 // loadRoster reads who was there. The time that this node was down is no
 // silence of the others.
 func (v *Volume) loadRoster(t txn) error {

@@ -161,18 +161,13 @@ func TestP5SnapshotKeepsOwnOps(t *testing.T) {
 	check(t, b.Unlink(Request{}, d4.Node, "small1"), nil) // held: stays unsealed
 	check(t, b.Rename(Request{}, root, "d4", root, "by b", 0), nil)
 	open := create(t, b, root, "open").write("draft", 0)
-	patch := open.v
-	small2 := open
-	{
-		at, _, err := patch.Lookup(d4.Node, "small2")
-		check(t, err, nil)
-		h, err := patch.OpenWrite(Request{}, at.Node, true)
-		check(t, err, nil)
-		small2 = writing{t, patch, at.Node, h}
-		small2.write("by b", 0)
-	}
+	at, _, err := b.Lookup(d4.Node, "small2")
+	check(t, err, nil)
+	h, err := b.OpenWrite(Request{}, at.Node, true)
+	check(t, err, nil)
+	small2 := writing{t, b, at.Node, h}.write("by b", 0)
 	write(t, a, root, "both", "from a")
-	at, _, err := a.Lookup(root, "d4")
+	at, _, err = a.Lookup(root, "d4")
 	check(t, err, nil)
 	write(t, a, at.Node, "small2", "by a")
 	check(t, a.Unlink(Request{}, at.Node, "small3"), nil)

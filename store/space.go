@@ -37,7 +37,7 @@ func (db *DB) watchSpace() time.Duration {
 
 // headroom is how much disk the database may take without being asked.
 func (db *DB) headroom() uint64 {
-	size := int64(0)
+	var size int64
 	if db.kv == nil {
 		size = tableBytes(db.databaseDir())
 	} else {

@@ -239,7 +239,7 @@ func (c *Conn) answer(in, out [][]byte) {
 	switch err {
 	case nil, unix.ENOENT, unix.ENODEV: // ENOENT: interrupted or aborted meanwhile
 	default:
-		unix.Write(c.fd, out[0][:errorReply(out[0], in[0], int32(unix.EIO))])
+		unix.Write(c.fd, out[0][:errorReply(out[0], in[0], int32(unix.EIO))]) //nolint:errcheck // the connection has ended, or the kernel refuses even this
 	}
 }
 

@@ -30,7 +30,7 @@ func RunHelper() error {
 	if !IsHelper() {
 		return errors.New("reveal helper: it is started by the daemon, not by hand")
 	}
-	os.Unsetenv(helperEnv)
+	os.Unsetenv(helperEnv) //nolint:errcheck // fails only for a bad name
 	unix.CloseOnExec(helperFD)
 	unix.Umask(0)
 	if err := serveHelper(helperFD); err != nil {

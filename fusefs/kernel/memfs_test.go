@@ -28,7 +28,6 @@ type memFS struct {
 type memNode struct {
 	attr     fuse.Attr
 	parent   uint64
-	names    []string
 	children map[string]uint64
 	data     []byte
 	target   string

@@ -107,7 +107,7 @@ func (h *Helper) spawn(execPath string, args []string) (*helperRun, error) {
 	}
 	theirs := os.NewFile(uintptr(pair[1]), "reveal-helper")
 	defer theirs.Close()
-	unix.SetNonblock(pair[0], true) // ours goes through Go's poller
+	unix.SetNonblock(pair[0], true) //nolint:errcheck // ours goes through Go's poller
 	run := &helperRun{
 		socket:  os.NewFile(uintptr(pair[0]), "reveal"),
 		gone:    make(chan struct{}),
@@ -143,8 +143,8 @@ func (h *Helper) superviseRun(run *helperRun, started chan<- error) {
 		return
 	}
 	waitDead(run.cmd.Process.Pid)
-	h.forget() // reaping frees the id for others
-	run.cmd.Wait()
+	h.forget()     // reaping frees the id for others
+	run.cmd.Wait() //nolint:errcheck // how it ended does not matter
 	close(run.gone)
 }
 
@@ -165,7 +165,7 @@ func waitDead(pid int) {
 // introduce tells the helper its mount and learns its thread's id.
 func (h *Helper) introduce(ctx context.Context, c *Conn, run *helperRun) error {
 	deadline, _ := ctx.Deadline()
-	run.socket.SetDeadline(deadline)
+	run.socket.SetDeadline(deadline) //nolint:errcheck // the call itself says what is wrong
 	f := frame{b: binary.NativeEndian.AppendUint32(nil, uint32(c.mount.id))}
 	f.putString(c.mount.dev)
 	f.putString(c.mount.point)
@@ -181,7 +181,7 @@ func (h *Helper) introduce(ctx context.Context, c *Conn, run *helperRun) error {
 		return fmt.Errorf("it cannot use the mount: %w", syscall.Errno(errno))
 	}
 	run.paths = binary.NativeEndian.Uint32(hello[4:])&helloPaths != 0
-	run.socket.SetDeadline(time.Time{})
+	run.socket.SetDeadline(time.Time{}) //nolint:errcheck // as above
 	go run.receiveReplies()
 	return h.handshake(ctx, run)
 }
@@ -239,7 +239,7 @@ func (h *Helper) Close() {
 	if run == nil {
 		return
 	}
-	run.cmd.Process.Kill() // fails only if it is dead already
+	run.cmd.Process.Kill() //nolint:errcheck // fails only if it is dead already
 	<-run.gone
 	run.end()
 }

@@ -143,8 +143,8 @@ func (n *Node) unmount() {
 	}
 	if err != nil {
 		n.t.Errorf("%v", err)
-		n.Mount.Unmount(true)
-		n.Mount.Wait()
+		n.Mount.Unmount(true) //nolint:errcheck // at the end of a test
+		n.Mount.Wait()        //nolint:errcheck // at the end of a test
 	}
 }
 

@@ -245,7 +245,7 @@ func TestP11StaleUntilCaughtUp(t *testing.T) {
 	if err != nil || !info.Stale {
 		t.Fatalf("no peer is there: %+v, %v", info, err)
 	}
-	n1 = start(t, one)
+	start(t, one)
 	eventually(t, "stale no longer", func() bool { return !n2.Mounts()[0].Stale })
 	if got := read(d2, "while away"); got != "1" {
 		t.Errorf("not stale, but the file is %q", got)

@@ -66,10 +66,10 @@ func (w *Network) make(do, undo string) error {
 	return nil
 }
 
-// Cut blocks all traffic of host i, Heal lets it through again.
+// Cut blocks all traffic of host i.
 func (w *Network) Cut(i int) error { return ip("link set " + w.link(i) + " down") }
 
-// Heal: see Cut.
+// Heal lets the traffic of host i through again.
 func (w *Network) Heal(i int) error { return ip("link set " + w.link(i) + " up") }
 
 // Close removes the hosts.

@@ -48,8 +48,7 @@ func (w *world) ended() bool { return w.failed != nil }
 func (w *world) note(format string, args ...any) {
 	line := fmt.Sprintf("%12v ", w.now) + fmt.Sprintf(format, args...)
 	h := fnv.New64a()
-	fmt.Fprintf(h, "%x", w.trace)
-	io.WriteString(h, line)
+	fmt.Fprintf(h, "%x%s", w.trace, line)
 	w.trace = h.Sum64()
 	if w.verbose != nil {
 		fmt.Fprintln(w.verbose, line)

@@ -162,8 +162,8 @@ func (d *Draft) writeOverBaseLocked(b []byte, off int64) error {
 	if _, err := d.pwrite(b, off); err != nil {
 		// The block stays clean; a restart must not take the part that was
 		// written for acknowledged bytes. Best effort: the write failed anyway.
-		punch(d.f, off, int64(len(b)))
-		d.f.Truncate(d.size)
+		punch(d.f, off, int64(len(b))) //nolint:errcheck // best effort: the write failed anyway
+		d.f.Truncate(d.size)           //nolint:errcheck // best effort: the write failed anyway
 		return err
 	}
 	d.dirtyLocked(off / BlockSize)

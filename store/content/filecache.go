@@ -59,7 +59,7 @@ func (c *fileCache) acquire(id FileID) (*openFile, error) {
 		o = &openFile{id: id, f: f}
 		o.element = c.recent.PushFront(o)
 		c.byID[id] = o
-		c.trimLocked(c.limit)
+		c.trimLocked(c.limit) //nolint:errcheck // files that are read
 	}
 	c.recent.MoveToFront(o.element)
 	o.readers++

@@ -234,7 +234,7 @@ func (p *publication) publishFinal() (Published, error) {
 	if linked {
 		d.freeZerosLocked()
 	}
-	d.closeLocked() // all that was written is stored; a failed close loses nothing
+	d.closeLocked() //nolint:errcheck // all that was written is stored; a failed close loses nothing
 	return done, nil
 }
 
@@ -321,10 +321,10 @@ func (d *Draft) linkLocked(indexes []int64) error {
 func (d *Draft) freeZerosLocked() {
 	for index, b := range d.blocks {
 		if b.hash == (crdt.Hash{}) && !d.baseUnder(index) {
-			punch(d.f, index*BlockSize, BlockSize)
+			punch(d.f, index*BlockSize, BlockSize) //nolint:errcheck // only gives disk back
 		}
 	}
-	d.f.Truncate(d.size)
+	d.f.Truncate(d.size) //nolint:errcheck // only gives disk back
 }
 
 // mostlyLocked reports whether the given blocks are at least half of the data

@@ -24,7 +24,7 @@ func (s *Store) OpenDraft(name string, base Base, baseLimit int64) (*Draft, erro
 	}
 	d := s.newDraft(name, base, f, baseLimit, 0)
 	if err := d.reopen(baseLimit); err != nil {
-		d.Close()
+		d.Close() //nolint:errcheck // the first error counts
 		return nil, fmt.Errorf("open draft %q: %w", name, err)
 	}
 	return d, nil

@@ -82,9 +82,9 @@ func Collect(s State, i *Inode, h *Horizon) (*Inode, error) {
 	if i.Unpublished() || i.Ino.fixed() {
 		return i, nil
 	}
-	c, changed := i.clone(), false
+	c := i.clone()
 	c.Xattrs = slices.DeleteFunc(c.Xattrs, func(x Xattr) bool { return x.Gone && h.Covers(x.At) })
-	changed = len(c.Xattrs) != len(i.Xattrs)
+	changed := len(c.Xattrs) != len(i.Xattrs)
 	live := 0
 	var gone []LinkID
 	for n := range i.Links {

@@ -93,7 +93,7 @@ func (v VersionID) older(w VersionID) bool {
 	return cmp.Or(v.CompareOp(w), cmp.Compare(v.N, w.N)) < 0
 }
 
-// An Entry of a version vector: how far one origin's ops are applied.
+// A VectorEntry is one of a version vector: how far one origin's ops are applied.
 type VectorEntry struct {
 	Seq   Seq      // the last op applied
 	Stamp Stamp    // its stamp
