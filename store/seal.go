@@ -149,6 +149,8 @@ func (p *pace) left(n int, now time.Time) {
 // startSealer has the queue sealed whenever it is due.
 func (v *Volume) startSealer() {
 	var pace pace
+	v.mu.Lock() // the first turn waits until the sealer can be woken
+	defer v.mu.Unlock()
 	v.wakeSealer, v.stopSealer = v.db.opts.Scheduler.Loop(func() time.Duration {
 		for {
 			v.mu.Lock()

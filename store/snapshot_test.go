@@ -274,8 +274,10 @@ func TestP8SnapshotBreaksOff(t *testing.T) {
 	write(t, a, root, "shared", "2") // c's journal has none of it
 	fill(t, a, "")
 	a.portion = 50_000
+	alone := longHold
+	alone.Scheduler = still{} // nobody else uses the database that breaks
 	for n, broke := 0, true; broke; n++ {
-		b := volumeWith(t, id, longHold)
+		b := volumeWith(t, id, alone)
 		give(t, c, b)
 		w := &viewer{t: t, mount: 1, all: true}
 		b.AddViewer(1, w)

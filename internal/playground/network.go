@@ -40,9 +40,13 @@ func (w *Network) add(i int, bridge string) error {
 	if err := w.make("netns add "+ns, "netns del "+ns); err != nil {
 		return err
 	}
+	// A namespace takes its link with it, but not at once.
+	veth := fmt.Sprintf("link add %s type veth peer name eth0 netns %s", w.link(i), ns)
+	if err := w.make(veth, "link del "+w.link(i)); err != nil {
+		return err
+	}
 	address := fmt.Sprintf("10.213.7.%d", i+1)
 	for _, words := range []string{
-		fmt.Sprintf("link add %s type veth peer name eth0 netns %s", w.link(i), ns),
 		fmt.Sprintf("link set %s master %s up", w.link(i), bridge),
 		fmt.Sprintf("-n %s addr add %s/24 dev eth0", ns, address),
 		fmt.Sprintf("-n %s link set eth0 up", ns),
