@@ -140,8 +140,8 @@ func (m Holdings) receive(p *Protocol, from *peerState) {
 			p.do(Hear{v.id, []store.Member{{Replica: h.self, Node: from.name}}})
 		}
 		if from.up {
-			if len(v.members) > 0 && !v.apart(h) {
-				p.send(from, Roster{v.id, v.members})
+			if !v.apart(h) {
+				p.sendRoster(from, v)
 			}
 			// It may not have been told what came since this link came up.
 			p.send(from, Digest{v.id, v.applied.Clone()})

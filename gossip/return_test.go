@@ -110,10 +110,11 @@ func TestP6ReturnOverRealLinks(t *testing.T) {
 	c.write(t, "f7", []byte("edited while away"))
 	c.write(t, "new", []byte("made while away"))
 	old := c.v.Replica()
-	eventually(t, "a and b forget what was removed", func() bool {
+	eventually(t, "c is out", func() bool {
 		ka, _ := a.v.Keeping()
-		return ka.Out == 1 && a.tombstones(t) == 0 && b.tombstones(t) == 0
+		return ka.Out == 1
 	})
+	eventually(t, "a and b forget what was removed", func() bool { return a.tombstones(t) == 0 && b.tombstones(t) == 0 })
 	for _, n := range []*testNode{a, b} {
 		n.cluster.setCut("c", false)
 		c.cluster.setCut(n.name, false)

@@ -108,8 +108,32 @@ func (e Spoke) step(p *Protocol) {
 		p.tell(Holdings{Changed: []Holding{v.holding()}})
 		p.touch(v)
 	}
-	p.partners(v, func(ps *peerState, _ *holding) { p.send(ps, Roster{v.id, v.members}) })
+	p.partners(v, func(ps *peerState, _ *holding) { p.sendRoster(ps, v) })
 }
+
+const (
+	// maxMembers and rosterBytes bound what of a roster goes in one frame: each
+	// member names every replica that ever wrote.
+	maxMembers  = maxRecords / 4
+	rosterBytes = maxFrame / 8
+)
+
+// sendRoster sends the members in their order, in as many frames as it takes.
+func (p *Protocol) sendRoster(to *peerState, v *replica) {
+	for rest := v.members; len(rest) > 0; {
+		n := 0
+		for bytes := 0; n < len(rest) && n < maxMembers && bytes < rosterBytes; n++ {
+			m := &rest[n]
+			bytes += 64 + len(m.Node) + vectorEntrySize*len(m.Acked) + 10*len(m.Out)
+		}
+		p.send(to, Roster{v.id, rest[:n:n]})
+		rest = rest[n:]
+	}
+}
+
+// vectorEntrySize is that of an entry of what a member has applied, in bytes:
+// replica, sequence, stamp and hash.
+const vectorEntrySize = 8 + 8 + 8 + 32
 
 func sameCollected(a, b *store.Collected) bool {
 	if !a.Vector.Contains(b.Vector) || !b.Vector.Contains(a.Vector) || len(a.Out) != len(b.Out) {

@@ -320,3 +320,34 @@ func TestP13HistoryOfAContestedFile(t *testing.T) {
 		}
 	}
 }
+
+// TestP13ManyVersionsOfOneFile: they are more than one transaction forgets.
+func TestP13ManyVersionsOfOneFile(t *testing.T) {
+	v := volumeWith(t, NewVolumeID(), Options{})
+	write(t, v, root, "f", "0")
+	a, _, err := v.Lookup(root, "f")
+	check(t, err, nil)
+	for n := range 100 {
+		check(t, v.change(0, func(c *change) error {
+			for m := range 100 {
+				i, err := c.Inode(a.Ino)
+				if err != nil {
+					return err
+				}
+				p := c.plan()
+				if err := p.Content(i, i.Links[0].ID, i.Shown().ID, crdt.Content{Size: 3, Inline: fmt.Appendf(nil, "%03d", (n+m)%1000)}); err != nil {
+					return err
+				}
+				if err := c.commit(p.Writes, hold{}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}), nil)
+		check(t, v.sealNow(), nil)
+	}
+	check(t, v.pruneQueued(), nil)
+	if got := count(t, v, 'h'); got != 10 {
+		t.Errorf("%d versions are kept", got)
+	}
+}

@@ -197,58 +197,88 @@ func (v *Volume) sweepLocked() (done bool, err error) {
 	return done, err
 }
 
+// pruneMost is how much one transaction forgets: nothing is in the way of
+// thousands of versions of one file before somebody comes to forget them.
+const pruneMost = 2000
+
+// A pruneJob is what is to be looked through.
+type pruneJob struct {
+	names []pastKey
+	inos  map[crdt.Ino]bool
+	left  int // that the present transaction may forget
+}
+
 // pruneKeys forgets of some inodes and names what is beyond the limits. Names
 // go first: an inode that no name holds any more goes with them.
 func (v *Volume) pruneKeys(keys []pastKey) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if err := v.wholeLocked(); err != nil {
-		return err
+	job := &pruneJob{inos: map[crdt.Ino]bool{}}
+	for _, k := range keys {
+		if k.ino != 0 {
+			job.inos[k.ino] = true
+		} else {
+			job.names = append(job.names, k)
+		}
 	}
-	return v.changeLocked(0, func(c *change) error {
-		inos := map[crdt.Ino]bool{}
-		for _, k := range keys {
-			if k.ino != 0 {
-				inos[k.ino] = true
-			} else if err := c.pruneName(k.dir, k.name, inos); err != nil {
-				return err
-			}
+	for len(job.names)+len(job.inos) > 0 {
+		if err := v.change(0, func(c *change) error { return c.prune(job) }); err != nil {
+			return err
 		}
-		for ino := range inos {
-			if err := c.pruneInode(ino); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+// prune does as much of a job as one transaction takes.
+func (c *change) prune(job *pruneJob) error {
+	defer func() { c.past = nil }()
+	job.left = pruneMost
+	// Names leave room for what their inodes had.
+	for ; len(job.names) > 0 && job.left > pruneMost/2; job.names = job.names[1:] {
+		if done, err := c.pruneName(job.names[0], job); err != nil {
+			return err
+		} else if !done {
+			break
 		}
-		c.past = nil
-		return nil
-	})
+	}
+	for ino := range job.inos {
+		if done, err := c.pruneInode(ino, job); err != nil {
+			return err
+		} else if !done {
+			break
+		}
+		delete(job.inos, ino)
+	}
+	return nil
 }
 
 // pruneName forgets the links that died at a name before the newest that the
 // limits keep, and says which inodes it touched. A link stays as long as its
 // inode's bytes must: it is what remembers them.
-func (c *change) pruneName(dir crdt.Ino, name string, inos map[crdt.Ino]bool) error {
-	dead, err := c.graves(dir, name)
+func (c *change) pruneName(at pastKey, job *pruneJob) (done bool, err error) {
+	dead, err := c.graves(at.dir, at.name)
 	if err != nil {
-		return err
+		return false, err
 	}
 	limits, kept := c.v.Limits(), 0
 	for _, g := range dead {
-		inos[g.Ino] = true
+		if job.left <= pruneMost/2 {
+			return false, nil
+		}
+		job.inos[g.Ino] = true
 		if kept < limits.History && !c.v.expired(g.at) {
 			kept++
 			continue
 		}
 		if may, err := c.forgettable(g.inode); err != nil {
-			return err
+			return false, err
 		} else if !may {
 			continue
 		}
 		if err := c.PutGone(g.Gone, false); err != nil {
-			return err
+			return false, err
 		}
+		job.left--
 	}
-	return nil
+	return true, nil
 }
 
 // forgettable reports whether the bytes of a dead inode can go: no op that is
@@ -302,24 +332,28 @@ func (t *tree) dig(gone []crdt.Gone) ([]grave, error) {
 // pruneInode forgets the versions of an inode that are beyond the limits. The
 // bytes of leaves go only when nothing leads to the inode any more: until then
 // they may show again.
-func (c *change) pruneInode(ino crdt.Ino) error {
+func (c *change) pruneInode(ino crdt.Ino, job *pruneJob) (done bool, err error) {
+	if job.left <= 0 {
+		return false, nil
+	}
 	i, err := c.Inode(ino)
 	if err != nil {
-		return err
+		return false, err
 	}
 	held, err := c.held(i)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if err := c.pruneVersions(i, ino, held); err != nil || i == nil || held {
-		return err
+	if done, err := c.pruneVersions(i, ino, held, job); err != nil || !done || i == nil || held {
+		return done, err
 	}
 	for _, id := range i.Spent() {
 		if err := c.t.del(c.keys.version('c', ino, id)); err != nil {
-			return err
+			return false, err
 		}
+		job.left--
 	}
-	return nil
+	return true, nil
 }
 
 // chainKept is how many versions of a contested file stay known, without their
@@ -327,10 +361,10 @@ func (c *change) pruneInode(ino crdt.Ino) error {
 const chainKept = 1000
 
 // pruneVersions forgets versions that are no leaves.
-func (c *change) pruneVersions(i *crdt.Inode, ino crdt.Ino, held bool) error {
+func (c *change) pruneVersions(i *crdt.Inode, ino crdt.Ino, held bool, job *pruneJob) (done bool, err error) {
 	versions, err := c.historyOf(ino)
 	if err != nil {
-		return err
+		return false, err
 	}
 	replaced := crdt.VersionID{}
 	if i != nil && i.Latest() != nil {
@@ -338,25 +372,37 @@ func (c *change) pruneVersions(i *crdt.Inode, ino crdt.Ino, held bool) error {
 	}
 	limits, kept := c.v.Limits(), 0
 	contested := held && len(i.Contents) > 1
-	for n, old := range slices.Backward(versions) {
+	var old []*crdt.Version // that go, the newest first
+	known := 0              // how many of them stay known
+	for n, version := range slices.Backward(versions) {
 		at := replaced
-		replaced = old.ID
-		if held && kept < limits.History && !c.v.expired(at) || c.v.frozen(ino, old.ID) {
+		replaced = version.ID
+		if held && kept < limits.History && !c.v.expired(at) || c.v.frozen(ino, version.ID) {
 			kept++
 			continue
 		}
-		known := contested && len(versions)-n <= chainKept
-		if err := c.forget(ino, old, known); err != nil {
-			return err
+		if contested && len(versions)-n <= chainKept {
+			known++
+		}
+		old = append(old, version)
+	}
+	// The oldest go first: of the others it stays known when they were replaced.
+	for n, version := range slices.Backward(old) {
+		if job.left <= 0 {
+			return false, nil
+		}
+		if err := c.forget(ino, version, n < known, job); err != nil {
+			return false, err
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // forget drops the bytes of a version of history and, unless it is to stay
 // known, the version.
-func (c *change) forget(ino crdt.Ino, old *crdt.Version, known bool) error {
+func (c *change) forget(ino crdt.Ino, old *crdt.Version, known bool, job *pruneJob) error {
 	if !known {
+		job.left--
 		if err := c.t.del(c.keys.version('h', ino, old.ID)); err != nil {
 			return err
 		}
@@ -366,6 +412,7 @@ func (c *change) forget(ino crdt.Ino, old *crdt.Version, known bool) error {
 	if err != nil || b == nil {
 		return err // forgotten before: no write for nothing
 	}
+	job.left--
 	return c.t.del(key)
 }
 

@@ -77,11 +77,31 @@ func (c *change) rewrite(i *crdt.Inode, via crdt.LinkID, from *crdt.Inode, versi
 
 // surface lets a hidden file replace the one that shows at its name.
 func (c *change) surface(r Record, i *crdt.Inode) error {
+	if err := c.finished(r.Dir, r.Name, r.Path); err != nil {
+		return err
+	}
 	p := c.plan()
 	if err := p.Surface(i, r.Link, r.Dir, r.Name); err != nil {
 		return fmt.Errorf("restore %q: %w: name another path for it", r.Path, err)
 	}
 	return c.commit(p.Writes, hold{})
+}
+
+// finished refuses to replace a file at a name that is not published yet: peers
+// know nothing of it, and no history would keep it.
+func (c *change) finished(dir crdt.Ino, name, path string) error {
+	claims, err := crdt.ClaimsAt(c.tree, dir, name)
+	if err != nil {
+		return err
+	}
+	for _, claim := range claims {
+		if i, err := c.Inode(claim.Ino); err != nil {
+			return err
+		} else if i != nil && i.Unpublished() {
+			return fmt.Errorf("restore %q: %w and is still being written: wait, or name another path", path, crdt.ErrExist)
+		}
+	}
+	return nil
 }
 
 // moveLink moves a link, hidden or not, to a free path.
@@ -218,6 +238,9 @@ func (v *Volume) RestoreVersion(path string, id crdt.VersionID, to string) error
 		}
 		if shown.Kind != crdt.KindFile || all[n].Version == nil {
 			return fmt.Errorf("restore %q: %w: name another path for it", path, crdt.ErrExist)
+		}
+		if err := c.finished(dir, name, path); err != nil {
+			return err
 		}
 		over, err := c.Inode(shown.Ino)
 		if err != nil {

@@ -56,6 +56,10 @@ type rosterRecord struct {
 // little stability.
 const saveEvery = 30 * time.Second
 
+// forgetFactor times the retention after it was last heard of, a member that is
+// out is no more listed.
+const forgetFactor = 4
+
 // loadRoster reads who was there. The time that this node was down is no
 // silence of the others.
 func (v *Volume) loadRoster(t txn) error {
@@ -88,38 +92,79 @@ func (v *Volume) loadRoster(t txn) error {
 	}); err != nil {
 		return err
 	}
+	// From here on silence is measured by now's monotonic clock: that of a
+	// host without a battery is wrong when it boots, and is set days ahead later.
 	for _, m := range r.members {
-		m.heard = m.heard.Add(max(now.Sub(time.Unix(0, last)), 0))
+		m.heard = now.Add(-max(time.Unix(0, last).Sub(m.heard), 0))
 	}
 	return nil
 }
 
-// saveRosterLocked writes the roster.
+// saveBytes bounds what of the roster one transaction writes: each member names
+// every replica that ever wrote.
+const saveBytes = 256 << 10
+
+// saveRosterLocked writes the roster. Each member is for itself: that some are
+// older than others after a crash costs a little stability.
 func (v *Volume) saveRosterLocked() error {
 	r, now := &v.roster, v.db.opts.Now()
-	put := func(t txn, m *Member, heard time.Time) error {
-		return putJSON(t, v.keys.key('y', uint64(m.Replica)), rosterRecord{
-			Node: m.Node, At: m.At, Heard: heard.UnixNano(), Acked: crdt.AppendVector(nil, m.Acked),
-			Committed: m.Committed, Out: m.Out,
-		})
+	self := r.self
+	self.Replica, self.Out = v.replica, slices.Sorted(maps.Keys(r.out))
+	all := []*member{{Member: self, heard: now}}
+	for _, id := range slices.Sorted(maps.Keys(r.members)) {
+		all = append(all, r.members[id])
 	}
-	err := v.db.kv.update(func(t txn) error {
-		self := r.self
-		self.Replica, self.Out = v.replica, slices.Sorted(maps.Keys(r.out))
-		if err := put(t, &self, now); err != nil {
+	for len(all) > 0 {
+		if err := v.db.kv.update(func(t txn) error {
+			c := &countingTxn{txn: t}
+			for ; len(all) > 0 && c.n < saveBytes; all = all[1:] {
+				m := all[0]
+				if err := putJSON(c, v.keys.key('y', uint64(m.Replica)), rosterRecord{
+					Node: m.Node, At: m.At, Heard: m.heard.UnixNano(), Acked: crdt.AppendVector(nil, m.Acked),
+					Committed: m.Committed, Out: m.Out,
+				}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
 			return err
 		}
-		for _, m := range r.members {
-			if err := put(t, &m.Member, m.heard); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err == nil {
-		r.saved = now
 	}
-	return err
+	if err := v.dropForgotten(); err != nil {
+		return err
+	}
+	r.saved = now
+	return nil
+}
+
+// dropForgotten removes the records of members that are none any more.
+func (v *Volume) dropForgotten() error {
+	var keys [][]byte
+	if err := v.db.kv.view(func(t txn) error {
+		return t.scan(v.keys.key('y'), nil, func(key, _ []byte) (bool, error) {
+			id := crdt.ReplicaID(v.keys.tail(key, 0))
+			if id != v.replica && v.roster.members[id] == nil {
+				keys = append(keys, slices.Clone(key))
+			}
+			return true, nil
+		})
+	}); err != nil || len(keys) == 0 {
+		return err
+	}
+	for part := range slices.Chunk(keys, 1000) {
+		if err := v.db.kv.update(func(t txn) error {
+			for _, key := range part {
+				if err := t.del(key); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Speak renews what this replica says of itself and returns it after all that
@@ -199,10 +244,14 @@ func (v *Volume) openInodes() map[crdt.Ino]bool {
 }
 
 // expireLocked puts out whoever was not heard of for the retention, for ever:
-// what others may collect on the strength of it cannot be taken back.
+// what others may collect on the strength of it cannot be taken back. Of who
+// has been out for long just that stays.
 func (v *Volume) expireLocked(now time.Time) {
 	for id, m := range v.roster.members {
 		if v.roster.out[id] {
+			if now.Sub(m.heard) > forgetFactor*v.db.opts.ReplicaRetention {
+				delete(v.roster.members, id)
+			}
 			continue
 		}
 		if silent := now.Sub(m.heard); silent > v.db.opts.ReplicaRetention {

@@ -191,6 +191,10 @@ func (a *applier) write(op *Op, n int, w *Write) error {
 	if i, err = a.known(w.Ino); err != nil {
 		return err
 	}
+	local := op.Dot.Replica == 0
+	if !local && i.Unpublished() { // every peer would refuse it, and all that follows
+		return fmt.Errorf("%w: inode %d is not published", ErrMalformed, i.Ino)
+	}
 	if w.Kind == WriteDismiss {
 		if !touched {
 			if a.quiet == nil {
@@ -202,7 +206,6 @@ func (a *applier) write(op *Op, n int, w *Write) error {
 		return nil
 	}
 	delete(a.quiet, i.Ino)
-	local := op.Dot.Replica == 0
 	if !local || i.Unpublished() {
 		i.Changed.set(id, TimeOf(op.Wall))
 	}
