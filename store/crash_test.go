@@ -177,7 +177,7 @@ func TestP8KilledProcess(t *testing.T) {
 	}
 	completed := 0
 	for range runs {
-		events := runCrashChild(t, dir, 1+rand.IntN(1500))
+		events := runCrashChild(t, "crash", dir, 1+rand.IntN(1500), func(int) {})
 		completed += len(events)
 		v := openWith(t, Options{Dir: dir}).Volume(id)
 		checkDots(t, v, events, dots)
@@ -188,10 +188,10 @@ func TestP8KilledProcess(t *testing.T) {
 }
 
 // runCrashChild runs a child until it has written so many lines, kills it, and
-// returns all that it had written by then.
-func runCrashChild(t *testing.T, dir string, lines int) (events []crashEvent) {
+// returns all that it had written by then. before is called before each is read.
+func runCrashChild(t *testing.T, kind, dir string, lines int, before func(n int)) (events []crashEvent) {
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=crash:"+dir)
+	cmd.Env = append(os.Environ(), childEnv+"="+kind+":"+dir)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
@@ -199,6 +199,7 @@ func runCrashChild(t *testing.T, dir string, lines int) (events []crashEvent) {
 	check(t, cmd.Start(), nil)
 	in := bufio.NewReader(out)
 	for n := 0; ; n++ {
+		before(n)
 		if n == lines {
 			cmd.Process.Kill()
 		}

@@ -69,13 +69,18 @@ func (t *tree) dirAt(dir crdt.Ino, name string) (crdt.Ino, error) {
 	return 0, fmt.Errorf("%w: %q", crdt.ErrNotExist, name)
 }
 
-// gravesIn are the links that died at a name of a directory set, the latest first.
-func (t *tree) gravesIn(dir crdt.Ino, name string) ([]grave, error) {
+// set returns the directories that show as one with dir.
+func (t *tree) set(dir crdt.Ino) ([]crdt.Ino, error) {
 	head, err := t.Head(dir)
 	if err != nil {
 		return nil, err
 	}
-	members, err := t.Members(head)
+	return t.Members(head)
+}
+
+// gravesIn are the links that died at a name of a directory set, the latest first.
+func (t *tree) gravesIn(dir crdt.Ino, name string) ([]grave, error) {
+	members, err := t.set(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -235,11 +240,7 @@ func (v *Volume) Deleted(path string) (out []Past, err error) {
 // deadNames are the links that died in a directory set, of each name the last,
 // by name.
 func (t *tree) deadNames(dir crdt.Ino) ([]grave, error) {
-	head, err := t.Head(dir)
-	if err != nil {
-		return nil, err
-	}
-	members, err := t.Members(head)
+	members, err := t.set(dir)
 	if err != nil {
 		return nil, err
 	}

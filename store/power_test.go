@@ -1,16 +1,13 @@
 package store
 
 import (
-	"bufio"
 	"encoding/json"
 	"flag"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -163,7 +160,11 @@ func TestP8PowerLoss(t *testing.T) {
 	check(t, db.Close(), nil)
 	m, dots := crashModel{}, map[string]string{}
 	for run := range *losses {
-		events := runPowerChild(t, d, dir, 1+rand.IntN(1500))
+		events := runCrashChild(t, "power", dir, 1+rand.IntN(1500), func(n int) {
+			if n%100 == 99 {
+				d.writeBack()
+			}
+		})
 		d.lose()
 		db, err := Open(Options{Dir: dir})
 		if err != nil {
@@ -175,38 +176,6 @@ func TestP8PowerLoss(t *testing.T) {
 		check(t, db.Close(), nil)
 	}
 	t.Logf("%d losses, %d ops", *losses, len(dots))
-}
-
-func runPowerChild(t *testing.T, d *disk, dir string, lines int) (events []crashEvent) {
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=power:"+dir)
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	out, err := cmd.StdoutPipe()
-	check(t, err, nil)
-	check(t, cmd.Start(), nil)
-	in := bufio.NewReader(out)
-	for n := 0; ; n++ {
-		switch {
-		case n == lines:
-			cmd.Process.Kill()
-		case n%100 == 99:
-			d.writeBack()
-		}
-		line, err := in.ReadBytes('\n')
-		if err == io.EOF {
-			break // a line cut short says nothing
-		}
-		check(t, err, nil)
-		var e crashEvent
-		check(t, json.Unmarshal(line, &e), nil)
-		events = append(events, e)
-	}
-	cmd.Wait()
-	if stderr.Len() > 0 {
-		t.Fatal(stderr.String())
-	}
-	return events
 }
 
 // followLoss returns the model after a run whose end may be lost, back to the

@@ -196,19 +196,27 @@ type NewInode struct {
 	Time     Time
 }
 
-// Create makes a new inode at a free name.
-func (p *Plan) Create(dir Ino, name string, n NewInode) error {
-	head, err := p.dir(dir)
-	if err != nil {
-		return err
+// free returns the directory to make a name in, where none shows.
+func (p *Plan) free(dir Ino, name string) (head Ino, err error) {
+	if head, err = p.dir(dir); err != nil {
+		return 0, err
 	}
 	if err := CheckName(name); err != nil {
-		return err
+		return 0, err
 	}
 	if _, ok, err := Lookup(p.S, head, name); err != nil {
-		return err
+		return 0, err
 	} else if ok {
-		return ErrExist
+		return 0, ErrExist
+	}
+	return head, nil
+}
+
+// Create makes a new inode at a free name.
+func (p *Plan) Create(dir Ino, name string, n NewInode) error {
+	head, err := p.free(dir, name)
+	if err != nil {
+		return err
 	}
 	if err := p.confirm(head); err != nil {
 		return err
@@ -229,17 +237,9 @@ func (p *Plan) Link(i *Inode, dir Ino, name string, link LinkID) error {
 	if i.Kind == KindDir {
 		return ErrIsDir
 	}
-	head, err := p.dir(dir)
+	head, err := p.free(dir, name)
 	if err != nil {
 		return err
-	}
-	if err := CheckName(name); err != nil {
-		return err
-	}
-	if _, ok, err := Lookup(p.S, head, name); err != nil {
-		return err
-	} else if ok {
-		return ErrExist
 	}
 	if err := p.confirm(head); err != nil {
 		return err

@@ -377,17 +377,9 @@ func (p *Plan) Surface(i *Inode, link LinkID, dir Ino, name string) error {
 
 // Move plans that a link, which need not show, stands at a free name.
 func (p *Plan) Move(i *Inode, link LinkID, dir Ino, name string) error {
-	head, err := p.dir(dir)
+	head, err := p.free(dir, name)
 	if err != nil {
 		return err
-	}
-	if err := CheckName(name); err != nil {
-		return err
-	}
-	if _, ok, err := Lookup(p.S, head, name); err != nil {
-		return err
-	} else if ok {
-		return ErrExist
 	}
 	if err := p.notUnder(head, Claim{Ino: i.Ino, Kind: i.Kind}); err != nil {
 		return err
