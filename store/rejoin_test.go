@@ -414,3 +414,33 @@ func (w *watchedTxn) set(key, value []byte) error {
 	}
 	return w.txn.set(key, value)
 }
+
+// TestP8ClosedDraftOfAFileMadeAgain is published, also when the daemon dies
+// before the kernel releases it.
+func TestP8ClosedDraftOfAFileMadeAgain(t *testing.T) {
+	clock, vs := cluster(t, 3, longHold)
+	a, b, c := vs[0], vs[1], vs[2]
+	write(t, a, root, "removed", "old")
+	write(t, a, root, "kept", "old kept")
+	settled(t, clock, vs...)
+	check(t, a.Unlink(Request{}, root, "removed"), nil)
+	write(t, c, root, "made", "old made")
+	for _, name := range []string{"kept", "made"} {
+		open(t, c, root, name, false).write("NEW", 0).flush()
+	}
+	create(t, c, root, "begun").write("NEW begun", 0).flush()
+	for range 5 {
+		clock.pass(week / 3)
+		settled(t, clock, a, b)
+	}
+	beginAnew(t, a, c)
+	c = reopen(t, c)
+	for _, name := range []string{"kept", "made", "begun"} {
+		if got := read(t, c, root, name); got != "NEW "+name {
+			t.Errorf("%s is %q", name, got)
+		}
+	}
+	if l := lost(t, c); len(l) > 0 {
+		t.Errorf("lost: %q", l)
+	}
+}
