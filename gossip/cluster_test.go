@@ -361,6 +361,9 @@ func TestP11JoinByJournal(t *testing.T) {
 	for i := range 50 {
 		x.write(t, fmt.Sprintf("f%d", i), []byte("hello"))
 	}
+	if err := x.v.Settle(); err != nil { // what is in no batch yet, x does not say that it has
+		t.Fatal(err)
+	}
 	x.start(t, y)
 	for _, n := range []*testNode{y, z} {
 		if err := n.cluster.CaughtUp(timeout(t), testVolume); err != nil {
