@@ -361,7 +361,7 @@ func TestP11JoinByJournal(t *testing.T) {
 	for i := range 50 {
 		x.write(t, fmt.Sprintf("f%d", i), []byte("hello"))
 	}
-	if err := x.v.Settle(); err != nil { // what x has is in batches
+	if err := x.v.Settle(); err != nil { // what is in no batch yet, x does not say that it has
 		t.Fatal(err)
 	}
 	x.start(t, y)

@@ -15,8 +15,14 @@ import (
 // errMalformed says that a peer's frame is none.
 var errMalformed = errors.New("malformed frame")
 
-// maxRecords bounds lists in a frame that cost work for each element.
-const maxRecords = 1024
+const (
+	// maxRecords bounds lists in a frame that cost work for each element.
+	maxRecords = 1024
+	// maxNames and maxNode bound what one member says: it is kept, and passed
+	// on, and must fit in a transaction.
+	maxNames = 8192 // replicas
+	maxNode  = 255  // bytes
+)
 
 // toWire encodes a message other than Push, whose batch is encoded once for all
 // peers.
@@ -160,7 +166,8 @@ func (d *decoder) roster(w *wire.Roster) Roster {
 	d.check(len(w.GetMembers()) <= maxRecords, "too many members")
 	for _, x := range w.GetMembers() {
 		acked, err := crdt.DecodeVector(x.GetAcked())
-		d.check(err == nil, "vector")
+		d.check(err == nil && len(acked) <= maxNames && len(x.GetOut()) <= maxNames, "vector")
+		d.check(len(x.GetNode()) <= maxNode, "name of a node")
 		in := store.Member{
 			Replica: crdt.ReplicaID(x.GetReplica()), Node: x.GetNode(), At: x.GetAt(),
 			Acked: acked, Committed: crdt.Seq(x.GetCommitted()),

@@ -1,7 +1,9 @@
 package gossip
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -49,6 +51,24 @@ func TestP13RosterOfManyNodes(t *testing.T) {
 		}
 		if n != len(members) {
 			t.Errorf("%d members were sent", n)
+		}
+	}
+}
+
+// TestP13MemberThatIsTooLong is refused: kept and passed on, it would keep every
+// node from saving its roster.
+func TestP13MemberThatIsTooLong(t *testing.T) {
+	long := crdt.Vector{}
+	var out []crdt.ReplicaID
+	for r := range maxNames + 1 {
+		long[crdt.ReplicaID(r+1)] = crdt.VectorEntry{Seq: 1}
+		out = append(out, crdt.ReplicaID(r+1))
+	}
+	for _, m := range []store.Member{
+		{Replica: 1, Node: strings.Repeat("n", maxNode+1)}, {Replica: 1, Acked: long}, {Replica: 1, Out: out},
+	} {
+		if _, err := fromWire(toWire(Roster{testVolume, []store.Member{m}})); !errors.Is(err, errMalformed) {
+			t.Errorf("node of %d bytes, %d acked, %d out: %v", len(m.Node), len(m.Acked), len(m.Out), err)
 		}
 	}
 }

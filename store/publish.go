@@ -375,6 +375,9 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 	if err != nil {
 		return err
 	}
+	if err := v.recoverNodes(drafts); err != nil {
+		return err
+	}
 	// What was not closed gives its names back first; then new files take
 	// theirs, with what stood there as they knew it.
 	var closed []*draft
@@ -402,7 +405,32 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 	if err := v.db.deletePrefix(v.keys.key('w')); err != nil {
 		return err
 	}
+	clear(v.nodes)
 	return v.clearNodes()
+}
+
+// recoverNodes finds what the nodes of drafts mean: files that were made again
+// have other numbers. Those of an attempt to begin anew that was broken off name
+// inodes that are not known.
+func (v *Volume) recoverNodes(drafts map[NodeID]draftRecord) error {
+	return v.read(func(t *tree) error {
+		for node := range drafts {
+			var r nodeRecord
+			ok, err := getJSON(t.t, v.keys.key('n', uint64(node)), &r)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				continue
+			}
+			if i, err := t.Inode(r.Ino); err != nil {
+				return err
+			} else if i != nil {
+				v.nodes[node] = &r
+			}
+		}
+		return nil
+	})
 }
 
 func (v *Volume) draftRecords() (map[NodeID]draftRecord, error) {

@@ -140,6 +140,9 @@ type anew struct {
 	v, s   *Volume // as it is, and as it will be
 	rebase *crdt.Rebase
 	done   map[crdt.Dot]bool // ops made again
+	gone   map[crdt.Ino]*crdt.Inode
+	nodes  nodeChanges
+	past   []pastKey
 }
 
 // finish makes again what only this replica has, first while it goes on being
@@ -296,6 +299,8 @@ func (v *Volume) silent(r crdt.ReplicaID) bool {
 }
 
 // change puts the new state in the place of the old one. The locks are held.
+// What may be much is written first, in portions: nobody reads it before the
+// replica's record names the new state.
 func (a *anew) change() error {
 	v, s := a.v, a.s
 	if err := a.carryUnpublished(); err != nil {
@@ -306,36 +311,35 @@ func (a *anew) change() error {
 		return err
 	}
 	record := replicaRecord{Name: v.name, Replica: s.replica, Ready: v.ready.Load(), Gen: byte(s.keys.gen.Load()), TwoStates: true}
-	var c *change
-	err = v.db.kv.update(func(t txn) error {
-		c = &change{tree: newTree(t, &s.keys, s.sets.Load()), v: v, now: v.db.opts.Now()}
-		if err := c.prepare(told); err != nil {
-			return err
-		}
-		if err := a.carryNodes(c); err != nil {
-			return err
-		}
-		if err := putJSON(t, replicaKey(v.id), record); err != nil {
-			return err
-		}
-		v.setsMu.Lock() // until the commit and the sets can both be seen
-		return nil
-	})
+	err = a.carryNodes(told)
+	locked := false
+	if err == nil {
+		err = v.db.kv.update(func(t txn) error {
+			if err := putJSON(t, replicaKey(v.id), record); err != nil {
+				return err
+			}
+			v.setsMu.Lock() // until the commit and the sets can both be seen
+			locked = true
+			return nil
+		})
+	}
+	if err == nil {
+		v.sets.Store(s.sets.Load())
+	}
+	if locked {
+		v.setsMu.Unlock()
+	}
 	if err != nil {
-		if c != nil {
-			v.tell(told, Viewer.Aborted)
-		}
+		v.tell(told, Viewer.Aborted)
 		return err
 	}
-	v.sets.Store(s.sets.Load())
-	v.setsMu.Unlock()
-	a.takeOver(c)
+	a.takeOver()
 	v.tell(told, Viewer.Committed)
 	return v.saveRosterLocked()
 }
 
 // takeOver is change in memory.
-func (a *anew) takeOver(c *change) {
+func (a *anew) takeOver() {
 	v, s := a.v, a.s
 	old := v.replica
 	v.next, v.trimmed = 0, s.trimmed
@@ -351,15 +355,16 @@ func (a *anew) takeOver(c *change) {
 		v.noteEffectiveLocked(m)
 	}
 	v.became = a.rebase
-	v.pruning.add(c.past)
-	v.applyNodes(&c.nodes)
+	v.gone = a.gone
+	v.pruning.add(a.past)
+	v.applyNodes(&a.nodes)
 	v.wakeSealer()
 }
 
 // carryUnpublished takes what is open and not published over to the new state.
 func (a *anew) carryUnpublished() error {
 	open := a.v.openInodes()
-	a.v.gone = map[crdt.Ino]*crdt.Inode{}
+	a.gone = map[crdt.Ino]*crdt.Inode{}
 	return a.v.read(func(t *tree) error {
 		for _, ino := range slices.Sorted(maps.Keys(open)) {
 			i, err := t.Inode(ino)
@@ -388,53 +393,85 @@ func (a *anew) carry(c *change, i *crdt.Inode) error {
 	}
 	gone, err := a.rebase.Gone(i.Ino)
 	if gone {
-		a.v.gone[i.Ino] = i
+		a.gone[i.Ino] = i
 	}
 	return err
 }
 
-// carryNodes keeps the bytes of old versions that the kernel still shows, and
-// the node ids of files that have new numbers.
-func (a *anew) carryNodes(c *change) error {
+// carryNodes asks the mounts what they show on, and keeps the bytes of old
+// versions that the kernel still shows, and the node ids of files that have new
+// numbers.
+func (a *anew) carryNodes(told *Changes) error {
 	v := a.v
-	was := newTree(c.t, &v.keys, v.sets.Load())
-	keep := func(r *nodeRecord) error {
-		if r.Frozen == nil || r.Frozen.Manifest {
-			return nil
+	a.nodes = nodeChanges{put: map[NodeID]*nodeRecord{}, current: map[crdt.Ino]NodeID{}}
+	a.past = nil
+	if len(told.Names)+len(told.Inodes) > 0 {
+		for _, w := range v.viewers {
+			if err := inPortions(a, w.Prepare(told), func(c *change, ino crdt.Ino) error { return c.switchNode(ino, told) }); err != nil {
+				return err
+			}
 		}
-		b, err := was.inline(r.Ino, r.Frozen.ID)
-		if err != nil {
-			return err
-		}
-		if err := c.PutInline(r.Ino, r.Frozen.ID, b); err != nil {
-			return err
-		}
-		return crdt.JoinHistory(c.tree, r.Ino, r.Frozen) // that somebody forgets it one day
 	}
 	v.nodesMu.RLock()
 	nodes := maps.Clone(v.nodes)
 	v.nodesMu.RUnlock()
-	maps.Copy(nodes, c.nodes.put)
+	maps.Copy(nodes, a.nodes.put)
 	for _, r := range nodes {
-		if err := keep(r); err != nil {
+		if r.Frozen == nil || r.Frozen.Manifest {
+			continue
+		}
+		if err := a.write(func(c *change) error { return a.keepFrozen(c, r) }); err != nil {
 			return err
 		}
 	}
-	if c.nodes.put == nil {
-		c.nodes.put, c.nodes.current = map[NodeID]*nodeRecord{}, map[crdt.Ino]NodeID{}
-	}
-	for old, ino := range a.rebase.Inodes() {
-		node := v.Node(old)
-		if c.nodes.put[node] != nil && c.nodes.put[node].Frozen != nil {
-			continue
+	made := a.rebase.Inodes()
+	return inPortions(a, slices.Sorted(maps.Keys(made)), func(c *change, old crdt.Ino) error {
+		node, ino := v.Node(old), made[old]
+		if r := c.nodes.put[node]; r != nil && r.Frozen != nil {
+			return nil
 		}
 		r := &nodeRecord{Ino: ino}
 		c.nodes.put[node], c.nodes.current[ino] = r, node
-		if err := putJSON(c.t, c.keys.key('n', uint64(node)), r); err != nil {
+		return putJSON(c.t, c.keys.key('n', uint64(node)), r)
+	})
+}
+
+// inPortions runs fn on each inode, some of them in one transaction.
+func inPortions(a *anew, inos []crdt.Ino, fn func(*change, crdt.Ino) error) error {
+	for part := range slices.Chunk(inos, joinPart) {
+		if err := a.write(func(c *change) error {
+			for _, ino := range part {
+				if err := fn(c, ino); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// write runs fn on the new state.
+func (a *anew) write(fn func(c *change) error) error {
+	return a.v.db.kv.update(func(t txn) error {
+		c := &change{tree: newTree(t, &a.s.keys, a.s.sets.Load()), v: a.v, now: a.v.db.opts.Now(), nodes: a.nodes}
+		err := fn(c)
+		a.past = append(a.past, c.past...)
+		return err
+	})
+}
+
+func (a *anew) keepFrozen(c *change, r *nodeRecord) error {
+	b, err := newTree(c.t, &a.v.keys, a.v.sets.Load()).inline(r.Ino, r.Frozen.ID)
+	if err != nil {
+		return err
+	}
+	if err := c.PutInline(r.Ino, r.Frozen.ID, b); err != nil {
+		return err
+	}
+	return crdt.JoinHistory(c.tree, r.Ino, r.Frozen) // that somebody forgets it one day
 }
 
 // difference is what mounts have to show.

@@ -1,7 +1,10 @@
 package store
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -302,4 +305,142 @@ func TestP8BeginAnewIsAllOrNothing(t *testing.T) {
 	}
 	b = reopen(t, b)
 	same(t, a, b)
+}
+
+// TestP5ReturnWithManyFiles: what was made while away is more than one
+// transaction takes.
+func TestP5ReturnWithManyFiles(t *testing.T) {
+	const files = 14_000
+	clock, vs := cluster(t, 3, longHold)
+	a, b, c := vs[0], vs[1], vs[2]
+	write(t, a, root, "removed", "old")
+	settled(t, clock, vs...)
+	check(t, a.Unlink(Request{}, root, "removed"), nil)
+	for n := range files {
+		_, err := c.Mknod(Request{}, root, fmt.Sprint("f", n), NewNode{Kind: crdt.KindFile, Mode: 0o644})
+		check(t, err, nil)
+	}
+	a1, _, err := c.Lookup(root, "f7")
+	check(t, err, nil)
+	for range 5 {
+		clock.pass(week / 3)
+		settled(t, clock, a, b)
+	}
+	beginAnew(t, a, c)
+	if got := len(list(t, c, root)); got != files {
+		t.Errorf("%d files", got)
+	}
+	if a2, _, err := c.Lookup(root, "f7"); err != nil || a2.Node != a1.Node || a2.Ino == a1.Ino {
+		t.Errorf("node %x, was %x, inode %x: %v", uint64(a2.Node), uint64(a1.Node), uint64(a2.Ino), err)
+	}
+}
+
+// TestP2ReturnToManyChangedFiles: the old versions that a kernel goes on showing
+// are more than one transaction takes.
+func TestP2ReturnToManyChangedFiles(t *testing.T) {
+	const files, size = 60, 60_000
+	clock, vs := cluster(t, 3, longHold)
+	a, b, c := vs[0], vs[1], vs[2]
+	var known []crdt.Ino
+	for n := range files {
+		known = append(known, crdt.Ino(write(t, a, root, fmt.Sprint("f", n), noise(uint64(n), size))))
+	}
+	write(t, a, root, "removed", "old")
+	settled(t, clock, vs...)
+	w := watch(t, c, known...)
+	check(t, a.Unlink(Request{}, root, "removed"), nil)
+	for n := range files {
+		write(t, a, root, fmt.Sprint("f", n), noise(uint64(1000+n), size))
+	}
+	for range 5 {
+		clock.pass(week / 3)
+		settled(t, clock, a, b)
+	}
+	// The last transaction fails: what was there is still read.
+	kv := c.db.kv
+	c.db.kv = &failingCommit{kv: kv, key: replicaKey(c.id)}
+	id := c.Next()
+	a.Know(id, c.db.opts.Dir)
+	if err := c.BeginAnew(context.Background(), &peer{t: t, from: a, to: c}); !errors.Is(err, errCommit) {
+		t.Fatalf("begin anew: %v", err)
+	}
+	c.db.kv = kv
+	if got := read(t, c, root, "f1"); got != noise(1, size) || w.pending != nil {
+		t.Error("after a failure")
+	}
+	beginAnew(t, a, c)
+	for n, ino := range known {
+		if got := readNode(t, c, NodeID(ino)); got != noise(uint64(n), size) {
+			t.Fatalf("the old node reads %d other bytes", len(got))
+		}
+		if got := read(t, c, root, fmt.Sprint("f", n)); got != noise(uint64(1000+n), size) {
+			t.Fatalf("the name reads %d other bytes", len(got))
+		}
+	}
+}
+
+var errCommit = errors.New("no room for the commit")
+
+// failingCommit fails a transaction that has written the other generation's
+// record, when it is committed.
+type failingCommit struct {
+	kv
+	key []byte
+}
+
+func (f *failingCommit) update(fn func(txn) error) error {
+	return f.kv.update(func(t txn) error {
+		w := &watchedTxn{txn: t, key: f.key}
+		if err := fn(w); err != nil {
+			return err
+		}
+		if w.switched {
+			return errCommit
+		}
+		return nil
+	})
+}
+
+type watchedTxn struct {
+	txn
+	key      []byte
+	switched bool
+}
+
+func (w *watchedTxn) set(key, value []byte) error {
+	var r replicaRecord
+	if bytes.Equal(key, w.key) && json.Unmarshal(value, &r) == nil && r.Next == 0 && r.TwoStates {
+		w.switched = true
+	}
+	return w.txn.set(key, value)
+}
+
+// TestP8ClosedDraftOfAFileMadeAgain is published, also when the daemon dies
+// before the kernel releases it.
+func TestP8ClosedDraftOfAFileMadeAgain(t *testing.T) {
+	clock, vs := cluster(t, 3, longHold)
+	a, b, c := vs[0], vs[1], vs[2]
+	write(t, a, root, "removed", "old")
+	write(t, a, root, "kept", "old kept")
+	settled(t, clock, vs...)
+	check(t, a.Unlink(Request{}, root, "removed"), nil)
+	write(t, c, root, "made", "old made")
+	for _, name := range []string{"kept", "made"} {
+		open(t, c, root, name, false).write("NEW", 0).flush()
+	}
+	create(t, c, root, "begun").write("NEW begun", 0).flush()
+	for range 5 {
+		clock.pass(week / 3)
+		settled(t, clock, a, b)
+	}
+	beginAnew(t, a, c)
+	c = reopen(t, c)
+	for _, name := range []string{"kept", "made", "begun"} {
+		if got := read(t, c, root, name); got != "NEW "+name {
+			t.Errorf("%s is %q", name, got)
+		}
+	}
+	if l := lost(t, c); len(l) > 0 {
+		t.Errorf("lost: %q", l)
+	}
 }

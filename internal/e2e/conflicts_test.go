@@ -105,7 +105,7 @@ func TestP5ConflictsOfTwoNodesCutApart(t *testing.T) {
 
 	synapsefs(t, b, "conflicts", "restore", ids["edited"])
 	synapsefs(t, b, "conflicts", "restore", ids["created"], "--to", filepath.Join(b.Mount, "beside", "created"))
-	synapsefs(t, b, "conflicts", "dismiss", ids["dismissed"])
+	synapsefs(t, b, "conflicts", "dismiss", ids["dismissed"], ids["dismissed"]) // named twice
 	until(t, "the other node to hear of it", func() bool { return len(listed(t, a, "conflicts")) == 0 })
 	equal(t, a, b)
 	for name, want := range map[string]string{

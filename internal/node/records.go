@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -168,21 +169,34 @@ func (s *adminServer) DismissConflicts(_ context.Context, r *wire.DismissConflic
 		n, err := at.v.DismissAll(at.path)
 		return &wire.DismissConflictsReply{Dismissed: uint64(n)}, err
 	}
-	for _, id := range r.Ids { // all are known, or none is dismissed
-		if _, _, err := s.n.recordVolume(id); err != nil {
+	// All are known, or none is dismissed.
+	chosen, err := s.n.recordsOf(r.Ids)
+	if err != nil {
+		return nil, err
+	}
+	reply := &wire.DismissConflictsReply{}
+	for v, ids := range chosen {
+		if err := v.Dismiss(ids...); err != nil {
+			return nil, fmt.Errorf("dismiss conflicts of volume %q: %w", v.Name(), err)
+		}
+		reply.Dismissed += uint64(len(ids))
+	}
+	return reply, nil
+}
+
+// recordsOf finds the conflicts, each once, by their volumes.
+func (n *Node) recordsOf(ids []string) (map[*store.Volume][]crdt.VersionID, error) {
+	out := map[*store.Volume][]crdt.VersionID{}
+	for _, id := range ids {
+		v, version, err := n.recordVolume(id)
+		if err != nil {
 			return nil, err
 		}
-	}
-	for _, id := range r.Ids {
-		v, version, err := s.n.recordVolume(id)
-		if err == nil {
-			err = v.Dismiss(version)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("dismiss conflict %s: %w", id, err)
+		if !slices.Contains(out[v], version) {
+			out[v] = append(out[v], version)
 		}
 	}
-	return &wire.DismissConflictsReply{Dismissed: uint64(len(r.Ids))}, nil
+	return out, nil
 }
 
 func (s *adminServer) History(_ context.Context, r *wire.HistoryRequest) (*wire.HistoryReply, error) {
