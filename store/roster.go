@@ -40,6 +40,7 @@ type roster struct {
 	members map[crdt.ReplicaID]*member // the others
 	out     map[crdt.ReplicaID]bool
 	saved   time.Time
+	news    bool // who counts is not as saved
 }
 
 // rosterRecord is a member as it is kept.
@@ -53,7 +54,9 @@ type rosterRecord struct {
 }
 
 // saveEvery is how often the roster is written; what is lost with less is a
-// little stability.
+// little stability. Who counts is kept at once, whatever happens to the machine:
+// who forgets a peer collects without it, and who forgets that one is out takes
+// its changes again.
 const saveEvery = 30 * time.Second
 
 // forgetFactor times the retention after it fell out, a member's record goes.
@@ -77,8 +80,8 @@ func (v *Volume) loadRoster(t txn) error {
 		}
 		m.Replica = crdt.ReplicaID(v.keys.tail(key, 0))
 		m.Node, m.At, m.Committed, m.Out = rec.Node, rec.At, rec.Committed, rec.Out
-		last = max(last, rec.Heard)
 		if m.Replica == v.replica {
+			last = rec.Heard
 			r.self = m.Member
 			for _, id := range m.Out {
 				r.out[id] = true
@@ -91,8 +94,8 @@ func (v *Volume) loadRoster(t txn) error {
 	}); err != nil {
 		return err
 	}
-	for _, m := range r.members {
-		m.heard = m.heard.Add(max(now.Sub(time.Unix(0, last)), 0))
+	for _, m := range r.members { // whatever the clock shows by now
+		m.heard = m.heard.Add(now.Sub(time.Unix(0, last)))
 	}
 	return nil
 }
@@ -113,14 +116,18 @@ func (v *Volume) saveRosterLocked() error {
 			return err
 		}
 		for _, m := range r.members {
-			if err := put(t, &m.Member, m.heard); err != nil {
+			// As long ago by the clock as it was, which may have been set since.
+			if err := put(t, &m.Member, now.Add(-now.Sub(m.heard))); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+	if err == nil && r.news {
+		err = v.db.kv.sync()
+	}
 	if err == nil {
-		r.saved = now
+		r.saved, r.news = now, false
 	}
 	return err
 }
@@ -156,7 +163,7 @@ func (v *Volume) speakLocked() error {
 		r.self.Acked, r.self.Committed = v.vector.Clone(), v.seq
 		r.self.Out = slices.Sorted(maps.Keys(r.out))
 	}
-	if now.Sub(r.saved) < saveEvery && !r.saved.IsZero() {
+	if now.Sub(r.saved) < saveEvery && !r.saved.IsZero() && !r.news {
 		return nil
 	}
 	return v.saveRosterLocked()
@@ -202,8 +209,12 @@ func (v *Volume) openInodes() map[crdt.Ino]bool {
 }
 
 // expireLocked puts out whoever was not heard of for the retention, for ever:
-// what others may collect on the strength of it cannot be taken back.
+// what others may collect on the strength of it cannot be taken back. One that is
+// not ready yet puts nobody out: it has nothing without them.
 func (v *Volume) expireLocked(now time.Time) {
+	if !v.ready.Load() {
+		return
+	}
 	for id, m := range v.roster.members {
 		if v.roster.out[id] {
 			continue
@@ -211,7 +222,7 @@ func (v *Volume) expireLocked(now time.Time) {
 		if silent := now.Sub(m.heard); silent > v.db.opts.ReplicaRetention {
 			v.db.opts.Log.Warn("replica is out: it must take a snapshot when it comes back",
 				"volume", v.name, "replica", id, "node", m.Node, "silent", silent)
-			v.roster.out[id] = true
+			v.roster.out[id], v.roster.news = true, true
 		}
 	}
 }
@@ -235,7 +246,7 @@ func (v *Volume) Hear(members []Member) {
 		m := r.members[in.Replica]
 		if m == nil {
 			m = &member{Member: Member{Replica: in.Replica, Node: in.Node}, heard: now}
-			r.members[in.Replica] = m
+			r.members[in.Replica], r.news = m, true
 		}
 		if in.At <= m.At {
 			continue
@@ -243,9 +254,14 @@ func (v *Volume) Hear(members []Member) {
 		m.Member, m.heard = in, now
 		v.noteEffectiveLocked(m)
 		for _, id := range in.Out {
-			if id != v.replica {
-				r.out[id] = true
+			if id != v.replica && !r.out[id] {
+				r.out[id], r.news = true, true
 			}
+		}
+	}
+	if r.news {
+		if err := v.saveRosterLocked(); err != nil {
+			v.db.opts.Log.Error("keep roster", "volume", v.name, "err", err)
 		}
 	}
 }
@@ -267,7 +283,7 @@ func (v *Volume) Forget(node string) (n int, err error) {
 	defer v.mu.Unlock()
 	for id, m := range v.roster.members {
 		if m.Node == node && !v.roster.out[id] {
-			v.roster.out[id] = true
+			v.roster.out[id], v.roster.news = true, true
 			n++
 		}
 	}
