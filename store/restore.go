@@ -216,12 +216,12 @@ func (v *Volume) RestoreVersion(path string, id crdt.VersionID, to string) error
 		if all[n].Current {
 			return nil
 		}
-		if shown.Kind != crdt.KindFile || all[n].Version == nil {
-			return fmt.Errorf("restore %q: %w: name another path for it", path, crdt.ErrExist)
-		}
 		over, err := c.Inode(shown.Ino)
 		if err != nil {
 			return err
+		}
+		if shown.Kind != crdt.KindFile || all[n].Version == nil || over.Unpublished() {
+			return fmt.Errorf("restore %q: %w: name another path for it", path, crdt.ErrExist)
 		}
 		return c.rewrite(over, shown.Link, i, all[n].Version)
 	})
