@@ -156,6 +156,7 @@ func (v *Volume) collect() error {
 		return nil
 	}
 	keep := v.openInodes()
+	v.frozenInodes(keep)
 	var plan planned
 	var moves bool
 	if err := v.read(func(t *tree) (err error) {
