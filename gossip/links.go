@@ -131,7 +131,7 @@ func (m Holdings) receive(p *Protocol, from *peerState) {
 		}
 		p.compare(v, from, h, n.Vector)
 		if e := n.Vector[v.self]; e.Seq > 0 && e.Seq < v.applied[v.self].Seq {
-			p.do(Verify{v.id, from.name, e})
+			p.do(Verify{v.id, from.name, v.self, e})
 		}
 		if v.excludes(h) && len(n.Vector) > 0 {
 			p.report(from.name, v.id, fmt.Errorf("its replica %v: %w", h.self, store.ErrBehind))
@@ -163,6 +163,10 @@ func (h *holding) saw(vector crdt.Vector) {
 func (p *Protocol) compare(v *replica, from *peerState, h *holding, theirs crdt.Vector) {
 	switch e := theirs[v.self]; {
 	case e.Seq <= v.applied[v.self].Seq:
+		if !h.doubt.IsZero() && e.Seq < v.applied[v.self].Seq {
+			// More came meanwhile: were they those that the peer has?
+			p.do(Verify{v.id, from.name, v.self, e})
+		}
 		h.doubt = time.Time{}
 	case h.doubt.IsZero():
 		h.doubt = p.now

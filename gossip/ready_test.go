@@ -307,6 +307,9 @@ func TestP6WhoIsBehindBeginsAnew(t *testing.T) {
 	if !slices.Contains(got, Effect(TakeSnapshot{Volume: testVolume, Peer: "b"})) {
 		t.Errorf("effects are %q", effectNames(got))
 	}
+	// But one whose id is out can never join with that.
+	s = newScript(t, false, at(), "b")
+	beginsAnew(t, s.get("b", exclude(holds(true, at(3, 9)), store.Collected{Out: map[crdt.ReplicaID]crdt.Seq{1: 9}})), "b")
 	// It is out, or has ops of one that is.
 	for _, out := range []map[crdt.ReplicaID]crdt.Seq{{1: 9}, {2: 4}} {
 		s = newScript(t, true, at(3, 5), "b")
@@ -321,4 +324,21 @@ func TestP6WhoIsBehindBeginsAnew(t *testing.T) {
 			t.Errorf("collected %d of its own against 5: begins anew %v", mine, anew)
 		}
 	}
+}
+
+// TestP8DoubtsAreLookedInto: who has fewer ops than a peer has of it, and soon
+// more, asks whether they are the same; and what is found of an id that it no
+// longer has says nothing.
+func TestP8DoubtsAreLookedInto(t *testing.T) {
+	s := newScript(t, true, at(1), "b")
+	s.get("b", holds(true, at(3)))
+	s.do(LocalBatch{testVolume, &Batch{Origin: 1, First: 2, Last: 4}})
+	got := s.get("b", Digest{testVolume, at(3)})
+	if !slices.ContainsFunc(got, func(e Effect) bool { v, ok := e.(Verify); return ok && v.Replica == 1 && v.Entry.Seq == 3 }) {
+		t.Errorf("effects are %q", effectNames(got))
+	}
+	if got := s.do(Verified{Volume: testVolume, Peer: "b", Replica: 9, Forked: true}); slices.Contains(effectNames(got), "TakeSnapshot") {
+		t.Errorf("effects are %q", effectNames(got))
+	}
+	beginsAnew(t, s.do(Verified{Volume: testVolume, Peer: "b", Replica: 1, Forked: true}), "b")
 }

@@ -18,9 +18,10 @@ type (
 	}
 	// Verified is the result of Verify.
 	Verified struct {
-		Volume store.VolumeID
-		Peer   string
-		Forked bool // the peer has other ops of this replica than were made here
+		Volume  store.VolumeID
+		Peer    string
+		Replica crdt.ReplicaID // that this one was when it was asked for
+		Forked  bool           // the peer has other ops of this replica than were made here
 	}
 
 	// Hear gives the store what a peer said of the replicas.
@@ -30,9 +31,10 @@ type (
 	}
 	// Verify compares what a peer has of this replica's ops with the journal.
 	Verify struct {
-		Volume store.VolumeID
-		Peer   string
-		Entry  crdt.VectorEntry
+		Volume  store.VolumeID
+		Peer    string
+		Replica crdt.ReplicaID
+		Entry   crdt.VectorEntry
 	}
 
 	// Roster says which replicas of a volume there are.
@@ -91,7 +93,9 @@ func (p *Protocol) anew(v *replica) (needed bool) {
 			v.later(v.retryAfter)
 		} else if len(v.merging) == 0 { // else when they are done
 			v.staging = true
-			p.do(TakeSnapshot{Volume: v.id, Peer: ps.name, Anew: len(v.applied) > 0})
+			// An empty one may join with the id it has, unless that is out.
+			_, out := h.collected.Out[v.self]
+			p.do(TakeSnapshot{Volume: v.id, Peer: ps.name, Anew: out || len(v.applied) > 0})
 		}
 	})
 	return needed
@@ -156,7 +160,7 @@ func (m Roster) receive(p *Protocol, from *peerState) {
 
 func (e Verified) step(p *Protocol) {
 	v, ps := p.replicas[e.Volume], p.peers[e.Peer]
-	if v == nil || ps == nil || ps.holds[e.Volume] == nil || !e.Forked {
+	if v == nil || ps == nil || ps.holds[e.Volume] == nil || !e.Forked || e.Replica != v.self {
 		return
 	}
 	p.forked(v, ps, ps.holds[e.Volume], "other ops")
@@ -204,12 +208,12 @@ func (c *Cluster) speak(hv *heldVolume) {
 }
 
 func (c *Cluster) verify(hv *heldVolume, e Verify) {
-	forked, err := hv.v.Forked(e.Entry.Seq, func(hash [32]byte) bool { return sameHash(hash, e.Entry.Hash) })
+	forked, err := hv.v.Forked(e.Replica, e.Entry.Seq, func(hash [32]byte) bool { return sameHash(hash, e.Entry.Hash) })
 	if err != nil {
 		hv.log.Error("compare journals", "err", err)
 		return
 	}
-	c.stepFor(hv, Verified{hv.v.ID(), e.Peer, forked})
+	c.stepFor(hv, Verified{hv.v.ID(), e.Peer, e.Replica, forked})
 }
 
 // Forget says that a node will not come back: none of its replicas counts any

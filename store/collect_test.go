@@ -272,3 +272,35 @@ func TestP6SnapshotBeforeAndAfterACollection(t *testing.T) {
 	exchange(t, all...)
 	same(t, all...)
 }
+
+// A reader has one file open.
+type reader struct {
+	recorder
+	node NodeID
+}
+
+func (r *reader) Knows(id NodeID) bool { return id == r.node }
+
+// TestP2WhatAReaderHasOpenOutlivesItsRemoval: the bytes that a kernel has open
+// are neither pruned nor collected.
+func TestP2WhatAReaderHasOpenOutlivesItsRemoval(t *testing.T) {
+	clock, vs := cluster(t, 2, Options{})
+	a, b := vs[0], vs[1]
+	write(t, a, root, "f", "text")
+	settled(t, clock, a, b)
+	at, _, err := b.Lookup(root, "f")
+	check(t, err, nil)
+	b.AddViewer(1, &reader{node: at.Node})
+	check(t, a.Unlink(Request{}, root, "f"), nil)
+	for range 4 {
+		settled(t, clock, a, b)
+		clock.pass(week / 2)
+	}
+	if got := readNode(t, b, at.Node); got != "text" {
+		t.Errorf("an open file reads %q", got)
+	}
+	b.LetGo(at.Node) // known still
+	if got := readNode(t, b, at.Node); got != "text" {
+		t.Errorf("an open file reads %q", got)
+	}
+}

@@ -351,3 +351,20 @@ func TestP13ManyVersionsOfOneFile(t *testing.T) {
 		t.Errorf("%d versions are kept", got)
 	}
 }
+
+// TestP4RestoreOverWhatIsNotPublished: no op names a file that nobody else
+// knows, since it is open still.
+func TestP4RestoreOverWhatIsNotPublished(t *testing.T) {
+	v := testVolume(t, NewVolumeID())
+	write(t, v, root, "f", "old")
+	check(t, v.Unlink(Request{}, root, "f"), nil)
+	w := create(t, v, root, "f").write("new", 0)
+	past, err := v.History("f")
+	check(t, err, nil)
+	check(t, v.RestoreVersion("f", past[0].ID, ""), crdt.ErrExist)
+	w.close()
+	check(t, v.RestoreVersion("f", past[0].ID, ""), nil)
+	if got := read(t, v, root, "f"); got != "old" {
+		t.Errorf("f: %q", got)
+	}
+}

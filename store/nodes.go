@@ -35,17 +35,24 @@ func (c *change) switchNode(ino crdt.Ino, told *Changes) error {
 		return nil
 	}
 	old, was := &nodeRecord{Ino: ino, Frozen: before}, c.v.Node(ino)
-	next := NodeID(c.v.db.randomID()) | switchedNode
+	next := c.v.freshNode()
 	if c.nodes.put == nil {
 		c.nodes.put, c.nodes.current = map[NodeID]*nodeRecord{}, map[crdt.Ino]NodeID{}
 	}
-	c.nodes.put[was], c.nodes.put[next] = old, &nodeRecord{Ino: ino}
 	c.nodes.current[ino] = next
-	if err := putJSON(c.t, c.keys.key('n', uint64(was)), old); err != nil {
+	if err := c.putNode(was, old); err != nil {
 		return err
 	}
-	return putJSON(c.t, c.keys.key('n', uint64(next)), c.nodes.put[next])
+	return c.putNode(next, &nodeRecord{Ino: ino})
 }
+
+func (c *change) putNode(id NodeID, r *nodeRecord) error {
+	c.nodes.put[id] = r
+	return putJSON(c.t, c.keys.key('n', uint64(id)), r)
+}
+
+// freshNode is a node id that is no inode number.
+func (v *Volume) freshNode() NodeID { return NodeID(v.db.randomID()) | switchedNode }
 
 // frozen reports whether some node shows an old version.
 func (v *Volume) frozen(ino crdt.Ino, id crdt.VersionID) bool {
@@ -57,6 +64,17 @@ func (v *Volume) frozen(ino crdt.Ino, id crdt.VersionID) bool {
 		}
 	}
 	return false
+}
+
+// frozenInodes adds the inodes of which some node shows an old version.
+func (v *Volume) frozenInodes(to map[crdt.Ino]bool) {
+	v.nodesMu.RLock()
+	defer v.nodesMu.RUnlock()
+	for _, r := range v.nodes {
+		if r.Frozen != nil {
+			to[r.Ino] = true
+		}
+	}
 }
 
 // applyNodes takes over the tables when the transaction is committed.

@@ -348,6 +348,9 @@ func (c *change) pruneInode(ino crdt.Ino, job *pruneJob) (done bool, err error) 
 		return done, err
 	}
 	for _, id := range i.Spent() {
+		if c.v.frozen(ino, id) {
+			continue // until it is let go
+		}
 		if err := c.t.del(c.keys.version('c', ino, id)); err != nil {
 			return false, err
 		}

@@ -10,11 +10,10 @@ import (
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
-// Forked reports whether the own op numbered seq is another one than a peer
-// has, whose hash of the batch that ends there same knows. What the journal no
+// Forked reports whether the op numbered seq of this replica, as which it may
+// have been known until it began anew, is another one than a peer has, whose hash of the batch that ends there same knows. What the journal no
 // longer has is taken to be the same.
-func (v *Volume) Forked(seq crdt.Seq, same func(hash [32]byte) bool) (forked bool, err error) {
-	self := v.Replica()
+func (v *Volume) Forked(self crdt.ReplicaID, seq crdt.Seq, same func(hash [32]byte) bool) (forked bool, err error) {
 	err = v.db.kv.view(func(t txn) error {
 		return v.eachBatch(t, self, func(b *Batch) (bool, error) {
 			switch {
@@ -234,7 +233,7 @@ func (a *anew) makeAgain(locked bool) error {
 func (a *anew) unsentLocked() (out []unsent, err error) {
 	v, theirs := a.v, a.s.vector
 	err = v.db.kv.view(func(t txn) error {
-		own, err := v.known(t, theirs[v.replica])
+		own, err := a.known(t, theirs[v.replica])
 		if err != nil {
 			return err
 		}
@@ -270,11 +269,13 @@ func (a *anew) unsentLocked() (out []unsent, err error) {
 }
 
 // known is up to which own op peers have the same: the snapshot's, if it is one
-// of this journal, or what some peer was known to have.
-func (v *Volume) known(t txn, theirs crdt.VectorEntry) (most crdt.Seq, err error) {
+// of this journal, or what some peer was known to have. One that is out where the
+// snapshot comes from begins anew too, and does not bring it.
+func (a *anew) known(t txn, theirs crdt.VectorEntry) (most crdt.Seq, err error) {
+	v := a.v
 	ends := map[crdt.Seq][32]byte{theirs.Seq: theirs.Hash}
-	for _, m := range v.roster.members {
-		if e := m.Acked[v.replica]; e.Seq > 0 {
+	for id, m := range v.roster.members {
+		if e := m.Acked[v.replica]; e.Seq > 0 && !a.s.roster.out[id] {
 			ends[e.Seq] = e.Hash
 		}
 	}
@@ -430,9 +431,14 @@ func (a *anew) carryNodes(told *Changes) error {
 		if r := c.nodes.put[node]; r != nil && r.Frozen != nil {
 			return nil
 		}
-		r := &nodeRecord{Ino: ino}
-		c.nodes.put[node], c.nodes.current[ino] = r, node
-		return putJSON(c.t, c.keys.key('n', uint64(node)), r)
+		c.nodes.current[ino] = node
+		if err := c.putNode(node, &nodeRecord{Ino: ino}); err != nil {
+			return err
+		}
+		// The old number is that of another file, should its op still come, from
+		// a peer that has it.
+		c.nodes.current[old] = v.freshNode()
+		return c.putNode(c.nodes.current[old], &nodeRecord{Ino: old})
 	})
 }
 

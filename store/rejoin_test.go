@@ -227,7 +227,7 @@ func TestP8RestoredWithOwnWork(t *testing.T) {
 			}
 			check(t, b.sealNow(), nil)
 			e := a.Vector()[old]
-			forked, err := b.Forked(e.Seq, func(h [32]byte) bool { return h == e.Hash })
+			forked, err := b.Forked(old, e.Seq, func(h [32]byte) bool { return h == e.Hash })
 			check(t, err, nil)
 			if more := b.Vector()[old].Seq < e.Seq; !more && !forked {
 				t.Fatal("that the peer has other ops is not noticed")
@@ -443,4 +443,51 @@ func TestP8ClosedDraftOfAFileMadeAgain(t *testing.T) {
 	if l := lost(t, c); len(l) > 0 {
 		t.Errorf("lost: %q", l)
 	}
+}
+
+// TestP4OpsOfBeforeComeAfterAll: what a replica had made again when it began
+// anew comes under the old id too, from a peer that had it: both are there, and
+// each is shown as itself.
+func TestP4OpsOfBeforeComeAfterAll(t *testing.T) {
+	clock, vs := cluster(t, 3, Options{})
+	a, b, c := vs[0], vs[1], vs[2]
+	write(t, a, root, "common", "text")
+	settled(t, clock, a, b, c)
+	d := mkdir(t, c, root, "dir")
+	write(t, c, d, "f", "text")
+	exchange(t, b, c)
+	c.mu.Lock()
+	c.roster.members = map[crdt.ReplicaID]*member{} // as if b had not said so
+	c.mu.Unlock()
+	beginAnew(t, a, c)
+	exchange(t, a, b, c)
+	exchange(t, a, b, c)
+	same(t, a, b, c)
+	write(t, c, d, "g", "more")
+	exchange(t, a, b, c)
+	same(t, a, b, c)
+}
+
+// TestP8WorkOfAllThatBeginAnew: what only replicas had that begin anew, each
+// from the same, is made again, whatever they were known to have.
+func TestP8WorkOfAllThatBeginAnew(t *testing.T) {
+	clock, vs := cluster(t, 3, Options{})
+	a, b, c := vs[0], vs[1], vs[2]
+	write(t, a, root, "f", "text")
+	settled(t, clock, a, b, c)
+	write(t, b, root, "new", "text")
+	exchange(t, b, c)
+	talk(t, b, c)
+	for range 4 {
+		clock.pass(week / 2)
+		talk(t, b, c)
+	}
+	talk(t, a) // puts the others out
+	beginAnew(t, a, b)
+	beginAnew(t, a, c)
+	exchange(t, a, b, c)
+	if got := read(t, a, root, "new"); got != "text" {
+		t.Errorf("new: %q", got)
+	}
+	same(t, a, b, c)
 }

@@ -246,6 +246,9 @@ func (v *Volume) RestoreVersion(path string, id crdt.VersionID, to string) error
 		if err != nil {
 			return err
 		}
+		if shown.Kind != crdt.KindFile || all[n].Version == nil || over.Unpublished() {
+			return fmt.Errorf("restore %q: %w: name another path for it", path, crdt.ErrExist)
+		}
 		return c.rewrite(over, shown.Link, i, all[n].Version)
 	})
 }

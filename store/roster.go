@@ -40,6 +40,7 @@ type roster struct {
 	members map[crdt.ReplicaID]*member // the others
 	out     map[crdt.ReplicaID]bool
 	saved   time.Time
+	news    bool // who counts is not as saved
 }
 
 // rosterRecord is a member as it is kept.
@@ -53,7 +54,9 @@ type rosterRecord struct {
 }
 
 // saveEvery is how often the roster is written; what is lost with less is a
-// little stability.
+// little stability. Who counts is kept at once, whatever happens to the machine:
+// who forgets a peer collects without it, and who forgets that one is out takes
+// its changes again.
 const saveEvery = 30 * time.Second
 
 // forgetFactor times the retention after it was last heard of, a member that is
@@ -78,8 +81,8 @@ func (v *Volume) loadRoster(t txn) error {
 		}
 		m.Replica = crdt.ReplicaID(v.keys.tail(key, 0))
 		m.Node, m.At, m.Committed, m.Out = rec.Node, rec.At, rec.Committed, rec.Out
-		last = max(last, rec.Heard)
 		if m.Replica == v.replica {
+			last = rec.Heard
 			r.self = m.Member
 			for _, id := range m.Out {
 				r.out[id] = true
@@ -120,7 +123,8 @@ func (v *Volume) saveRosterLocked() error {
 			for ; len(all) > 0 && c.n < saveBytes; all = all[1:] {
 				m := all[0]
 				if err := putJSON(c, v.keys.key('y', uint64(m.Replica)), rosterRecord{
-					Node: m.Node, At: m.At, Heard: m.heard.UnixNano(), Acked: crdt.AppendVector(nil, m.Acked),
+					Node: m.Node, At: m.At, Heard: now.Add(-now.Sub(m.heard)).UnixNano(), // by the clock as it is now
+					Acked:     crdt.AppendVector(nil, m.Acked),
 					Committed: m.Committed, Out: m.Out,
 				}); err != nil {
 					return err
@@ -134,7 +138,12 @@ func (v *Volume) saveRosterLocked() error {
 	if err := v.dropForgotten(); err != nil {
 		return err
 	}
-	r.saved = now
+	if r.news {
+		if err := v.db.kv.sync(); err != nil {
+			return err
+		}
+	}
+	r.saved, r.news = now, false
 	return nil
 }
 
@@ -198,7 +207,7 @@ func (v *Volume) speakLocked() error {
 		r.self.Acked, r.self.Committed = v.vector.Clone(), v.seq
 		r.self.Out = slices.Sorted(maps.Keys(r.out))
 	}
-	if now.Sub(r.saved) < saveEvery && !r.saved.IsZero() {
+	if now.Sub(r.saved) < saveEvery && !r.saved.IsZero() && !r.news {
 		return nil
 	}
 	return v.saveRosterLocked()
@@ -245,8 +254,12 @@ func (v *Volume) openInodes() map[crdt.Ino]bool {
 
 // expireLocked puts out whoever was not heard of for the retention, for ever:
 // what others may collect on the strength of it cannot be taken back. Of who
-// has been out for long just that stays.
+// has been out for long just that stays. One that is
+// not ready yet puts nobody out: it has nothing without them.
 func (v *Volume) expireLocked(now time.Time) {
+	if !v.ready.Load() {
+		return
+	}
 	for id, m := range v.roster.members {
 		if v.roster.out[id] {
 			if now.Sub(m.heard) > forgetFactor*v.db.opts.ReplicaRetention {
@@ -257,7 +270,7 @@ func (v *Volume) expireLocked(now time.Time) {
 		if silent := now.Sub(m.heard); silent > v.db.opts.ReplicaRetention {
 			v.db.opts.Log.Warn("replica is out: it must take a snapshot when it comes back",
 				"volume", v.name, "replica", id, "node", m.Node, "silent", silent)
-			v.roster.out[id] = true
+			v.roster.out[id], v.roster.news = true, true
 		}
 	}
 }
@@ -281,7 +294,7 @@ func (v *Volume) Hear(members []Member) {
 		m := r.members[in.Replica]
 		if m == nil {
 			m = &member{Member: Member{Replica: in.Replica, Node: in.Node}, heard: now}
-			r.members[in.Replica] = m
+			r.members[in.Replica], r.news = m, true
 		}
 		if in.At <= m.At {
 			continue
@@ -289,9 +302,14 @@ func (v *Volume) Hear(members []Member) {
 		m.Member, m.heard = in, now
 		v.noteEffectiveLocked(m)
 		for _, id := range in.Out {
-			if id != v.replica {
-				r.out[id] = true
+			if id != v.replica && !r.out[id] {
+				r.out[id], r.news = true, true
 			}
+		}
+	}
+	if r.news {
+		if err := v.saveRosterLocked(); err != nil {
+			v.db.opts.Log.Error("keep roster", "volume", v.name, "err", err)
 		}
 	}
 }
@@ -313,7 +331,7 @@ func (v *Volume) Forget(node string) (n int, err error) {
 	defer v.mu.Unlock()
 	for id, m := range v.roster.members {
 		if m.Node == node && !v.roster.out[id] {
-			v.roster.out[id] = true
+			v.roster.out[id], v.roster.news = true, true
 			n++
 		}
 	}

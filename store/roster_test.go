@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -185,4 +186,47 @@ func TestP13JournalIsBounded(t *testing.T) {
 	write(t, a, root, "last", fmt.Sprint(was))
 	give(t, a, b) // the tail is there
 	same(t, a, b)
+}
+
+// TestP6WhoCountsOutlivesAKill: a replica that is killed forgets neither who
+// counts nor who is out, and takes a clock that was set for nobody's silence.
+func TestP6WhoCountsOutlivesAKill(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	m := NewMemory()
+	open := func() *Volume {
+		db := openWith(t, Options{Memory: m, Now: func() time.Time { now = now.Add(1); return now }})
+		if v := db.Volume(VolumeID{1}); v != nil {
+			return v
+		}
+		return must(db.CreateReplica(VolumeID{1}, "test", true))
+	}
+	v := open()
+	must(v.Speak("self"))
+	v.Hear([]Member{{Replica: 70000, Node: "counts"}, {Replica: 80000, Node: "out"}})
+	must(v.Forget("out"))
+	for _, set := range []time.Duration{0, 100 * week, -200 * week} {
+		m = m.AfterPowerLoss("boot")
+		now = now.Add(set)
+		v = open()
+		must(v.Speak("self"))
+		got := v.Roster()
+		got = slices.DeleteFunc(got, func(e RosterEntry) bool { return e.Replica != 70000 && e.Replica != 80000 })
+		if len(got) != 2 || got[0].Out || !got[1].Out {
+			t.Errorf("clock set by %v: %+v", set, got)
+		}
+	}
+}
+
+// TestP11WhoIsNotReadyPutsNobodyOut: or the only one that has all must take the
+// state of one that has nothing.
+func TestP11WhoIsNotReadyPutsNobodyOut(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	db := openWith(t, Options{Now: func() time.Time { now = now.Add(1); return now }})
+	v := must(db.CreateReplica(NewVolumeID(), "test", false))
+	v.Hear([]Member{{Replica: 70000, Node: "ready"}})
+	now = now.Add(2 * week)
+	must(v.Speak("self"))
+	if got := v.Roster(); len(got) != 1 || got[0].Out {
+		t.Errorf("roster: %+v", got)
+	}
 }

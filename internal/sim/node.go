@@ -1,9 +1,6 @@
 package sim
 
 import (
-	"bytes"
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -34,6 +31,13 @@ type node struct {
 	wake  time.Time // of the protocol, as it is scheduled
 	merge time.Duration
 
+	arrived []*gossip.Batch // to be merged
+	limits  store.Limits
+	ids     map[crdt.ReplicaID]bool // under which it ever worked
+	backup  *backup
+	anewAt  []time.Duration // when it began anew
+	doubt   bool            // restored, and does not know yet that others know more of it
+
 	fuse  int  // writes until it is killed, 0 if it is not to be
 	after bool // killed after that write, else before
 	power bool // with its machine
@@ -59,7 +63,8 @@ func (kernel) Prepare(c *store.Changes) (switched []crdt.Ino) {
 }
 
 func (kernel) Committed(*store.Changes) {}
-func (kernel) Aborted(*store.Changes)   {}
+
+func (kernel) Aborted(*store.Changes) {}
 
 // Shows says no: what is merged is shown at once.
 func (kernel) Shows(crdt.Ino) bool { return false }
@@ -100,6 +105,7 @@ func (n *node) start() {
 		db, err := store.Open(store.Options{
 			Dir: n.dir, Memory: disk, Random: n.source(), Now: n.clock, Scheduler: background{n, n.life},
 			InlineLimit: inlineLimit, ReserveBytes: 1, Log: n.log(),
+			ReplicaRetention: n.w.retention, JournalLimit: n.w.journalLimit,
 		})
 		if err != nil {
 			n.w.fail("%s: open: %w", n.name, err)
@@ -115,7 +121,10 @@ func (n *node) start() {
 				n.w.fail("%s: sync: %w", n.name, err)
 			}
 		}
-		n.db, n.vol, n.up, n.merge = db, v, true, n.w.now
+		n.db, n.vol, n.up, n.merge, n.arrived = db, v, true, n.w.now, nil
+		n.ids[v.Replica()] = true
+		v.SetLimits(n.limits)
+		n.harvest()
 		n.checkRestart()
 		if n.mounted {
 			v.AddViewer(mount, kernel{})
@@ -126,7 +135,8 @@ func (n *node) start() {
 			n.step(gossip.LocalBatch{Volume: b.Volume, Batch: batchOf(b, nil)})
 		})
 		n.proto, n.wake = gossip.NewProtocol(gossip.Limits{SnapshotOver: 3, PullBytes: 4000}), time.Time{}
-		n.step(gossip.VolumeOpened{Holding: gossip.Holding{Volume: v.ID(), Replica: v.Replica(), Ready: v.Ready(), Vector: v.Vector()}})
+		n.step(gossip.VolumeOpened{Holding: gossip.Holding{Volume: v.ID(), Replica: v.Replica(), Ready: v.Ready(), Vector: v.Vector(), Collected: v.Collected()}})
+		n.later(n.w.between(0, time.Millisecond), n.speakLoop)
 	})
 	if n.up {
 		n.w.note("%s is up as %v", n.name, n.vol.Replica())
@@ -224,228 +234,4 @@ func (n *node) later(d time.Duration, fn func()) {
 			n.guard(fn)
 		}
 	})
-}
-
-// step gives the protocol an event and does what it wants.
-func (n *node) step(e gossip.Event) {
-	if !n.up || n.proto == nil {
-		return
-	}
-	for _, effect := range n.proto.Step(n.steady(), e) {
-		n.perform(effect)
-	}
-	if w := n.proto.Wake(); !w.IsZero() && !w.Equal(n.wake) {
-		n.wake = w
-		n.later(w.Sub(n.steady()), func() {
-			if n.wake.Equal(w) {
-				n.wake = time.Time{}
-				n.step(gossip.Tick{})
-			}
-		})
-	}
-}
-
-func (n *node) perform(effect gossip.Effect) {
-	switch e := effect.(type) {
-	case gossip.Send:
-		if to := n.w.find(e.Peer); to != nil {
-			n.w.wires[[2]int{n.index, to.index}].send(e.Message)
-		}
-	case gossip.Report:
-		n.report(e)
-	case gossip.Merge:
-		n.inOrder(func() { n.mergeBatch(e.Batch) })
-	case gossip.BecomeReady:
-		n.inOrder(func() { n.step(gossip.ReadySaved{Volume: n.w.volume, Err: n.vol.SetReady()}) })
-	case gossip.TakeSnapshot:
-		n.inOrder(func() { n.takeSnapshot(e.Peer) })
-	case gossip.FetchContent:
-		n.later(n.w.between(0, 20*time.Millisecond), func() {
-			n.step(gossip.ContentArrived{Volume: e.Volume, Hash: e.Hash, Err: n.fetchAny(e.Peers, e.Hash)})
-		})
-	case gossip.Serve:
-		n.later(n.w.between(0, time.Millisecond), func() { n.serve(e) })
-	}
-}
-
-// inOrder does what the protocol wants done in order.
-func (n *node) inOrder(fn func()) {
-	n.merge = max(n.merge, n.w.now+n.w.between(0, time.Millisecond))
-	n.later(n.merge-n.w.now, fn)
-}
-
-func (w *world) find(name string) *node {
-	for _, n := range w.nodes {
-		if n.name == name {
-			return n
-		}
-	}
-	return nil
-}
-
-// report takes what people should know: much of it should not be.
-func (n *node) report(e gossip.Report) {
-	n.w.note("%s reports: %v", n.name, e.Err)
-	for _, bad := range []error{store.ErrBadBatch, store.ErrDamaged, crdt.ErrMalformed, gossip.ErrTwoReplicas} {
-		if errors.Is(e.Err, bad) {
-			n.w.fail("%s: %w", n.name, e.Err)
-		}
-	}
-}
-
-// batchOf is what the protocol knows of a batch.
-func batchOf(b *store.Batch, wants []crdt.Hash) *gossip.Batch {
-	size := 256
-	for _, op := range b.Ops {
-		size += len(op)
-	}
-	return &gossip.Batch{
-		Origin: b.Origin, First: b.First, Last: b.Last, Deps: b.Deps, Hash: b.Digest(), Wants: wants, Size: size, Body: b,
-	}
-}
-
-// receive takes a message off a wire.
-func (n *node) receive(from *node, m gossip.Message) {
-	if !n.up {
-		return
-	}
-	n.guard(func() {
-		if p, ok := m.(gossip.Push); ok {
-			n.w.ops.add(n.w, p.Batch.Body)
-			wants, err := n.vol.Wants(p.Batch.Body)
-			if err != nil {
-				n.w.fail("%s: wants of batch %v:%d: %w", n.name, p.Batch.Origin, p.Batch.First, err)
-			}
-			b := *p.Batch
-			b.Wants = wants
-			m = gossip.Push{Volume: p.Volume, Batch: &b}
-		}
-		n.step(gossip.Received{Peer: from.name, Message: m})
-	})
-}
-
-func (n *node) mergeBatch(b *gossip.Batch) {
-	e := gossip.Merged{Volume: n.w.volume, Batch: b, Err: n.vol.Merge(b.Body)}
-	if errors.Is(e.Err, store.ErrNoContent) {
-		var err error
-		if e.Wants, err = n.vol.Wants(b.Body); err != nil {
-			e.Err = err
-		}
-	}
-	e.Vector = n.vol.Vector()
-	n.w.note("%s merges %v:%d-%d: %v", n.name, b.Origin, b.First, b.Last, e.Err)
-	n.w.ops.checkCausal(n)
-	n.step(e)
-}
-
-func (n *node) serve(e gossip.Serve) {
-	out := gossip.Served{Peer: e.Peer, Volume: e.Volume}
-	var bodies []*store.Batch
-	bodies, out.More, out.Err = n.vol.Batches(e.Since, e.MaxBytes)
-	for _, b := range bodies {
-		out.Batches = append(out.Batches, batchOf(b, nil))
-	}
-	n.step(out)
-}
-
-var errUnreachable = errors.New("not reachable")
-
-func (n *node) takeSnapshot(peer string) {
-	err := n.joinSnapshot(peer)
-	n.w.note("%s takes a snapshot of %s: %v", n.name, peer, err)
-	if err != nil && !errors.Is(err, errUnreachable) && !errors.Is(err, gossip.ErrAbsent) {
-		n.w.fail("%s: snapshot: %w", n.name, err)
-	}
-	n.w.ops.checkCausal(n)
-	n.step(gossip.SnapshotTaken{Volume: n.w.volume, Peer: peer, Vector: n.vol.Vector(), Err: err})
-}
-
-func (n *node) joinSnapshot(peer string) error {
-	from := n.w.find(peer)
-	if from == nil || !n.w.reaches(n, from) {
-		return errUnreachable
-	}
-	return n.vol.JoinSnapshot(context.Background(), &snapshotSource{n, from})
-}
-
-// A snapshotSource is another node that a snapshot is taken from.
-type snapshotSource struct{ n, from *node }
-
-// Read implements store.SnapshotSource.
-func (s *snapshotSource) Read(ctx context.Context, r store.SnapshotRequest) (func() ([]byte, error), error) {
-	var chunks [][]byte
-	var err error
-	if !s.from.guard(func() {
-		err = s.from.vol.WriteSnapshot(ctx, r, func(c []byte) error { chunks = append(chunks, bytes.Clone(c)); return nil })
-	}) {
-		return nil, errUnreachable
-	}
-	if err != nil {
-		return nil, err
-	}
-	keep := len(chunks)
-	if w := s.n.w; !w.calm && w.chance(20) {
-		keep = w.rand.IntN(len(chunks) + 1)
-	}
-	return func() ([]byte, error) {
-		if len(chunks) == 0 {
-			return nil, io.EOF
-		}
-		if keep--; keep < 0 {
-			return nil, errUnreachable
-		}
-		c := chunks[0]
-		chunks = chunks[1:]
-		return c, nil
-	}, nil
-}
-
-// Content implements store.SnapshotSource.
-func (s *snapshotSource) Content(_ context.Context, h crdt.Hash) error {
-	return s.n.copyContent(s.from, h)
-}
-
-// Verify implements store.SnapshotSource.
-func (s *snapshotSource) Verify(*store.Batch) error { return nil }
-
-func (n *node) fetchAny(peers []string, h crdt.Hash) error {
-	for _, peer := range peers {
-		if from := n.w.find(peer); from != nil && n.w.reaches(n, from) {
-			if err := n.copyContent(from, h); err == nil || !errors.Is(err, store.ErrNoContent) {
-				return err
-			}
-		}
-	}
-	return gossip.ErrAbsent
-}
-
-// copyContent copies a manifest and its blocks from another node.
-func (n *node) copyContent(from *node, h crdt.Hash) error {
-	m, ok, err := from.db.Content().Manifest(h)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return store.ErrNoContent
-	}
-	missing, err := n.db.Content().Missing(m)
-	if err != nil {
-		return err
-	}
-	in, err := n.db.Content().NewIncoming()
-	if err != nil {
-		return err
-	}
-	defer in.Abort()
-	for _, block := range missing {
-		b, err := from.db.Content().Block(block)
-		if err == nil {
-			err = in.Put(block, b)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	encoded, _ := m.Encode()
-	return errors.Join(in.Commit(), n.db.Index().PutManifest(h, encoded))
 }
