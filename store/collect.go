@@ -3,9 +3,11 @@ package store
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
+	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
@@ -108,6 +110,9 @@ func (v *Volume) horizonLocked() (*crdt.Horizon, bool) {
 	r := &v.roster
 	if !v.ready.Load() || v.halfJoined || r.self.Acked == nil || r.self.Node == "" {
 		return nil, false
+	}
+	if mutation.Off(mutation.Retention) {
+		return &crdt.Horizon{Stable: v.vector.Clone(), Before: math.MaxInt64}, true
 	}
 	words := []*Member{&r.self}
 	for id, m := range r.members {

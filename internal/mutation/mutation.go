@@ -22,10 +22,11 @@ const (
 	MoveOrder       Rule = "move-order"        // moves count in the order of their stamps
 	NewID           Rule = "new-id"            // after an unclean boot
 	Idempotence     Rule = "idempotence"       // a batch is merged once
+	Retention       Rule = "retention"         // a tombstone waits until all know it, and for the retention
 )
 
 // Rules lists them.
 var Rules = []Rule{
 	CausalWait, Via, UnionOfRemovals, Leaves, Base, HiddenLinks, WholeSet, Confirm, DroppedDrafts, CycleSkip, SkipTogether,
-	MoveOrder, NewID, Idempotence,
+	MoveOrder, NewID, Idempotence, Retention,
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -120,6 +121,14 @@ func (n *node) call(s step) error {
 		return nil
 	case "removeall":
 		return n.removeAll(dir, name)
+	case "dismiss", "recover":
+		return n.settleRecord(s)
+	case "undelete":
+		return n.undelete(s)
+	case "limits":
+		n.limits = store.Limits{History: 1 + s.n, HistoryAge: time.Duration(s.word%5000) * time.Millisecond, ConflictBytes: int64(s.word % 3000)}
+		n.vol.SetLimits(n.limits)
+		return nil
 	}
 	a, _, err := n.vol.Lookup(dir, name)
 	if err != nil {

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -14,6 +15,9 @@ import (
 // checkSealed checks the contents in a batch that leaves: each is whole (P2),
 // and replaces only what its writer knew (P5).
 func (n *node) checkSealed(b *store.Batch) {
+	if n.doubt {
+		return // the ops of these names are others
+	}
 	for seq := b.First; seq <= b.Last; seq++ {
 		o := n.w.ops.ops[crdt.Dot{Replica: b.Origin, Seq: seq}]
 		if o == nil {
@@ -44,7 +48,7 @@ func (n *node) checkContent(o *sealedOp, w *crdt.Write, at crdt.VersionID) {
 		return
 	}
 	base, known := n.w.plain[w.Base[0]]
-	if known && base != h && !n.user.saw[w.Ino][base] {
+	if known && base != h && !n.user.saw[w.Ino][base] && !n.again(o.Dot, base) {
 		n.w.fail("P5: op %v of %s replaces a version of inode %x that its writer never saw", o.Dot, n.name, uint64(w.Ino))
 	}
 }
@@ -89,6 +93,13 @@ func (w *world) settle() {
 			})
 		}
 	}
+	if w.await() {
+		w.check()
+	}
+}
+
+// await waits until everybody has everything.
+func (w *world) await() bool {
 	next, settled := w.now, false
 	w.run(quiet, func() bool {
 		if !settled && w.now >= next {
@@ -98,7 +109,7 @@ func (w *world) settle() {
 		return settled || w.ended()
 	})
 	if w.ended() {
-		return
+		return false
 	}
 	if !settled && !w.settled() {
 		var vectors []string
@@ -106,9 +117,9 @@ func (w *world) settle() {
 			vectors = append(vectors, fmt.Sprintf("%s ready %v %v", n.name, n.vol.Ready(), seqs(n.vol.Vector())))
 		}
 		w.fail("P4: no agreement after %v:\n%s", quiet, strings.Join(vectors, "\n"))
-		return
+		return false
 	}
-	w.check()
+	return true
 }
 
 func seqs(v crdt.Vector) string {
@@ -126,6 +137,11 @@ func (w *world) settled() bool {
 		if !n.up || !n.vol.Ready() || n.vol.Stats().Unsealed > 0 || !v.Contains(first) || !first.Contains(v) {
 			return false
 		}
+		for r, e := range v {
+			if e.Hash != first[r].Hash {
+				return false // one was restored, and is about to notice
+			}
+		}
 	}
 	return true
 }
@@ -133,13 +149,8 @@ func (w *world) settled() bool {
 // check checks the settled world.
 func (w *world) check() {
 	vector := w.nodes[0].vol.Vector()
-	for _, n := range w.nodes { // also what was sealed and its node died then
-		bs, _, err := n.vol.Batches(nil, 1<<40)
-		if err == nil {
-			for _, b := range bs {
-				w.ops.add(w, b)
-			}
-		}
+	for _, n := range w.nodes {
+		n.harvest()
 	}
 	w.ops.complete()
 	ops := w.ops.upTo(vector)
@@ -176,6 +187,7 @@ func (w *world) check() {
 		n.checkLeaves(m)
 	}
 	w.checkFates(m, ops)
+	w.checkAnew(ops)
 	for _, p := range slices.Sorted(maps.Keys(want)) {
 		w.note("%s %v", p, want[p])
 	}
@@ -204,7 +216,7 @@ func difference(got, want map[string]line) string {
 // view is the tree as the node's users see it.
 func (n *node) view() (map[string]line, error) {
 	out := map[string]line{}
-	return out, n.walk(store.NodeID(crdt.RootIno), "", out)
+	return out, errors.Join(n.walk(store.NodeID(crdt.RootIno), "", out), n.walk(store.NodeID(crdt.LostIno), "lost:", out))
 }
 
 func (n *node) walk(dir store.NodeID, prefix string, out map[string]line) error {
@@ -263,11 +275,11 @@ func (n *node) checkLeaves(m *model) {
 	if n.w.real {
 		return // the database is not to be looked into
 	}
-	prefix := append([]byte{'v'}, n.w.volume[:]...)
 	bytes := map[string]crdt.Hash{}
-	n.mem.Each(append(slices.Clone(prefix), 'c'), func(key, value []byte) { bytes[string(key[18:])] = hashOf(value) })
-	seen := 0
-	n.mem.Each(append(slices.Clone(prefix), 'i'), func(_, value []byte) {
+	n.each('c', func(key, value []byte) { bytes[string(key[18:])] = hashOf(value) })
+	// Also where the retention is long: a clock that is years ahead ends it.
+	seen, forgets := 0, len(n.vol.Collected().Vector) > 0
+	n.each('i', func(_, value []byte) {
 		i, err := crdt.DecodeInode(value)
 		if err != nil {
 			n.w.fail("%s: inode: %w", n.name, err)
@@ -279,17 +291,20 @@ func (n *node) checkLeaves(m *model) {
 			n.w.fail("%s: inode %x is in no op", n.name, uint64(i.Ino))
 			return
 		}
-		if diff := m.compare(i, want, bytes); diff != "" {
+		if diff := m.compare(i, want, bytes, forgets); diff != "" {
 			n.w.fail("P5: %s: inode %x: %s", n.name, uint64(i.Ino), diff)
 		}
 	})
-	if seen != len(m.inodes) {
+	if seen != len(m.inodes) && !forgets {
 		n.w.fail("%s: %d inodes, the model has %d", n.name, seen, len(m.inodes))
 	}
 }
 
-// compare compares the leaves of an inode.
-func (m *model) compare(i *crdt.Inode, want *mInode, bytes map[string]crdt.Hash) string {
+// compare compares the leaves of an inode. Of what is dead the bytes may be beyond
+// the limits of history, and where it is forgotten, anything may be missing.
+func (m *model) compare(i *crdt.Inode, want *mInode, bytes map[string]crdt.Hash, forgets bool) string {
+	alive := func(l crdt.LinkID) bool { return m.liveMemo[l] == 1 }
+	dead := !slices.ContainsFunc(want.links, alive)
 	leaves := m.contentLeaves(want)
 	if len(leaves) != len(i.Contents) {
 		return fmt.Sprintf("%d content leaves, want %d", len(i.Contents), len(leaves))
@@ -301,15 +316,18 @@ func (m *model) compare(i *crdt.Inode, want *mInode, bytes map[string]crdt.Hash)
 			return fmt.Sprintf("content leaf %v is missing", c.id)
 		case v.Hash != c.Hash || v.Via != c.via || v.Mtime != c.Mtime:
 			return fmt.Sprintf("content leaf %v differs", c.id)
-		case !v.Manifest && bytes[contentKey(i.Ino, c.id)] != c.Hash:
+		case !dead && !v.Manifest && bytes[contentKey(i.Ino, c.id)] != c.Hash:
 			return fmt.Sprintf("the bytes of content leaf %v are not kept", c.id)
 		}
 	}
-	if len(i.Links) != len(want.links) {
+	if len(i.Links) != len(want.links) && !forgets {
 		return fmt.Sprintf("%d links, want %d", len(i.Links), len(want.links))
 	}
 	for _, id := range want.links {
 		l := i.Link(id)
+		if l == nil && forgets && !alive(id) {
+			continue
+		}
 		places := m.leaves(id)
 		if l == nil || len(l.Places) != len(places) {
 			return fmt.Sprintf("link %x: places differ", uint64(id))
@@ -401,8 +419,8 @@ func (w *world) checkFate(i *mInode, live bool, ops []*sealedOp) {
 		return
 	}
 	for _, r := range removals {
-		if slices.ContainsFunc(r.Writes, func(w crdt.Write) bool { return w.Kind == crdt.WriteInode }) {
-			continue // of what a draft was renamed over, as it was then
+		if w.madeAgain(r.Dot) || slices.ContainsFunc(r.Writes, func(w crdt.Write) bool { return w.Kind == crdt.WriteInode }) {
+			continue // it knew less when it was made; of what a draft was renamed over, as it was then
 		}
 		if !slices.ContainsFunc(edits, func(e *sealedOp) bool { return !r.knew(e.Dot) || e == r }) {
 			w.fail("P6: inode %x is there, removed by %v, which knew all of it", uint64(i.ino), r.Dot)

@@ -59,6 +59,8 @@ func (n *node) checkEffect(s step, before, after map[string]crdt.Ino) {
 	switch s.verb {
 	case "append", "close", "flush":
 		return // a file that was removed elsewhere may come back
+	case "recover", "undelete":
+		return // in which way depends on what was lost
 	case "unlink", "rmdir", "removeall":
 		take(want, s.path)
 	case "rename":

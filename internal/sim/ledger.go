@@ -3,6 +3,7 @@ package sim
 import (
 	"bytes"
 	"maps"
+	"time"
 
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -13,6 +14,7 @@ import (
 type sealedOp struct {
 	*crdt.Op
 	raw  []byte
+	at   time.Duration               // when it was first seen
 	past map[crdt.ReplicaID]crdt.Seq // itself included; nil if not known
 }
 
@@ -21,10 +23,14 @@ func (o *sealedOp) knew(d crdt.Dot) bool { return o.past[d.Replica] >= d.Seq }
 
 // A ledger has all ops that left any node.
 type ledger struct {
-	ops map[crdt.Dot]*sealedOp
+	ops   map[crdt.Dot]*sealedOp
+	forks map[string]*sealedOp        // by their bytes: under dots that name others
+	got   map[crdt.ReplicaID]crdt.Seq // the last op of each that reached another node
 }
 
-func newLedger() ledger { return ledger{ops: map[crdt.Dot]*sealedOp{}} }
+func newLedger() ledger {
+	return ledger{ops: map[crdt.Dot]*sealedOp{}, forks: map[string]*sealedOp{}, got: map[crdt.ReplicaID]crdt.Seq{}}
+}
 
 // add takes the ops of a batch, which must be the same whenever they come.
 func (l *ledger) add(w *world, b *store.Batch) {
@@ -41,7 +47,7 @@ func (l *ledger) add(w *world, b *store.Batch) {
 		dot := crdt.Dot{Replica: b.Origin, Seq: b.First + crdt.Seq(n)}
 		if was := l.ops[dot]; was != nil {
 			if !bytes.Equal(was.raw, raw) {
-				w.fail("P8: dot %v names two ops", dot)
+				l.fork(w, dot, raw)
 			}
 			continue
 		}
@@ -50,12 +56,33 @@ func (l *ledger) add(w *world, b *store.Batch) {
 			w.fail("op %v: %v", dot, err)
 			return
 		}
-		l.ops[dot] = &sealedOp{Op: op, raw: raw, past: l.pastOf(op)}
+		l.ops[dot] = &sealedOp{Op: op, raw: raw, at: w.now, past: l.pastOf(op)}
 		w.note("op %v %x", dot, raw)
 		for i, wr := range op.Writes {
 			if wr.Kind == crdt.WriteContent && !wr.Content.Manifest {
 				w.plain[op.ID(i)] = wr.Content.Hash
 			}
+		}
+	}
+}
+
+// fork notes an op under a dot that names another: only a replica that does not
+// know yet that it was restored may make one.
+func (l *ledger) fork(w *world, dot crdt.Dot, raw []byte) {
+	op, err := crdt.DecodeOp(raw)
+	if err != nil || !w.doubted[dot.Replica] {
+		w.fail("P8: dot %v names two ops: %v", dot, err)
+		return
+	}
+	l.forks[string(raw)] = &sealedOp{Op: op, raw: raw, at: w.now}
+}
+
+// merged checks that nobody takes the other op of a dot (P8).
+func (l *ledger) merged(n *node, b *store.Batch) {
+	for k, raw := range b.Ops {
+		dot := crdt.Dot{Replica: b.Origin, Seq: b.First + crdt.Seq(k)}
+		if o := l.ops[dot]; o == nil || !bytes.Equal(o.raw, raw) {
+			n.w.fail("P8: %s merges another op as %v", n.name, dot)
 		}
 	}
 }
@@ -94,6 +121,9 @@ func (l *ledger) complete() {
 
 // checkCausal checks that a node shows no op without what it depends on (P3).
 func (l *ledger) checkCausal(n *node) {
+	if n.doubt {
+		return // the ops under its id are others
+	}
 	v := n.vol.Vector()
 	for r, e := range v {
 		o := l.ops[crdt.Dot{Replica: r, Seq: e.Seq}]

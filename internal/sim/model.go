@@ -342,6 +342,7 @@ func (m *model) view(plain map[id]crdt.Hash) map[string]line {
 	m.plain = plain
 	out := map[string]line{}
 	m.walk([]crdt.Ino{crdt.RootIno}, "", out)
+	m.walk([]crdt.Ino{crdt.LostIno}, "lost:", out)
 	return out
 }
 

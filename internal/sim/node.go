@@ -31,6 +31,13 @@ type node struct {
 	wake  time.Time // of the protocol, as it is scheduled
 	merge time.Duration
 
+	arrived []*gossip.Batch // to be merged
+	limits  store.Limits
+	ids     map[crdt.ReplicaID]bool // under which it ever worked
+	backup  *backup
+	anewAt  []time.Duration // when it began anew
+	doubt   bool            // restored, and does not know yet that others know more of it
+
 	fuse  int  // writes until it is killed, 0 if it is not to be
 	after bool // killed after that write, else before
 	power bool // with its machine
@@ -57,7 +64,7 @@ func (kernel) Prepare(c *store.Changes) (switched []crdt.Ino) {
 
 func (kernel) Committed(*store.Changes) {}
 
-func (kernel) Aborted(*store.Changes)   {}
+func (kernel) Aborted(*store.Changes) {}
 
 // Shows says no: what is merged is shown at once.
 func (kernel) Shows(crdt.Ino) bool { return false }
@@ -98,6 +105,7 @@ func (n *node) start() {
 		db, err := store.Open(store.Options{
 			Dir: n.dir, Memory: disk, Random: n.source(), Now: n.clock, Scheduler: background{n, n.life},
 			InlineLimit: inlineLimit, ReserveBytes: 1, Log: n.log(),
+			ReplicaRetention: n.w.retention, JournalLimit: n.w.journalLimit,
 		})
 		if err != nil {
 			n.w.fail("%s: open: %w", n.name, err)
@@ -113,7 +121,10 @@ func (n *node) start() {
 				n.w.fail("%s: sync: %w", n.name, err)
 			}
 		}
-		n.db, n.vol, n.up, n.merge = db, v, true, n.w.now
+		n.db, n.vol, n.up, n.merge, n.arrived = db, v, true, n.w.now, nil
+		n.ids[v.Replica()] = true
+		v.SetLimits(n.limits)
+		n.harvest()
 		n.checkRestart()
 		if n.mounted {
 			v.AddViewer(mount, kernel{})
@@ -124,7 +135,8 @@ func (n *node) start() {
 			n.step(gossip.LocalBatch{Volume: b.Volume, Batch: batchOf(b, nil)})
 		})
 		n.proto, n.wake = gossip.NewProtocol(gossip.Limits{SnapshotOver: 3, PullBytes: 4000}), time.Time{}
-		n.step(gossip.VolumeOpened{Holding: gossip.Holding{Volume: v.ID(), Replica: v.Replica(), Ready: v.Ready(), Vector: v.Vector()}})
+		n.step(gossip.VolumeOpened{Holding: gossip.Holding{Volume: v.ID(), Replica: v.Replica(), Ready: v.Ready(), Vector: v.Vector(), Collected: v.Collected()}})
+		n.later(n.w.between(0, time.Millisecond), n.speakLoop)
 	})
 	if n.up {
 		n.w.note("%s is up as %v", n.name, n.vol.Replica())

@@ -66,7 +66,7 @@ func (w *world) playNetwork(n *node, s step) bool {
 			}
 		})
 	case "kill", "power":
-		n.fuse, n.after, n.power = 1+int(s.word>>8%6), s.n%2 == 0, s.verb == "power"
+		n.fuse, n.after, n.power = 1+int(s.word>>8%6), s.n%2 == 0, s.verb == "power" && len(w.doubted) == 0
 		if n.power && s.n > 1 && n.up { // at once
 			n.died()
 		}
@@ -81,15 +81,13 @@ func (w *world) playNetwork(n *node, s step) bool {
 	case "clock":
 		n.skew += time.Duration(int64(s.word)) % (2 * 365 * 24 * time.Hour)
 	case "join":
-		if len(w.nodes) < 12 {
+		if len(w.nodes) < 12 && !w.doubt() {
 			w.addNode()
 		}
 	case "writeback": // the system brings to the disk what it likes
 		n.mem.Writeback()
-	case "leave":
-		// A replica that goes for good once others have what it has.
 	default:
-		return false
+		return w.playAges(n, other, s)
 	}
 	return true
 }

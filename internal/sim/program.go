@@ -79,6 +79,13 @@ var (
 	}
 )
 
+// lore is what is done with what lost and what was; ages, what befalls nodes
+// where the retention is short.
+var (
+	lore = []weighted{{3, "dismiss"}, {3, "recover"}, {3, "undelete"}, {2, "limits"}}
+	ages = []weighted{{5, "away"}, {3, "pass"}, {2, "forget"}, {3, "backup"}, {4, "restore"}}
+)
+
 type weighted struct {
 	weight int
 	verb   string
@@ -97,6 +104,7 @@ type profile struct {
 	depth int // of paths, at most
 	hasty bool
 	apart bool // soon all nodes are cut off from each other
+	short bool // so is the retention
 }
 
 func profileOf(seed uint64) (f profile) {
@@ -118,6 +126,10 @@ func profileOf(seed uint64) (f profile) {
 		some(calls[3:], 40+r.IntN(60))
 	}
 	some(faults, r.IntN(80))
+	some(lore, 40)
+	if f.short = r.IntN(3) == 0; f.short {
+		some(ages, 60)
+	}
 	if f.total == 0 {
 		f.verbs, f.total = calls[:1], calls[0].weight
 	}

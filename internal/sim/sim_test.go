@@ -77,7 +77,7 @@ func TestP4Seeds(t *testing.T) {
 	if testing.Short() {
 		*flagSeeds /= 50
 	}
-	var next, events, ops atomic.Uint64
+	var next, events, ops, collected, anew atomic.Uint64
 	next.Store(*flagFirst)
 	failures := make(chan failure, runtime.GOMAXPROCS(0))
 	var over atomic.Bool
@@ -97,6 +97,8 @@ func TestP4Seeds(t *testing.T) {
 				watch.Stop()
 				events.Add(uint64(r.Events))
 				ops.Add(uint64(r.Ops))
+				collected.Add(uint64(r.Collected))
+				anew.Add(uint64(r.Anew))
 				if r.Err != nil {
 					over.Store(true)
 					failures <- failure{p, r.Err}
@@ -111,7 +113,8 @@ func TestP4Seeds(t *testing.T) {
 		}
 		report(t, f.p, f.err)
 	}
-	t.Logf("%d seeds, %d events, %d ops", *flagSeeds, events.Load(), ops.Load())
+	t.Logf("%d seeds, %d events, %d ops; %d replicas forgot what was removed, %d began anew",
+		*flagSeeds, events.Load(), ops.Load(), collected.Load(), anew.Load())
 }
 
 // TestSameSeedSameRun: a seed is a run.

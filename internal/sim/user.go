@@ -18,12 +18,13 @@ type user struct {
 	saw    map[crdt.Ino]map[crdt.Hash]bool // contents read before they were replaced
 	doing  string                          // the step under way
 
-	replica  crdt.ReplicaID
-	acked    crdt.Seq // own ops whose call returned
-	synced   crdt.Seq // of these, those that a sync came after
-	vector   crdt.Vector
-	lost     bool // the machine lost power since
-	promises []promise
+	replica   crdt.ReplicaID
+	beginning crdt.ReplicaID // it is about to become, from a snapshot
+	acked     crdt.Seq       // own ops whose call returned
+	synced    crdt.Seq       // of these, those that a sync came after
+	vector    crdt.Vector
+	lost      bool // the machine lost power since
+	promises  []promise
 }
 
 // A promise is a content that was closed and must be published.
@@ -69,6 +70,13 @@ func (n *node) checkRestart() {
 	if u.replica == 0 {
 		return
 	}
+	if u.beginning != 0 && (n.vol.Replica() == u.beginning || u.lost) {
+		if n.vol.Replica() == u.beginning {
+			n.begunAnew() // and was killed then
+		}
+		u.lost, u.beginning = false, 0
+		return
+	}
 	v := n.vol.Vector()
 	least := u.acked
 	if u.lost {
@@ -109,14 +117,25 @@ func (n *node) checkLinks(d *draft, byUser bool) {
 	d.gone = !d.linked && (d.gone || was && byUser)
 }
 
-func (u *user) sees(ino crdt.Ino, b []byte) {
+func (u *user) sees(ino crdt.Ino, b []byte) { u.knows(ino, hashOf(b)) }
+
+func (u *user) knows(ino crdt.Ino, h crdt.Hash) {
 	if u.saw == nil {
 		u.saw = map[crdt.Ino]map[crdt.Hash]bool{}
 	}
 	if u.saw[ino] == nil {
 		u.saw[ino] = map[crdt.Hash]bool{}
 	}
-	u.saw[ino][hashOf(b)] = true
+	u.saw[ino][h] = true
+}
+
+func (u *user) sawAnywhere(h crdt.Hash) bool {
+	for _, saw := range u.saw {
+		if saw[h] {
+			return true
+		}
+	}
+	return false
 }
 
 func (u *user) draftOf(node store.NodeID) *draft {

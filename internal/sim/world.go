@@ -16,15 +16,22 @@ import (
 // A world is one run.
 type world struct {
 	timeline
-	seed    uint64
-	rand    *rand.Rand // of the network and of what befalls nodes
-	dir     string
-	volume  store.VolumeID
-	nodes   []*node
-	wires   map[[2]int]*wire
-	loss    int // of a hundred pushes, how many are disturbed
-	calm    bool
-	real    bool // on a real database
+	seed   uint64
+	rand   *rand.Rand // of the network and of what befalls nodes
+	dir    string
+	volume store.VolumeID
+	nodes  []*node
+	wires  map[[2]int]*wire
+	loss   int // of a hundred pushes, how many are disturbed
+	calm   bool
+	real   bool // on a real database
+
+	retention    time.Duration // of replicas that are away; 0: as long as ever
+	journalLimit int64
+	anews        map[crdt.ReplicaID]*anew // by the id under which a replica began anew
+	collected    int                      // replicas that forgot something
+	doubted      map[crdt.ReplicaID]bool  // ids that a restored replica worked under
+
 	ops     ledger
 	failed  error
 	trace   uint64
@@ -69,7 +76,9 @@ type Result struct {
 	Trace  uint64
 	Events int
 	Ops    int
-	Err    error
+	// Of the replicas, how many forgot what was removed, and began anew.
+	Collected, Anew int
+	Err             error
 }
 
 // scratch is where nodes keep their large contents: in memory, if the machine
@@ -98,7 +107,7 @@ func Run(p Program, verbose io.Writer) (r Result) {
 		}
 	}()
 	f := profileOf(p.Seed)
-	w.begin()
+	w.begin(f)
 	for i, word := range p.Words {
 		if f.apart && i == len(p.Words)/4 {
 			w.run(time.Second, w.ended)
@@ -109,13 +118,17 @@ func Run(p Program, verbose io.Writer) (r Result) {
 		}
 	}
 	w.settle()
-	return Result{Trace: w.trace, Events: w.events, Ops: len(w.ops.ops), Err: w.failed}
+	if w.retention > 0 && !w.ended() {
+		w.age()
+	}
+	return Result{Trace: w.trace, Events: w.events, Ops: len(w.ops.ops), Collected: w.collected, Anew: len(w.anews), Err: w.failed}
 }
 
 func newWorld(p Program, dir string, verbose io.Writer) *world {
 	w := &world{
 		seed: p.Seed, rand: rand.New(rand.NewPCG(p.Seed, 1)), dir: dir, wires: map[[2]int]*wire{},
 		volume: store.VolumeID{0: 7}, ops: newLedger(), verbose: verbose,
+		anews: map[crdt.ReplicaID]*anew{}, doubted: map[crdt.ReplicaID]bool{},
 		states: map[crdt.Hash]bool{}, whole: map[crdt.Hash]bool{}, plain: map[crdt.VersionID]crdt.Hash{},
 	}
 	w.states[hashOf(nil)], w.whole[hashOf(nil)] = true, true
@@ -123,7 +136,7 @@ func newWorld(p Program, dir string, verbose io.Writer) *world {
 }
 
 // begin makes the first nodes: one that is ready, and others that join it.
-func (w *world) begin() {
+func (w *world) begin(f profile) {
 	w.loss = []int{0, 0, 5, 30}[w.rand.IntN(4)]
 	n := 2 + w.rand.IntN(2)
 	switch w.rand.IntN(20) {
@@ -131,6 +144,10 @@ func (w *world) begin() {
 		n = 5 + w.rand.IntN(8)
 	case 1, 2:
 		n = 4
+	}
+	if f.short {
+		w.retention = time.Duration(max(6, 2*n)) * time.Second
+		w.journalLimit = []int64{0, 2000}[w.rand.IntN(2)]
 	}
 	for range n {
 		w.addNode()
@@ -155,8 +172,8 @@ func (w *world) addNode() *node { return w.addNodeAs(user{}) }
 // addNodeAs adds a node whose user remembers earlier lives.
 func (w *world) addNodeAs(u user) *node {
 	n := &node{
-		user: u,
-		w:    w, index: len(w.nodes), name: fmt.Sprintf("n%02d", len(w.nodes)), mem: store.NewMemory(),
+		user: u, ids: map[crdt.ReplicaID]bool{},
+		w: w, index: len(w.nodes), name: fmt.Sprintf("n%02d", len(w.nodes)), mem: store.NewMemory(),
 		random: rand.NewChaCha8([32]byte{0: byte(len(w.nodes)), 1: byte(w.seed), 2: byte(w.seed >> 8), 3: byte(w.seed >> 16), 4: byte(w.seed >> 24), 5: byte(w.seed >> 32)}),
 	}
 	n.dir = filepath.Join(w.dir, n.name)
