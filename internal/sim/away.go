@@ -196,22 +196,13 @@ func (n *node) sameElsewhere() bool {
 	return true
 }
 
-// checkReason checks that nobody must begin anew who was heard of within the
-// retention, as far as disks kept what was said.
+// checkReason checks that nobody must begin anew where nobody is out, as far as
+// disks kept what was said. Where somebody is, a newcomer may have been with him.
 func (n *node) checkReason(from *node, anew bool) {
-	c, v := from.vol.Collected(), n.vol.Vector()
-	if !anew || n.w.lossy || len(n.w.doubted) > 0 || !n.vol.Ready() || len(n.anewAt) > 0 || !c.Excludes(n.vol.Replica(), v) {
-		return
-	}
-	for id, limit := range c.Out {
-		if id == n.vol.Replica() || v[id].Seq > limit {
-			return
-		}
-	}
-	for _, e := range from.vol.Roster() {
-		if e.Replica == n.vol.Replica() { // else it came while the two were apart
-			n.w.fail("P6: %s collected what %s lacks, which counts", from.name, n.name)
-		}
+	c := from.vol.Collected()
+	if anew && !n.w.lossy && len(n.w.doubted) == 0 && n.vol.Ready() && len(n.anewAt) == 0 && len(c.Out) == 0 &&
+		c.Excludes(n.vol.Replica(), n.vol.Vector()) {
+		n.w.fail("P6: %s collected what %s lacks, which counts", from.name, n.name)
 	}
 }
 

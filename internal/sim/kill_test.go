@@ -66,7 +66,7 @@ func killChild(dir string, seed uint64) error {
 		for i, word := range FromSeed(seed).Words {
 			s := f.decode(word)
 			say(said{Doing: s.verb})
-			if !slices.Contains([]string{"kill", "power", "restart", "join"}, s.verb) {
+			if !slices.Contains([]string{"kill", "power", "restart", "join", "away", "pass", "forget", "backup", "restore"}, s.verb) {
 				w.play(i, s)
 			}
 			say(said{Replica: n.user.replica, Acked: n.user.acked, Promises: n.user.pledges()})

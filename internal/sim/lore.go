@@ -63,9 +63,10 @@ func (n *node) knowPast(past []store.Past) {
 	}
 }
 
-// unlessForgotten allows that what was is beyond the limits.
+// unlessForgotten allows that what was is beyond the limits, or large, and did not
+// come with a snapshot.
 func unlessForgotten(err error) error {
-	if errors.Is(err, store.ErrNoVersion) {
+	if errors.Is(err, store.ErrNoVersion) || errors.Is(err, store.ErrNoContent) {
 		return nil
 	}
 	return err
