@@ -164,8 +164,9 @@ func (w *world) check() {
 	}
 	m := newModel(ops)
 	for at, c := range m.contents {
-		if m.replaced[at] {
-			continue
+		_, known := w.plain[at]
+		if m.replaced[at] || known && !m.alive(c.ino) {
+			continue // its bytes may be forgotten
 		}
 		var err error
 		if w.plain[at], err = w.nodes[0].plainHash(&c.Content); err != nil {
@@ -304,7 +305,7 @@ func (n *node) checkLeaves(m *model) {
 // the limits of history, and where it is forgotten, anything may be missing.
 func (m *model) compare(i *crdt.Inode, want *mInode, bytes map[string]crdt.Hash, forgets bool) string {
 	alive := func(l crdt.LinkID) bool { return m.liveMemo[l] == 1 }
-	dead := !slices.ContainsFunc(want.links, alive)
+	dead := !m.alive(want.ino)
 	leaves := m.contentLeaves(want)
 	if len(leaves) != len(i.Contents) {
 		return fmt.Sprintf("%d content leaves, want %d", len(i.Contents), len(leaves))
@@ -341,6 +342,11 @@ func (m *model) compare(i *crdt.Inode, want *mInode, bytes map[string]crdt.Hash,
 		}
 	}
 	return ""
+}
+
+// alive reports whether an inode has a live link.
+func (m *model) alive(ino crdt.Ino) bool {
+	return slices.ContainsFunc(m.inodes[ino].links, func(l crdt.LinkID) bool { return m.liveMemo[l] == 1 })
 }
 
 func contentKey(ino crdt.Ino, v crdt.VersionID) string {
