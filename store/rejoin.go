@@ -234,7 +234,7 @@ func (a *anew) makeAgain(locked bool) error {
 func (a *anew) unsentLocked() (out []unsent, err error) {
 	v, theirs := a.v, a.s.vector
 	err = v.db.kv.view(func(t txn) error {
-		own, err := v.known(t, theirs[v.replica])
+		own, err := v.known(t, theirs[v.replica], a.s.roster.out)
 		if err != nil {
 			return err
 		}
@@ -270,11 +270,12 @@ func (a *anew) unsentLocked() (out []unsent, err error) {
 }
 
 // known is up to which own op peers have the same: the snapshot's, if it is one
-// of this journal, or what some peer was known to have.
-func (v *Volume) known(t txn, theirs crdt.VectorEntry) (most crdt.Seq, err error) {
+// of this journal, or what some peer was known to have, unless it is out for the
+// snapshot's sender: then it must begin anew too, and brings nothing.
+func (v *Volume) known(t txn, theirs crdt.VectorEntry, out map[crdt.ReplicaID]bool) (most crdt.Seq, err error) {
 	ends := map[crdt.Seq][32]byte{theirs.Seq: theirs.Hash}
 	for _, m := range v.roster.members {
-		if e := m.Acked[v.replica]; e.Seq > 0 {
+		if e := m.Acked[v.replica]; e.Seq > 0 && !out[m.Replica] {
 			ends[e.Seq] = e.Hash
 		}
 	}
