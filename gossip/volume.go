@@ -72,7 +72,9 @@ func (c *Cluster) AddVolume(v *store.Volume) {
 	hv := &heldVolume{v: v, log: c.log.With("volume", v.Name())}
 	hv.ctx, hv.cancel = context.WithCancel(c.ctx)
 	// Batches sealed before the protocol knows the volume are in its vector.
-	hv.unsubscribe = v.OnSeal(func(b *store.Batch) { c.sealed(hv, b) })
+	onSeal := v.OnSeal(func(b *store.Batch) { c.sealed(hv, b) })
+	onCollect := v.OnCollect(func() { hv.serves.add(func() { c.speak(hv) }) })
+	hv.unsubscribe = func() { onSeal(); onCollect() }
 	c.volumes[v.ID()] = hv
 	c.mu.Unlock()
 	if _, err := c.introduce(hv, v.Replica()); err != nil {

@@ -232,6 +232,9 @@ func (v *Volume) collectInodes(h *crdt.Horizon, inodes []crdt.Ino) error {
 	if err != nil {
 		return err
 	}
+	for _, fn := range subscribed(v, v.onCollect) {
+		fn()
+	}
 	for part := range slices.Chunk(inodes, collectInodes) {
 		if err := v.change(0, func(c *change) error {
 			for _, ino := range part {

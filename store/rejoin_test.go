@@ -491,3 +491,41 @@ func TestP8WorkOfAllThatBeginAnew(t *testing.T) {
 	}
 	same(t, a, b, c)
 }
+
+// TestP5TwoBeginAnewFromAThird: what only those two have is not lost between
+// them, each believing that the other has it.
+func TestP5TwoBeginAnewFromAThird(t *testing.T) {
+	clock, vs := cluster(t, 3, longHold)
+	a, b, c := vs[0], vs[1], vs[2]
+	for _, name := range []string{"removed", "edited", "by c"} {
+		write(t, a, root, name, "old")
+	}
+	settled(t, clock, vs...)
+	check(t, a.Unlink(Request{}, root, "removed"), nil)
+	write(t, a, root, "edited", "by a")
+	write(t, a, root, "new", "by a")
+	for range 20 { // c has the longer history, and collects it
+		write(t, c, root, "c", "by c")
+	}
+	check(t, c.Unlink(Request{}, root, "by c"), nil)
+	for range 6 {
+		clock.pass(week / 3)
+		settled(t, clock, a, b)
+		settled(t, clock, c)
+	}
+	ours, theirs := a.Collected(), c.Collected()
+	if !ours.Excludes(c.Replica(), c.Vector()) || !theirs.Excludes(a.Replica(), a.Vector()) || ours.Weight() >= theirs.Weight() {
+		t.Fatal("the two sides do not exclude each other")
+	}
+	beginAnew(t, c, a)
+	beginAnew(t, c, b)
+	talk(t, a, b, c)
+	exchange(t, a, b, c)
+	same(t, a, b, c)
+	absent(t, c, root, "removed")
+	for _, name := range []string{"edited", "new"} {
+		if got := read(t, c, root, name); got != "by a" {
+			t.Errorf("%s is %q", name, got)
+		}
+	}
+}

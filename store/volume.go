@@ -60,10 +60,11 @@ type Volume struct {
 	pinned *pinned      // guarded by setsMu: what readers see while a snapshot is joined
 	sealMu sync.Mutex   // one seal at a time; taken before mu
 
-	callMu  sync.Mutex // guards the subscriptions
-	callID  int
-	onSeal  map[int]func(*Batch)
-	onMerge map[int]func(crdt.Vector)
+	callMu    sync.Mutex // guards the subscriptions
+	callID    int
+	onSeal    map[int]func(*Batch)
+	onMerge   map[int]func(crdt.Vector)
+	onCollect map[int]func()
 
 	nodesMu sync.RWMutex // guards the node ids that are no inode numbers
 	nodes   map[NodeID]*nodeRecord
@@ -87,7 +88,7 @@ func newVolume(db *DB, id VolumeID, r replicaRecord) *Volume {
 		replica: r.Replica, name: r.Name, portion: snapChunk,
 		vector: crdt.Vector{}, deps: map[crdt.ReplicaID]crdt.Seq{},
 		viewers: map[MountID]Viewer{},
-		onSeal:  map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){},
+		onSeal:  map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){}, onCollect: map[int]func(){},
 		nodes: map[NodeID]*nodeRecord{}, current: map[crdt.Ino]NodeID{},
 		drafts: map[NodeID]*draft{}, births: map[crdt.Ino]birth{}, wakeSealer: func() {}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
 	}
@@ -315,6 +316,10 @@ func (v *Volume) OnSeal(fn func(*Batch)) (cancel func()) { return subscribe(v, v
 
 // OnMerge calls fn after each merge. fn must not block.
 func (v *Volume) OnMerge(fn func(crdt.Vector)) (cancel func()) { return subscribe(v, v.onMerge, fn) }
+
+// OnCollect calls fn when [Volume.Collected] has grown, before anything is
+// collected. fn must not block.
+func (v *Volume) OnCollect(fn func()) (cancel func()) { return subscribe(v, v.onCollect, fn) }
 
 func subscribe[F any](v *Volume, to map[int]F, fn F) func() {
 	v.callMu.Lock()
