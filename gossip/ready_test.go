@@ -342,3 +342,27 @@ func TestP8DoubtsAreLookedInto(t *testing.T) {
 	}
 	beginsAnew(t, s.do(Verified{Volume: testVolume, Peer: "b", Replica: 1, Forked: true}), "b")
 }
+
+// TestP4ContentThatTwoBatchesWant: that nobody has the one batch any more, since
+// its origin began anew, does not keep the content from the other.
+func TestP4ContentThatTwoBatchesWant(t *testing.T) {
+	s := newScript(t, true, at(1), "b")
+	s.get("b", holds(true, at(1)))
+	content := crdt.Hash{7}
+	wants := func(origin crdt.ReplicaID) Push {
+		b := batch(origin, 1, 1, 100)
+		b.Wants = []crdt.Hash{content}
+		return Push{Volume: testVolume, Batch: b}
+	}
+	s.get("b", wants(2))
+	s.do(ContentArrived{testVolume, content, ErrAbsent})
+	anew := holds(true, crdt.Vector{3: {Seq: 1}})
+	anew.Changed[0].Replica = 3
+	s.get("b", anew)
+	got := s.get("b", wants(3))
+	s.now = s.now.Add(mostBackoff)
+	got = append(got, s.do(Tick{})...)
+	if !slices.ContainsFunc(got, func(e Effect) bool { f, ok := e.(FetchContent); return ok && slices.Equal(f.Peers, []string{"b"}) }) {
+		t.Errorf("effects are %q", effectNames(got))
+	}
+}

@@ -230,27 +230,37 @@ func (p *Protocol) fetch(v *replica) {
 			}
 			f.active = true
 			active++
-			p.do(FetchContent{v.id, h, p.sources(v, w)})
+			p.do(FetchContent{v.id, h, p.sources(v, h)})
 		}
 	}
 	maps.DeleteFunc(v.fetches, func(h crdt.Hash, f *fetch) bool { return !f.active && !wanted[h] })
 }
 
-// sources lists the peers that have applied a batch, the one that sent it first.
-func (p *Protocol) sources(v *replica, w *waiter) (out []string) {
+// sources lists the peers that have applied a batch that waits for a content,
+// those that sent one first.
+func (p *Protocol) sources(v *replica, content crdt.Hash) (out []string) {
+	var waiters []*waiter
+	for _, w := range v.pending.wanting() {
+		if slices.Contains(w.wants, content) {
+			waiters = append(waiters, w)
+		}
+	}
+	sent := func(name string) bool {
+		return slices.ContainsFunc(waiters, func(w *waiter) bool { return w.from == name })
+	}
 	p.holders(v.id, func(ps *peerState, h *holding) {
-		if h.vector[w.batch.Origin].Seq >= w.batch.Last {
+		if slices.ContainsFunc(waiters, func(w *waiter) bool { return h.vector[w.batch.Origin].Seq >= w.batch.Last }) {
 			out = append(out, ps.name)
 		}
 	})
 	slices.SortStableFunc(out, func(a, b string) int {
-		switch w.from {
-		case a:
+		switch {
+		case sent(a) == sent(b):
+			return 0
+		case sent(a):
 			return -1
-		case b:
-			return 1
 		}
-		return 0
+		return 1
 	})
 	return out
 }

@@ -196,11 +196,13 @@ func (n *node) sameElsewhere() bool {
 	return true
 }
 
-// checkReason checks that nobody must begin anew where nobody is out, as far as
-// disks kept what was said. Where somebody is, a newcomer may have been with him.
+// checkReason checks that nobody must begin anew who was heard of, where nobody is
+// out, as far as disks kept what was said. Where somebody is, a newcomer may have
+// been with him.
 func (n *node) checkReason(from *node, anew bool) {
 	c := from.vol.Collected()
-	if anew && !n.w.lossy && len(n.w.doubted) == 0 && n.vol.Ready() && len(n.anewAt) == 0 && len(c.Out) == 0 &&
+	heard := slices.ContainsFunc(from.vol.Roster(), func(e store.RosterEntry) bool { return e.Replica == n.vol.Replica() })
+	if anew && heard && !n.w.lossy && len(n.w.doubted) == 0 && n.vol.Ready() && len(n.anewAt) == 0 && len(c.Out) == 0 &&
 		c.Excludes(n.vol.Replica(), n.vol.Vector()) {
 		n.w.fail("P6: %s collected what %s lacks, which counts", from.name, n.name)
 	}
