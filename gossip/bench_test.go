@@ -81,7 +81,7 @@ func BenchmarkMergeVerified(b *testing.B) {
 	for _, raw := range encoded {
 		body, err := store.DecodeBatch(raw)
 		if err == nil {
-			err = ids.check(y.v, body, body.Digest())
+			err = ids.check(y.v, body)
 		}
 		if err == nil {
 			err = y.v.Merge(body)

@@ -228,6 +228,6 @@ func batchOf(b *store.Batch, wants []crdt.Hash) *Batch {
 	}
 	return &Batch{
 		Origin: b.Origin, First: b.First, Last: b.Last, Deps: slices.Clone(b.Deps),
-		Hash: b.Digest(), Wants: wants, Size: size, Body: b,
+		Hash: b.Chain(b.Last), Wants: wants, Size: size, Body: b,
 	}
 }

@@ -203,11 +203,12 @@ func (s *identities) learn(v *store.Volume, record []byte) error {
 }
 
 // check verifies that a batch was signed by its origin's node.
-func (s *identities) check(v *store.Volume, b *store.Batch, digest [32]byte) error {
+func (s *identities) check(v *store.Volume, b *store.Batch) error {
 	o, err := s.of(v, b.Origin)
 	if err != nil {
 		return err
 	}
+	digest := b.Digest()
 	if !ed25519.Verify(o.key, digest[:], b.Signature) {
 		return fmt.Errorf("%w: %v:%d of node %q", ErrSignature, b.Origin, b.First, o.node)
 	}

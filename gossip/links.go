@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store"
@@ -130,9 +129,6 @@ func (m Holdings) receive(p *Protocol, from *peerState) {
 			continue
 		}
 		p.compare(v, from, h, n.Vector)
-		if e := n.Vector[v.self]; e.Seq > 0 && e.Seq < v.applied[v.self].Seq {
-			p.do(Verify{v.id, from.name, v.self, e})
-		}
 		if v.excludes(h) && len(n.Vector) > 0 {
 			p.report(from.name, v.id, fmt.Errorf("its replica %v: %w", h.self, store.ErrBehind))
 		}
@@ -157,28 +153,21 @@ func (h *holding) saw(vector crdt.Vector) {
 	h.vector.Max(vector)
 }
 
-// compare looks for signs that two replicas write under one id. That a peer
-// has more of our own ops than we is normal for a moment, after a pull that
-// was served before the push.
+// compare looks for signs that two replicas write under one id. Only the
+// journal can tell whether what the peer has of this replica's ops was made
+// here: it may have more than this protocol knows of, if it was served before
+// the event came.
 func (p *Protocol) compare(v *replica, from *peerState, h *holding, theirs crdt.Vector) {
-	switch e := theirs[v.self]; {
-	case e.Seq <= v.applied[v.self].Seq:
-		if !h.doubt.IsZero() && e.Seq < v.applied[v.self].Seq {
-			// More came meanwhile: were they those that the peer has?
-			p.do(Verify{v.id, from.name, v.self, e})
-		}
-		h.doubt = time.Time{}
-	case h.doubt.IsZero():
-		h.doubt = p.now
-	case p.now.Sub(h.doubt) >= repeatAfter:
-		p.forked(v, from, h, fmt.Sprintf("%d ops, and here are %d,", e.Seq, v.applied[v.self].Seq))
+	e, own := theirs[v.self], v.applied[v.self]
+	switch {
+	case e.Seq == 0, e.Seq == own.Seq && sameHash(e.Hash, own.Hash):
+		h.compared = h.compared || h.comparing.Seq == 0
+	case (e.Seq >= own.Seq || !h.compared) && e.Seq > h.comparing.Seq:
+		h.comparing, h.compared = e, false
+		p.do(Verify{v.id, from.name, v.self, e})
 	}
 	for r, e := range theirs {
-		if ours := v.applied[r]; ours.Seq == e.Seq && e.Seq > 0 && !sameHash(ours.Hash, e.Hash) {
-			if r == v.self {
-				p.forked(v, from, h, "other ops")
-				continue
-			}
+		if ours := v.applied[r]; r != v.self && ours.Seq == e.Seq && e.Seq > 0 && !sameHash(ours.Hash, e.Hash) {
 			p.report(from.name, v.id, fmt.Errorf("%w: %v at %d", ErrTwoReplicas, r, e.Seq))
 		}
 	}
@@ -210,13 +199,16 @@ func (m Push) receive(p *Protocol, from *peerState) {
 	}
 	defer p.touch(v)
 	if h := from.holds[m.Volume]; h != nil {
-		if v.apart(h) || h.forked {
+		if v.apart(h) || v.forked {
 			return
 		}
 		// It has applied what it sends, and so all that depends on.
 		h.vector.Max(crdt.Vector{b.Origin: b.entry()})
 		for _, d := range b.Deps {
 			h.vector.Max(crdt.Vector{d.Replica: {Seq: d.Seq}})
+		}
+		if !h.compared {
+			return // it is pulled when that is done
 		}
 	}
 	if v.pull != nil && v.pull.peer == from.name {
@@ -265,11 +257,11 @@ func (m Pull) receive(p *Protocol, from *peerState) {
 	v, h := p.replicas[m.Volume], from.holds[m.Volume]
 	switch {
 	case !from.up:
-	case v == nil || h == nil || v.staging:
+	case v == nil || h == nil || v.staging || v.forked:
 		p.send(from, PullDone{Volume: m.Volume})
 	case v.apart(h):
 		p.send(from, SnapshotNeeded{m.Volume})
-	case h.serving:
+	case h.serving || !h.compared:
 		h.next = &m
 	default:
 		h.serving = true
@@ -298,6 +290,11 @@ func (e Served) step(p *Protocol) {
 		}
 		p.send(ps, PullDone{e.Volume, e.More})
 	}
+	p.pullNext(ps, h)
+}
+
+// pullNext takes up what a peer asked for when it could not be served yet.
+func (p *Protocol) pullNext(ps *peerState, h *holding) {
 	if m := h.next; m != nil {
 		h.next = nil
 		m.receive(p, ps)

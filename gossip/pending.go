@@ -19,7 +19,7 @@ type waiter struct {
 
 // turn reports whether all but content is there to merge the batch.
 func (b *Batch) turn(reached crdt.Vector) bool {
-	if b.First != reached[b.Origin].Seq+1 {
+	if at := reached[b.Origin].Seq; b.First > at+1 || b.Last <= at {
 		return false
 	}
 	for _, d := range b.Deps {
@@ -135,20 +135,20 @@ func (q *pending) next(reached crdt.Vector) (b *Batch, from string) {
 // prune drops what is reached without it.
 func (q *pending) prune(reached crdt.Vector) {
 	for origin, ws := range q.byOrigin {
-		for len(ws) > 0 && ws[0].batch.First <= reached[origin].Seq {
+		for len(ws) > 0 && ws[0].batch.Last <= reached[origin].Seq {
 			q.remove(ws[0].batch)
 			ws = q.byOrigin[origin]
 		}
 	}
 }
 
-// extend returns reached, raised by the batches here that adjoin it: what need
+// extend returns reached, raised by the batches here that go on from it: what need
 // not be pulled.
 func (q *pending) extend(reached crdt.Vector) crdt.Vector {
 	out := reached.Clone()
 	for origin, ws := range q.byOrigin {
 		for _, w := range ws {
-			if w.batch.First == out[origin].Seq+1 {
+			if at := out[origin].Seq; w.batch.First <= at+1 && w.batch.Last > at {
 				out[origin] = w.batch.entry()
 			}
 		}

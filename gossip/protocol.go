@@ -103,6 +103,7 @@ type replica struct {
 	saving   bool // becoming ready
 	caughtUp bool // with a live ready peer since the replica was opened
 	staging  bool // a snapshot is being taken
+	forked   bool // a peer has other ops under its id: it must begin anew
 
 	collected store.Collected
 	members   []store.Member // as last spoken
@@ -149,8 +150,11 @@ type holding struct {
 	serving   bool      // an answer is being read from the journal
 	next      *Pull     // asked meanwhile
 	askedAt   time.Time // for identities
-	doubt     time.Time // since when it has ops of our replica that we have not
-	forked    bool      // its ops of our replica are not ours
+	// What it has of our replica's ops, while that is compared with what was
+	// made here: until then, nothing is exchanged with it.
+	comparing crdt.VectorEntry
+	compared  bool // it was, once
+	forked    bool // its ops of our replica are not ours
 	collected store.Collected
 }
 
@@ -253,7 +257,7 @@ func (v *replica) later(t time.Time) {
 
 // handOver gives the batches whose turn it is to the store.
 func (p *Protocol) handOver(v *replica) {
-	for !v.staging && v.mergingB < p.limits.MergingBytes {
+	for !v.staging && !v.forked && v.mergingB < p.limits.MergingBytes {
 		b, from := v.pending.next(v.reached)
 		if b == nil {
 			return
@@ -343,7 +347,8 @@ func (e VolumeOpened) step(p *Protocol) {
 	// have got more since, and told nobody who does not hold the volume.
 	for _, ps := range p.peers {
 		if h := ps.holds[v.id]; h != nil {
-			h.target = nil
+			h.target, h.comparing, h.compared, h.forked = nil, crdt.VectorEntry{}, false, false
+			p.compare(v, ps, h, h.acked)
 		}
 	}
 	p.changed(v)
@@ -473,6 +478,17 @@ func compareVolumes(a, b store.VolumeID) int { return slices.Compare(a[:], b[:])
 func (p *Protocol) Ready(id store.VolumeID) bool {
 	v := p.replicas[id]
 	return v != nil && v.ready
+}
+
+// Serves reports whether a peer may take this replica's state: one that is not
+// ready has none, and one that was restored from a backup may not know it
+// before it has heard what the peer has of it.
+func (p *Protocol) Serves(id store.VolumeID, peer string) bool {
+	v, ps := p.replicas[id], p.peers[peer]
+	if v == nil || ps == nil || ps.holds[id] == nil {
+		return false
+	}
+	return v.ready && !v.forked && ps.holds[id].compared
 }
 
 // CaughtUp reports whether the replica is ready and has caught up with a live

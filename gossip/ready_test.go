@@ -241,35 +241,6 @@ func TestPullBackoff(t *testing.T) {
 	}
 }
 
-func TestTwoReplicasOneID(t *testing.T) {
-	s := newScript(t, true, at(3), "b")
-	s.get("b", holds(true, at(5))) // may be under way
-	s.now = s.now.Add(2 * repeatAfter)
-	got := s.get("b", Digest{testVolume, at(5)})
-	if r, ok := got[0].(Report); !ok || r.Peer != "b" {
-		t.Errorf("effects are %q", effectNames(got))
-	}
-	for _, e := range got {
-		if send, ok := e.(Send); ok {
-			if _, ok := send.Message.(Pull); ok {
-				t.Error("pulls its own ops")
-			}
-		}
-	}
-	beginsAnew(t, got, "b")
-	s = newScript(t, true, at(3), "b")
-	s.get("b", holds(true, at(3)))
-	other := at(3)
-	e := other[1]
-	e.Hash[0] = 9
-	other[1] = e
-	got = s.get("b", Digest{testVolume, other})
-	if !slices.Contains(effectNames(got), "Report") {
-		t.Errorf("unequal hashes are not reported: %q", effectNames(got))
-	}
-	beginsAnew(t, got, "b")
-}
-
 func beginsAnew(t *testing.T, got []Effect, peer string) {
 	t.Helper()
 	if !slices.Contains(got, Effect(TakeSnapshot{Volume: testVolume, Peer: peer, Anew: true})) {
@@ -326,21 +297,73 @@ func TestP6WhoIsBehindBeginsAnew(t *testing.T) {
 	}
 }
 
-// TestP8DoubtsAreLookedInto: who has fewer ops than a peer has of it, and soon
-// more, asks whether they are the same; and what is found of an id that it no
-// longer has says nothing.
-func TestP8DoubtsAreLookedInto(t *testing.T) {
-	s := newScript(t, true, at(1), "b")
-	s.get("b", holds(true, at(3)))
-	s.do(LocalBatch{testVolume, &Batch{Origin: 1, First: 2, Last: 4}})
-	got := s.get("b", Digest{testVolume, at(3)})
-	if !slices.ContainsFunc(got, func(e Effect) bool { v, ok := e.(Verify); return ok && v.Replica == 1 && v.Entry.Seq == 3 }) {
-		t.Errorf("effects are %q", effectNames(got))
+// TestP8ComparedBeforeAnything: with a peer that has ops of this replica nothing
+// is exchanged before the journal has said that they were made here; and with
+// nobody once it has said that they were not.
+func TestP8ComparedBeforeAnything(t *testing.T) {
+	entry := crdt.VectorEntry{Seq: 3, Hash: [32]byte{3}}
+	theirs := crdt.Vector{1: entry, 2: {Seq: 2}}
+	verify := Verify{testVolume, "b", 1, entry}
+	compared := Verified{Volume: testVolume, Peer: "b", Replica: 1, Entry: entry}
+	linked := func(own crdt.Seq) *script {
+		s := newScript(t, true, crdt.Vector{1: {Seq: own, Hash: [32]byte{byte(own)}}}, "b")
+		if got := s.get("b", holds(true, theirs)); !slices.Contains(got, Effect(verify)) {
+			t.Errorf("effects are %q", effectNames(got))
+		}
+		s.now = s.now.Add(gapGrace)
+		got := slices.Concat(
+			s.get("b", Push{Volume: testVolume, Batch: batch(2, 1, 2, 10)}),
+			s.get("b", Pull{Volume: testVolume, MaxBytes: 1}),
+			s.do(LocalBatch{testVolume, batch(1, own+1, own+1, 10)}),
+			s.get("b", Digest{testVolume, theirs}),
+			s.do(Tick{}),
+		)
+		s.want(got)
+		if s.p.Serves(testVolume, "b") {
+			t.Error("serves a snapshot")
+		}
+		return s
 	}
-	if got := s.do(Verified{Volume: testVolume, Peer: "b", Replica: 9, Forked: true}); slices.Contains(effectNames(got), "TakeSnapshot") {
-		t.Errorf("effects are %q", effectNames(got))
+	for _, own := range []crdt.Seq{1, 2, 5} { // by now, with one more
+		s := linked(own)
+		s.want(s.do(compared), "Serve", "Pull to b")
+		if !s.p.Serves(testVolume, "b") {
+			t.Error("serves no snapshot")
+		}
+		if got := s.get("b", Digest{testVolume, theirs}); slices.Contains(got, Effect(verify)) && own > 3 {
+			t.Error("compared again")
+		}
+
+		s = linked(own)
+		failed := compared
+		failed.Err = store.ErrDamaged
+		s.want(s.do(failed), "Report")
+		s.want(s.get("b", Digest{testVolume, theirs}), "Verify")
+
+		s = linked(own)
+		s.do(LinkUp{"c"})
+		other := holds(true, crdt.Vector{2: {Seq: 2}})
+		other.Changed[0].Replica = 3
+		s.get("c", other)
+		// What is found of an id that it no longer has says nothing.
+		stale := compared
+		stale.Replica, stale.Forked = 9, true
+		s.want(s.do(stale))
+		compared.Forked = true
+		beginsAnew(t, s.do(compared), "b")
+		compared.Forked = false
+		s.want(s.do(LocalBatch{testVolume, batch(1, own+2, own+2, 10)}))
+		s.want(s.get("c", Push{Volume: testVolume, Batch: batch(2, 3, 3, 10)}))
+		if s.p.Serves(testVolume, "c") {
+			t.Error("serves a snapshot")
+		}
+		// Who has nothing of the other ops will do, if the one who has is gone.
+		s.do(SnapshotTaken{Volume: testVolume, Peer: "b", Err: ErrAbsent, Anew: true})
+		s.do(LinkDown{"b"})
+		s.do(PeerGone{"b"})
+		s.now = s.now.Add(failureDelay)
+		beginsAnew(t, s.do(Tick{}), "c")
 	}
-	beginsAnew(t, s.do(Verified{Volume: testVolume, Peer: "b", Replica: 1, Forked: true}), "b")
 }
 
 // TestP4ContentThatTwoBatchesWant: that nobody has the one batch any more, since

@@ -139,8 +139,8 @@ func TestP6ReturnOverRealLinks(t *testing.T) {
 	})
 }
 
-// TestP8BackupOverRealLinks: a node restored from a backup, with work of its own
-// since, finds out by itself.
+// TestP8BackupOverRealLinks: a node whose whole disk was restored from a backup,
+// with work of its own since, finds out from its peers.
 func TestP8BackupOverRealLinks(t *testing.T) {
 	tc := newTestCluster(t)
 	a, b := tc.node("a", true), tc.node("b", false)
@@ -157,6 +157,12 @@ func TestP8BackupOverRealLinks(t *testing.T) {
 	backup := filepath.Join(t.TempDir(), "backup")
 	if out, err := exec.Command("cp", "-a", b.dir, backup).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
+	}
+	if err := os.Remove(filepath.Join(backup, "place")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(filepath.Join(b.dir, "place"), filepath.Join(backup, "place")); err != nil {
+		t.Fatal(err) // a copy of the disk has what looks like the very file
 	}
 	b.db = nil
 	b.reopenWith(t, b.dir)

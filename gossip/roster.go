@@ -21,7 +21,9 @@ type (
 		Volume  store.VolumeID
 		Peer    string
 		Replica crdt.ReplicaID // that this one was when it was asked for
-		Forked  bool           // the peer has other ops of this replica than were made here
+		Entry   crdt.VectorEntry
+		Forked  bool // the peer has other ops of this replica than were made here
+		Err     error
 	}
 
 	// Hear gives the store what a peer said of the replicas.
@@ -57,9 +59,9 @@ func (v *replica) excluded(h *holding) bool { return h.collected.Excludes(v.self
 
 // beginsAnew reports whether this replica must take the peer's state for its
 // own. Of two that exclude each other the one that collected less does.
-func (v *replica) beginsAnew(h *holding) bool {
-	if h.forked {
-		return true
+func (p *Protocol) beginsAnew(v *replica, h *holding) bool {
+	if v.forked {
+		return h.forked || !p.knowsFork(v)
 	}
 	if !v.excluded(h) {
 		return false
@@ -68,10 +70,16 @@ func (v *replica) beginsAnew(h *holding) bool {
 	return !v.excludes(h) || mine < theirs || mine == theirs && v.self > h.self
 }
 
+// knowsFork reports whether a linked peer has the ops that were not made here.
+func (p *Protocol) knowsFork(v *replica) (some bool) {
+	p.holders(v.id, func(_ *peerState, h *holding) { some = some || h.forked && h.ready })
+	return some
+}
+
 // partners calls fn for each linked peer with whose replica ops are exchanged.
 func (p *Protocol) partners(v *replica, fn func(*peerState, *holding)) {
 	p.holders(v.id, func(ps *peerState, h *holding) {
-		if !v.apart(h) && !h.forked {
+		if !v.apart(h) && !v.forked && h.compared {
 			fn(ps, h)
 		}
 	})
@@ -81,7 +89,7 @@ func (p *Protocol) partners(v *replica, fn func(*peerState, *holding)) {
 // reports whether there is one.
 func (p *Protocol) anew(v *replica) (needed bool) {
 	p.holders(v.id, func(ps *peerState, h *holding) {
-		if needed || !h.ready || !v.beginsAnew(h) {
+		if needed || !h.ready || !p.beginsAnew(v, h) {
 			return
 		}
 		if h.notBefore.After(p.now) {
@@ -160,22 +168,27 @@ func (m Roster) receive(p *Protocol, from *peerState) {
 
 func (e Verified) step(p *Protocol) {
 	v, ps := p.replicas[e.Volume], p.peers[e.Peer]
-	if v == nil || ps == nil || ps.holds[e.Volume] == nil || !e.Forked || e.Replica != v.self {
+	if v == nil || ps == nil || e.Replica != v.self {
 		return
 	}
-	p.forked(v, ps, ps.holds[e.Volume], "other ops")
-}
-
-// forked notes that a peer has ops under this replica's id that were not made
-// here, or were and are forgotten: it was restored from a backup, or copied.
-func (p *Protocol) forked(v *replica, from *peerState, h *holding, what string) {
-	if h.forked {
-		return
+	h := ps.holds[e.Volume]
+	if h == nil || h.comparing != e.Entry {
+		return // it has said more since
 	}
-	h.forked = true
-	p.report(from.name, v.id, fmt.Errorf(
-		"%w: peer has %s of this replica %v: restored from a backup or a cloned disk; it takes a new id and a snapshot",
-		ErrTwoReplicas, what, v.self))
+	h.comparing, h.compared = crdt.VectorEntry{}, !e.Forked && e.Err == nil
+	switch {
+	case e.Err != nil: // compared again when it says more
+		p.report(ps.name, v.id, fmt.Errorf("compare with the journal what it has of this replica: %w", e.Err))
+	case !e.Forked:
+		v.urgent = true
+		p.pullNext(ps, h)
+	case !h.forked:
+		// They were not made here, or are forgotten.
+		v.forked, h.forked, v.pull = true, true, nil
+		p.report(ps.name, v.id, fmt.Errorf(
+			"%w: peer has other ops of this replica %v, up to %d: restored from a backup or a cloned disk; it takes a new id and a snapshot",
+			ErrTwoReplicas, v.self, e.Entry.Seq))
+	}
 	p.touch(v)
 }
 
@@ -209,11 +222,7 @@ func (c *Cluster) speak(hv *heldVolume) {
 
 func (c *Cluster) verify(hv *heldVolume, e Verify) {
 	forked, err := hv.v.Forked(e.Replica, e.Entry.Seq, func(hash [32]byte) bool { return sameHash(hash, e.Entry.Hash) })
-	if err != nil {
-		hv.log.Error("compare journals", "err", err)
-		return
-	}
-	c.stepFor(hv, Verified{hv.v.ID(), e.Peer, e.Replica, forked})
+	c.stepFor(hv, Verified{hv.v.ID(), e.Peer, e.Replica, e.Entry, forked, err})
 }
 
 // Forget says that a node will not come back: none of its replicas counts any

@@ -179,7 +179,9 @@ func (e SnapshotTaken) step(p *Protocol) {
 	for _, ps := range p.peers {
 		if h := ps.holds[v.id]; h != nil {
 			h.noJournal = false
-			h.forked, h.doubt = h.forked && !e.Anew, time.Time{}
+			if e.Anew { // nobody has anything of the new id
+				h.forked, h.comparing, h.compared = false, crdt.VectorEntry{}, true
+			}
 		}
 	}
 	v.gap, v.urgent, v.unacked = nil, true, true
@@ -188,7 +190,7 @@ func (e SnapshotTaken) step(p *Protocol) {
 
 // begin makes the replica one that has just the snapshot.
 func (v *replica) begin(e SnapshotTaken) {
-	v.self, v.collected, v.members = e.Self, e.Collected, nil
+	v.self, v.collected, v.members, v.forked = e.Self, e.Collected, nil, false
 	v.applied, v.reached = e.Vector.Clone(), e.Vector.Clone()
 	v.pending.clear()
 }

@@ -203,7 +203,7 @@ func (c *Cluster) receivedPush(in *inbound, w *wire.Push) error {
 		}
 	}
 	b := batchOf(body, nil)
-	switch err := c.identities.check(hv.v, body, b.Hash); {
+	switch err := c.identities.check(hv.v, body); {
 	case errors.Is(err, errUnknownOrigin):
 		c.stepFrom(in, Unverified{in.node, id, body.Origin})
 		return nil
@@ -324,11 +324,17 @@ func (s *replicaServer) Snapshot(r *wire.SnapshotRequest, stream grpc.ServerStre
 	if !hv.v.Ready() {
 		return status.Error(codes.FailedPrecondition, store.ErrNotReady.Error())
 	}
+	node, err := callerOf(stream.Context())
+	if err != nil {
+		return status.Error(codes.Unauthenticated, err.Error())
+	}
+	s.cluster.mu.Lock()
+	serves := s.cluster.proto.Serves(hv.v.ID(), node)
+	s.cluster.mu.Unlock()
+	if !serves {
+		return status.Error(codes.Unavailable, "not linked yet, or about to begin anew")
+	}
 	if r.GetReplica() != 0 {
-		node, err := callerOf(stream.Context())
-		if err != nil {
-			return status.Error(codes.Unauthenticated, err.Error())
-		}
 		hv.v.Know(crdt.ReplicaID(r.GetReplica()), node)
 	}
 	var d decoder

@@ -18,27 +18,29 @@ const (
 )
 
 // A Batch is the unit of replication: consecutive ops of one origin, merged
-// and shown all or nothing, signed by the origin over a hash chain.
+// and shown all or nothing, signed by the origin.
+//
+// The ops of a replica are a hash chain, whatever batches they travel in: after
+// a power loss, ops that had left may be put into other batches than before.
+// Where two batches overlap they must agree.
 type Batch struct {
 	Volume      VolumeID
 	Origin      crdt.ReplicaID
 	First, Last crdt.Seq
 	Stamp       crdt.Stamp // of the last op
-	Prev        [32]byte   // Digest of the origin's batch before
-	Deps        []crdt.Dot // what must be applied before, besides the batch before
+	Prev        [32]byte   // the chain before First
+	Deps        []crdt.Dot // what must be applied before, besides the ops before
 	Ops         [][]byte   // encoded crdt.Op, First to Last
 	Signature   []byte     // ed25519 over Digest, by the origin's node
+
+	last *[32]byte // the chain after Last, once it was asked for
 }
 
 const batchVersion = 1
 
-// body encodes all but the signature.
-func (b *Batch) body() []byte {
-	n := 128 + 16*len(b.Deps)
-	for _, op := range b.Ops {
-		n += len(op) + 4
-	}
-	out := append(make([]byte, 0, n), batchVersion)
+// header encodes all but the ops and the signature.
+func (b *Batch) header(room int) []byte {
+	out := append(make([]byte, 0, batchHeader+16*len(b.Deps)+room), batchVersion)
 	out = append(out, b.Volume[:]...)
 	out = binary.BigEndian.AppendUint64(out, uint64(b.Origin))
 	out = binary.BigEndian.AppendUint64(out, uint64(b.First))
@@ -50,20 +52,55 @@ func (b *Batch) body() []byte {
 		out = binary.BigEndian.AppendUint64(out, uint64(d.Replica))
 		out = binary.BigEndian.AppendUint64(out, uint64(d.Seq))
 	}
+	return out
+}
+
+// Chain is the hash chain (BLAKE3) after the op numbered seq, which is of the
+// batch or the one before it.
+func (b *Batch) Chain(seq crdt.Seq) [32]byte {
+	if seq == b.Last && b.last != nil {
+		return *b.last
+	}
+	hash := b.Prev
+	h := blake3.New()
+	for _, op := range b.Ops[:seq+1-b.First] {
+		h.Reset()
+		h.Write(hash[:]) //nolint:errcheck // never fails
+		h.Write(op)      //nolint:errcheck // never fails
+		h.Sum(hash[:0])
+	}
+	if seq == b.Last {
+		b.last = &hash
+	}
+	return hash
+}
+
+// entry is what the version vector says of the origin after the batch. The
+// first call must have returned before others read the batch.
+func (b *Batch) entry() crdt.VectorEntry {
+	return crdt.VectorEntry{Seq: b.Last, Stamp: b.Stamp, Hash: b.Chain(b.Last)}
+}
+
+// follows reports whether the batch goes on from, or overlaps and agrees with,
+// the ops that the entry is about.
+func (b *Batch) follows(at crdt.VectorEntry) bool {
+	return b.First <= at.Seq+1 && b.Last > at.Seq && b.Chain(at.Seq) == at.Hash
+}
+
+// Digest is what the signature is over: the header, and through the chain all
+// ops.
+func (b *Batch) Digest() [32]byte {
+	chain := b.Chain(b.Last)
+	return blake3.Sum256(append(b.header(len(chain)), chain[:]...))
+}
+
+// Encode returns the batch's bytes, for the journal and the wire.
+func (b *Batch) Encode() []byte {
+	out := b.header(b.size())
 	for _, op := range b.Ops {
 		out = binary.BigEndian.AppendUint32(out, uint32(len(op)))
 		out = append(out, op...)
 	}
-	return out
-}
-
-// Digest is the BLAKE3 hash of all but the signature: the origin's next batch
-// names it as Prev.
-func (b *Batch) Digest() [32]byte { return blake3.Sum256(b.body()) }
-
-// Encode returns the batch's bytes, for the journal and the wire.
-func (b *Batch) Encode() []byte {
-	out := b.body()
 	out = append(out, b.Signature...)
 	return append(out, byte(len(b.Signature)))
 }
@@ -112,7 +149,7 @@ func DecodeBatch(in []byte) (*Batch, error) {
 		}
 		b.Ops, rest = append(b.Ops, rest[:n:n]), rest[n:]
 	}
-	if b.Origin == 0 || b.First == 0 || b.Last < b.First || uint64(b.Last-b.First) != uint64(len(b.Ops)-1) {
+	if b.Origin == 0 || b.First == 0 || b.Last < b.First || uint64(b.Last-b.First) != uint64(len(b.Ops)-1) || len(b.Ops) > maxBatchOps {
 		return nil, fmt.Errorf("%w: sequence numbers", ErrBadBatch)
 	}
 	return b, nil

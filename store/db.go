@@ -19,7 +19,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -113,7 +112,7 @@ func (o *Options) setDefaults() {
 type DB struct {
 	opts      Options
 	kv        kv
-	bootID    string
+	boot      bootRecord
 	lock      *os.File
 	content   *content.Store
 	manifests manifestCache
@@ -130,10 +129,18 @@ type DB struct {
 	closed  bool
 }
 
-// bootRecord tells an unclean boot of the machine from a mere restart.
+// bootRecord tells an unclean boot of the machine, and a database that was
+// copied or restored from a copy, from a mere restart.
 type bootRecord struct {
 	BootID string
 	Clean  bool
+	Place  string `json:",omitempty"` // what placeOf said when it was opened
+}
+
+// A start is what the boot record told of it.
+type start struct {
+	unclean bool // what was not synced may be lost, ops that have left among it
+	moved   bool // others may have gone on from where this copy was made
 }
 
 // replicaRecord is what is kept of a replica besides its volume's keys.
@@ -170,7 +177,7 @@ func (db *DB) open() error {
 		return err
 	}
 	var err error
-	if db.bootID, err = db.openDatabase(); err != nil {
+	if err = db.openDatabase(); err != nil {
 		return err
 	}
 	db.syncs.sync = db.kv.sync
@@ -182,44 +189,75 @@ func (db *DB) open() error {
 			return err
 		}
 	}
-	unclean, err := db.uncleanBoot(db.bootID)
+	s, err := db.compareBoot()
 	if err != nil {
 		return err
 	}
-	if err := db.openVolumes(unclean); err != nil {
+	if s.moved {
+		db.opts.Log.Warn("the state directory was copied or restored: its replicas take new ids", "dir", db.opts.Dir)
+	}
+	if err := db.openVolumes(s); err != nil {
 		return err
 	}
-	return db.markBoot(bootRecord{BootID: db.bootID})
+	if db.boot.Place, err = db.takePlace(); err != nil {
+		return err
+	}
+	return db.markBoot(db.boot)
 }
 
-// openDatabase opens what db.kv is, and returns the machine's boot id.
-func (db *DB) openDatabase() (bootID string, err error) {
+// openDatabase opens what db.kv is, and finds out on which boot and where.
+func (db *DB) openDatabase() (err error) {
 	if m := db.opts.Memory; m != nil {
-		db.kv = m
-		return m.BootID, nil
+		db.kv, db.boot.BootID = m, m.BootID
+		return nil
 	}
 	if err := db.takeLock(); err != nil {
-		return "", err
+		return err
 	}
 	if err := db.checkFormat(); err != nil {
-		return "", err
+		return err
 	}
 	if err := db.checkSpace(); err != nil {
-		return "", err
+		return err
 	}
 	if db.critical.Load() {
-		return "", fmt.Errorf("%w: only %d MiB are free", ErrNoSpace, db.free.Load()>>20)
+		return fmt.Errorf("%w: only %d MiB are free", ErrNoSpace, db.free.Load()>>20)
 	}
-	if bootID, err = readBootID(); err != nil {
-		return "", err
+	if db.boot.BootID, err = readBootID(); err != nil {
+		return err
 	}
-	b, err := openBadger(db.databaseDir(), bootID, db.opts.Log)
+	b, err := openBadger(db.databaseDir(), db.boot.BootID, db.opts.Log)
 	if err != nil {
-		return "", err
+		return err
 	}
 	db.kv = &guardedKV{kv: b, closed: &db.critical}
 	_, db.stopSpace = db.opts.Scheduler.Loop(db.watchSpace)
-	return bootID, nil
+	return nil
+}
+
+// placeOf tells a file from a copy: nothing that copies files keeps both number
+// and birth. A copy of the whole disk does. It is a variable for tests that make
+// one.
+var placeOf = func(path string) (string, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
+		return "", fmt.Errorf("statx %s: %w", path, err)
+	}
+	return fmt.Sprintf("%d born %d.%09d", st.Ino, st.Btime.Sec, st.Btime.Nsec), nil
+}
+
+func (db *DB) placeFile() string { return filepath.Join(db.opts.Dir, "place") }
+
+// takePlace makes the file whose place is the database's anew: so a copy is told
+// from the original even if it was written over that.
+func (db *DB) takePlace() (string, error) {
+	if db.opts.Memory != nil {
+		return "", nil
+	}
+	if err := replaceFile(db.placeFile(), nil); err != nil {
+		return "", err
+	}
+	return placeOf(db.placeFile())
 }
 
 func (db *DB) databaseDir() string { return filepath.Join(db.opts.Dir, "db") }
@@ -287,15 +325,23 @@ func (db *DB) checkWhole() error {
 	return nil
 }
 
-// uncleanBoot reports whether the machine went down under the running daemon
-// since the last clean stop: ops may then have left that are lost here.
-func (db *DB) uncleanBoot(now string) (unclean bool, err error) {
+// compareBoot finds out whether the machine went down under the running daemon
+// since the last clean stop, or the database is a copy.
+func (db *DB) compareBoot() (s start, err error) {
 	err = db.kv.view(func(t txn) error {
 		was, err := getBoot(t)
-		unclean = was != bootRecord{} && !was.Clean && was.BootID != now
+		s.unclean = was != bootRecord{} && !was.Clean && was.BootID != db.boot.BootID
+		if err != nil || was.Place == "" {
+			return err
+		}
+		place, err := placeOf(db.placeFile())
+		s.moved = place != was.Place
+		if errors.Is(err, unix.ENOENT) {
+			err = nil
+		}
 		return err
 	})
-	return unclean && !mutation.Off(mutation.NewID), err
+	return s, err
 }
 
 func getBoot(t txn) (r bootRecord, err error) {
@@ -338,7 +384,7 @@ func putJSON(t txn, key []byte, v any) error {
 	return t.set(key, b)
 }
 
-func (db *DB) openVolumes(unclean bool) error {
+func (db *DB) openVolumes(s start) error {
 	records := map[VolumeID]replicaRecord{}
 	if err := db.kv.view(func(t txn) error {
 		return t.scan([]byte{'V'}, nil, func(key, value []byte) (bool, error) {
@@ -353,7 +399,7 @@ func (db *DB) openVolumes(unclean bool) error {
 		return err
 	}
 	for id, r := range records {
-		v, err := openVolume(db, id, r, unclean)
+		v, err := openVolume(db, id, r, s)
 		if err != nil {
 			return fmt.Errorf("volume %q: %w", r.Name, err)
 		}
@@ -376,7 +422,8 @@ func (db *DB) Close() error {
 	for _, v := range volumes {
 		errs = append(errs, v.close())
 	}
-	errs = append(errs, db.markBoot(bootRecord{BootID: db.bootID, Clean: true}))
+	db.boot.Clean = true
+	errs = append(errs, db.markBoot(db.boot))
 	errs = append(errs, db.release())
 	return errors.Join(errs...)
 }

@@ -26,7 +26,7 @@
 // One Badger database a node. Integers are big-endian. Values stay below
 // Badger's ValueThreshold, so its value log is never used.
 //
-//	B                       boot id of the machine, and whether the last stop was clean;
+//	B                       boot id of the machine, whether the last stop was clean, and where;
 //	                        written when all replicas have the ids that they need
 //	O                       set by every transaction, see kv_badger_power.go
 //	V <volume>              replica record: name, replica id, ready

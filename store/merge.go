@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/content"
@@ -56,8 +57,9 @@ func portionOf(batches []*Batch) (n int) {
 // A mergedBatch is a batch on its way into the state.
 type mergedBatch struct {
 	*Batch
-	ops   []*crdt.Op
+	ops   []*crdt.Op // those that are not applied yet
 	entry crdt.VectorEntry
+	grown int // bytes by which the journal grows
 }
 
 // mergeSome applies batches in one transaction, all or none.
@@ -76,7 +78,7 @@ func (v *Volume) mergeSome(batches []*Batch) error {
 		} else if len(wants) > 0 {
 			return ErrNoContent
 		}
-		fresh[n] = mergedBatch{b, ops, crdt.VectorEntry{Seq: b.Last, Stamp: b.Stamp, Hash: b.Digest()}}
+		fresh[n] = mergedBatch{Batch: b, ops: ops, entry: b.entry()}
 	}
 	if err := v.db.room(); err != nil {
 		return err
@@ -103,11 +105,15 @@ func (v *Volume) merge(batches []mergedBatch) (ops int, err error) {
 	vector := v.vector.Clone()
 	fresh := batches[:0]
 	for _, b := range batches {
-		if b.Last <= vector[b.Origin].Seq && !mutation.Off(mutation.Idempotence) {
+		at := vector[b.Origin].Seq
+		if b.Last <= at && !mutation.Off(mutation.Idempotence) {
 			continue
 		}
 		if err := v.checkNextLocked(b.Batch, vector); err != nil {
 			return 0, err
+		}
+		if at >= b.First && b.Last > at {
+			b.ops = b.ops[at+1-b.First:]
 		}
 		vector[b.Origin] = b.entry
 		fresh = append(fresh, b)
@@ -117,8 +123,8 @@ func (v *Volume) merge(batches []mergedBatch) (ops int, err error) {
 		return 0, nil
 	}
 	err = v.changeLocked(0, func(c *change) error {
-		for _, b := range fresh {
-			if err := c.merge(b); err != nil {
+		for n := range fresh {
+			if err := c.merge(&fresh[n]); err != nil {
 				return err
 			}
 		}
@@ -146,10 +152,10 @@ func (v *Volume) checkNextLocked(b *Batch, vector crdt.Vector) error {
 		return fmt.Errorf("%w: it has this replica's own id", ErrBadBatch)
 	case out && b.Last > limit:
 		return fmt.Errorf("replica %v: %w", b.Origin, ErrBehind)
-	case b.First != at.Seq+1:
+	case b.First > at.Seq+1:
 		return ErrNotNext
-	case b.Prev != at.Hash:
-		return fmt.Errorf("%w: it does not follow the batch before in the hash chain", ErrBadBatch)
+	case !b.follows(at):
+		return fmt.Errorf("%w: it does not follow the ops before in the hash chain", ErrBadBatch)
 	}
 	return v.appliedInLocked(vector, b)
 }
@@ -175,7 +181,7 @@ func (v *Volume) appliedIn(vector crdt.Vector, b *Batch) error {
 	return v.appliedInLocked(vector, b)
 }
 
-func (c *change) merge(b mergedBatch) error {
+func (c *change) merge(b *mergedBatch) error {
 	for _, op := range b.ops {
 		e, err := crdt.Apply(c.tree, op)
 		if err != nil {
@@ -183,13 +189,21 @@ func (c *change) merge(b mergedBatch) error {
 		}
 		c.effects = append(c.effects, e)
 	}
+	b.grown = b.size()
+	if len(b.ops) < len(b.Ops) {
+		shorter, err := c.t.get(c.keys.key('j', uint64(b.Origin), uint64(b.First)))
+		if err != nil {
+			return err
+		}
+		b.grown -= len(shorter)
+	}
 	return c.v.putBatch(c.t, b.Batch, b.entry)
 }
 
 // mergedLocked takes over what a merged batch changed in memory.
 func (v *Volume) mergedLocked(b mergedBatch) {
 	v.vector[b.Origin] = b.entry
-	v.journaledLocked(b.Batch, b.size())
+	v.journaledLocked(b.Batch, b.grown)
 	if m := v.roster.members[b.Origin]; m != nil {
 		v.noteEffectiveLocked(m)
 	}
@@ -298,17 +312,43 @@ func lowest(batches map[crdt.ReplicaID]*Batch) *Batch {
 	return best
 }
 
-func (v *Volume) batchAt(t txn, r crdt.ReplicaID, first crdt.Seq) (*Batch, error) {
-	raw, err := t.get(v.keys.key('j', uint64(r), uint64(first)))
+// batchAt reads a batch that has the op, the one that begins there if there is
+// one.
+func (v *Volume) batchAt(t txn, r crdt.ReplicaID, seq crdt.Seq) (b *Batch, err error) {
+	raw, err := t.get(v.keys.key('j', uint64(r), uint64(seq)))
 	if err != nil {
 		return nil, err
 	}
-	if raw == nil {
-		return nil, fmt.Errorf("batch %v:%d: %w", r, first, ErrJournalGone)
+	if raw != nil {
+		if b, err = DecodeBatch(raw); err != nil {
+			return nil, fmt.Errorf("%w: journal: batch %v:%d: %w", ErrDamaged, r, seq, err)
+		}
+		return b, nil
 	}
-	b, err := DecodeBatch(raw)
-	if err != nil {
-		return nil, fmt.Errorf("%w: journal: batch %v:%d: %w", ErrDamaged, r, first, err)
+	from := crdt.Seq(1)
+	if seq > maxBatchOps {
+		from = seq - maxBatchOps
 	}
-	return b, nil
+	err = v.eachBatch(t, r, from, func(have *Batch) (bool, error) {
+		if have.First <= seq && have.Last >= seq {
+			b = have
+		}
+		return b == nil && have.First < seq, nil
+	})
+	if err == nil && b == nil {
+		err = fmt.Errorf("batch %v:%d: %w", r, seq, ErrJournalGone)
+	}
+	return b, err
+}
+
+// eachBatch calls fn for the journal's batches of a replica that begin at an op
+// or later, in order.
+func (v *Volume) eachBatch(t txn, r crdt.ReplicaID, from crdt.Seq, fn func(*Batch) (bool, error)) error {
+	return t.scan(v.keys.key('j', uint64(r)), v.keys.key('j', uint64(r), uint64(from)), func(_, value []byte) (bool, error) {
+		b, err := DecodeBatch(slices.Clone(value))
+		if err != nil {
+			return false, fmt.Errorf("%w: journal: %w", ErrDamaged, err)
+		}
+		return fn(b)
+	})
 }

@@ -17,7 +17,7 @@ import (
 // rewrap makes a batch of ops as their origin would have.
 func rewrap(b *Batch, ops ...*crdt.Op) *Batch {
 	c := *b
-	c.Ops = nil
+	c.Ops, c.last = nil, nil
 	for n, op := range ops {
 		op.Dot = crdt.Dot{Replica: b.Origin, Seq: b.First + crdt.Seq(n)}
 		op.Stamp = b.Stamp + crdt.Stamp(n)
@@ -75,6 +75,7 @@ func TestP12ChainBreakIsRefused(t *testing.T) {
 		"op cut off": func(m *Batch) { m.Ops = [][]byte{m.Ops[0][:len(m.Ops[0])-1]} },
 	} {
 		bad := *m
+		bad.last = nil
 		change(&bad)
 		if err := b.Merge(&bad); !errors.Is(err, ErrBadBatch) {
 			t.Errorf("%s: %v", what, err)
@@ -179,7 +180,7 @@ func TestP12RandomOpsBreakNothing(t *testing.T) {
 		}
 		if err == nil {
 			merged++
-			m.First, m.Stamp, m.Prev = m.First+1, m.Stamp+10, x.Digest()
+			m.First, m.Stamp, m.Prev = m.First+1, m.Stamp+10, x.Chain(x.Last)
 			for n := range op.Writes {
 				seen = append(seen, op.ID(n))
 			}

@@ -10,35 +10,28 @@ import (
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
-// Forked reports whether the op numbered seq of this replica, as which it may
-// have been known until it began anew, is another one than a peer has, whose hash of the batch that ends there same knows. What the journal no
-// longer has is taken to be the same.
-func (v *Volume) Forked(self crdt.ReplicaID, seq crdt.Seq, same func(hash [32]byte) bool) (forked bool, err error) {
+// Forked reports whether a peer has other ops of this replica, as which it may
+// have been known until it began anew, than were made here: its op numbered seq
+// was never made here, or same does not know the chain there. What the journal
+// no longer has is taken to be the same.
+func (v *Volume) Forked(self crdt.ReplicaID, seq crdt.Seq, same func(chain [32]byte) bool) (forked bool, err error) {
+	v.mu.Lock()
+	last := v.vector[self].Seq
+	v.mu.Unlock()
+	if seq > last {
+		return true, nil // an op is in the journal before it leaves
+	}
 	err = v.db.kv.view(func(t txn) error {
-		return v.eachBatch(t, self, func(b *Batch) (bool, error) {
-			switch {
-			case b.Last < seq:
-				return true, nil
-			case b.Last == seq:
-				forked = !same(b.Digest())
-			default: // a batch of ours ends elsewhere
-				forked = b.First <= seq
-			}
-			return false, nil
-		})
-	})
-	return forked, err
-}
-
-// eachBatch calls fn for the journal's batches of a replica, in order.
-func (v *Volume) eachBatch(t txn, r crdt.ReplicaID, fn func(*Batch) (bool, error)) error {
-	return t.scan(v.keys.key('j', uint64(r)), nil, func(_, value []byte) (bool, error) {
-		b, err := DecodeBatch(slices.Clone(value))
-		if err != nil {
-			return false, fmt.Errorf("%w: journal: %w", ErrDamaged, err)
+		b, err := v.batchAt(t, self, seq)
+		if err == nil {
+			forked = !same(b.Chain(seq))
 		}
-		return fn(b)
+		return err
 	})
+	if errors.Is(err, ErrJournalGone) {
+		err = nil
+	}
+	return forked, err
 }
 
 // Next is the id under which the replica will begin anew, the same until it has:
@@ -244,7 +237,7 @@ func (a *anew) unsentLocked() (out []unsent, err error) {
 			} else if !silent {
 				continue
 			}
-			if err := v.eachBatch(t, r, func(b *Batch) (bool, error) {
+			if err := v.eachBatch(t, r, 0, func(b *Batch) (bool, error) {
 				if b.Last <= seq {
 					return true, nil
 				}
@@ -269,27 +262,35 @@ func (a *anew) unsentLocked() (out []unsent, err error) {
 }
 
 // known is up to which own op peers have the same: the snapshot's, if it is one
-// of this journal, or what some peer was known to have. One that is out where the
-// snapshot comes from begins anew too, and does not bring it.
+// of this journal, or what some peer was known to have. One that must begin anew
+// for the snapshot's sender, as this one, does not bring it.
 func (a *anew) known(t txn, theirs crdt.VectorEntry) (most crdt.Seq, err error) {
 	v := a.v
-	ends := map[crdt.Seq][32]byte{theirs.Seq: theirs.Hash}
+	ends := []crdt.VectorEntry{theirs}
 	for id, m := range v.roster.members {
-		if e := m.Acked[v.replica]; e.Seq > 0 && !a.s.roster.out[id] {
-			ends[e.Seq] = e.Hash
+		if e := m.Acked[v.replica]; !a.s.roster.out[id] && !a.s.collected.Excludes(id, m.Acked) {
+			ends = append(ends, e)
 		}
 	}
-	first := true
-	err = v.eachBatch(t, v.replica, func(b *Batch) (bool, error) {
-		if first {
-			most, first = b.First-1, false // what is compacted, peers have
+	last := v.vector[v.replica].Seq
+	first, ok := v.journal.first[v.replica]
+	if !ok {
+		first = last + 1
+	}
+	most = first - 1 // what is compacted, peers have
+	for _, e := range ends {
+		if e.Seq <= most || e.Seq > last {
+			continue
 		}
-		if hash, ok := ends[b.Last]; ok && hash == b.Digest() {
-			most = b.Last
+		b, err := v.batchAt(t, v.replica, e.Seq)
+		if err != nil {
+			return 0, err
 		}
-		return true, nil
-	})
-	return most, err
+		if b.Chain(e.Seq) == e.Hash {
+			most = e.Seq
+		}
+	}
+	return most, nil
 }
 
 // silent reports whether a replica was not heard of for long: it may be gone,

@@ -193,9 +193,59 @@ func copyDir(t testing.TB, from string) string {
 	return to
 }
 
+// TestP8RestoredCopyOfTheDirectory: a state directory that was copied takes a new
+// id before its first op, whatever was done meanwhile where it came from, and
+// hears of that as of any replica's work.
+func TestP8RestoredCopyOfTheDirectory(t *testing.T) {
+	t.Run("in another place", func(t *testing.T) { restoredCopy(t, false) })
+	t.Run("over the original", func(t *testing.T) { restoredCopy(t, true) })
+}
+
+func restoredCopy(t *testing.T, over bool) {
+	a, b := pair(t, Options{})
+	write(t, b, root, "common", "1")
+	exchange(t, a, b)
+	o := b.db.opts
+	check(t, b.db.Close(), nil)
+	backup := copyDir(t, o.Dir)
+	b = openWith(t, o).Volume(a.ID())
+	old := b.Replica()
+	write(t, b, root, "after", "forgotten by the backup")
+	check(t, b.Unlink(Request{}, root, "common"), nil)
+	exchange(t, a, b)
+	check(t, b.db.Close(), nil)
+	if over {
+		if out, err := exec.Command("cp", "-a", backup+"/.", o.Dir).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	} else {
+		o.Dir = backup
+	}
+	b = openWith(t, o).Volume(a.ID())
+	if b.Replica() == old {
+		t.Fatal("it goes on under the old id")
+	}
+	write(t, b, root, "restored", "written since the restore")
+	exchange(t, a, b)
+	same(t, a, b)
+	for _, v := range []*Volume{a, b} {
+		absent(t, v, root, "common")
+		if got := read(t, v, root, "after") + ", " + read(t, v, root, "restored"); got != "forgotten by the backup, written since the restore" {
+			t.Error(got)
+		}
+	}
+	now := b.Replica()
+	if b = reopen(t, b); b.Replica() != now {
+		t.Error("a mere restart gave it another id")
+	}
+}
+
 // TestP8RestoredWithOwnWork: no dot names two ops, and work done since the
 // restore is kept, whether more or fewer ops than were forgotten.
 func TestP8RestoredWithOwnWork(t *testing.T) {
+	was := placeOf
+	t.Cleanup(func() { placeOf = was })
+	placeOf = func(string) (string, error) { return "that of the whole disk's copy", nil }
 	for _, since := range []int{0, 1, 12} {
 		t.Run(fmt.Sprint(since), func(t *testing.T) {
 			clock, vs := cluster(t, 2, Options{})

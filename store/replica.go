@@ -36,7 +36,7 @@ func (db *DB) CreateReplica(id VolumeID, name string, ready bool) (*Volume, erro
 	if err != nil {
 		return nil, fmt.Errorf("create replica of volume %q: %w", name, err)
 	}
-	v, err := openVolume(db, id, r, false)
+	v, err := openVolume(db, id, r, start{})
 	if err != nil {
 		err = errors.Join(err, db.kv.update(func(t txn) error { return t.del(replicaKey(id)) }))
 		return nil, fmt.Errorf("create replica of volume %q: %w", name, err)

@@ -203,12 +203,12 @@ func (v *Volume) seal(all bool) (int, error) {
 	if n == 0 {
 		return 0, nil
 	}
-	digest := b.Digest()
 	if v.db.opts.Sign != nil {
+		digest := b.Digest()
 		b.Signature = v.db.opts.Sign(digest[:])
 	}
 	v.mu.Lock()
-	err := v.journalLocked(b, digest, n)
+	err := v.journalLocked(b, n)
 	v.mu.Unlock()
 	if err != nil {
 		return 0, fmt.Errorf("seal batch %v:%d: %w", b.Origin, b.First, err)
@@ -256,8 +256,8 @@ func (v *Volume) nextBatchLocked(all bool) (*Batch, int) {
 }
 
 // journalLocked moves n ops from the queue into the journal.
-func (v *Volume) journalLocked(b *Batch, digest [32]byte, n int) error {
-	entry := crdt.VectorEntry{Seq: b.Last, Stamp: b.Stamp, Hash: digest}
+func (v *Volume) journalLocked(b *Batch, n int) error {
+	entry := b.entry()
 	err := v.db.kv.update(func(t txn) error {
 		for seq := b.First; seq <= b.Last; seq++ {
 			if err := t.del(v.keys.key('u', uint64(seq))); err != nil {

@@ -266,6 +266,68 @@ func TestP8DotsAreNeverUsedTwice(t *testing.T) {
 	}
 }
 
+// TestP8OpsInOtherBatches: ops that had left, and whose batch was lost with the
+// power, leave in other batches; whoever has which, all get all.
+func TestP8OpsInOtherBatches(t *testing.T) {
+	id := NewVolumeID()
+	b, c, d := volumeWith(t, id, Options{}), volumeWith(t, id, Options{}), volumeWith(t, id, Options{})
+	mem := NewMemory()
+	mem.BootID = "boot1"
+	o := longHold
+	o.Memory = mem
+	a := volumeWith(t, id, o)
+	write(t, a, root, "f0", "x")
+	check(t, a.sealNow(), nil)
+	var cut *Memory
+	for n := range 4 {
+		check(t, a.Rename(Request{}, root, fmt.Sprint("f", n), root, fmt.Sprint("f", n+1), 0), nil)
+		if n == 1 {
+			cut = mem.AfterKill() // of four ops two are lost
+		}
+	}
+	first := batches(t, a, nil)
+	give(t, a, b)
+	old, last := a.Replica(), a.Vector()[a.Replica()]
+	cut.BootID = "boot2"
+	o.Memory, o.Dir = cut, t.TempDir()
+	a = openWith(t, o).Volume(id)
+	write(t, a, root, "g", "under the new id")
+	give(t, a, c)
+	if at := c.Vector()[old].Seq; at == 0 || at >= last.Seq || a.Replica() == old {
+		t.Fatalf("nothing was lost, or all: %v of %v; id %v, was %v", at, last.Seq, a.Replica(), old)
+	}
+	// What overlaps must agree.
+	whole := first[len(first)-1]
+	forged := rewrap(whole, whole.mustOps(t)...)
+	check(t, c.Merge(forged), ErrBadBatch)
+	exchange(t, a, b, c)
+	exchange(t, a, c, d)
+	same(t, a, b, c, d)
+	for _, v := range []*Volume{a, b, c, d} {
+		if got := v.Vector()[old]; got != last {
+			t.Errorf("vector is %v, want %v", got, last)
+		}
+		for seq := crdt.Seq(1); seq <= last.Seq; seq++ {
+			check(t, v.db.kv.view(func(tx txn) error {
+				got, err := v.batchAt(tx, old, seq)
+				if err == nil && (got.First > seq || got.Last < seq) {
+					t.Errorf("batch %d to %d for %d", got.First, got.Last, seq)
+				}
+				return err
+			}), nil)
+		}
+		bytes := v.journal.bytes
+		if v = reopen(t, v); v.journal.bytes != bytes {
+			t.Errorf("the journal has %d bytes, counted %d", v.journal.bytes, bytes)
+		}
+	}
+}
+
+func (b *Batch) mustOps(t *testing.T) []*crdt.Op {
+	t.Helper()
+	return must(b.decodeOps())
+}
+
 // crashMachine opens a volume as after a power loss that lost nothing.
 func crashMachine(t testing.TB, v *Volume) *Volume {
 	t.Helper()

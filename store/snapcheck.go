@@ -206,7 +206,7 @@ func (s *staging) checkTail(ctx context.Context, chunk []byte) error {
 		if b.Last <= at.Seq {
 			return nil
 		}
-		if b.Volume != s.v.id || b.First != at.Seq+1 || b.Prev != at.Hash {
+		if b.Volume != s.v.id || !b.follows(at) {
 			return badSnapshot("batch that does not follow")
 		}
 		if err := s.v.appliedIn(reached, b); err != nil {
@@ -228,7 +228,7 @@ func (s *staging) checkTail(ctx context.Context, chunk []byte) error {
 				}
 			}
 		}
-		reached[b.Origin] = crdt.VectorEntry{Seq: b.Last, Stamp: b.Stamp, Hash: b.Digest()}
+		reached[b.Origin] = b.entry()
 		s.tail[b.Origin] = reached[b.Origin]
 		return nil
 	}); err != nil {

@@ -48,8 +48,9 @@ func (v *Volume) unpin() {
 // says, in the same transaction, how far it is.
 type joining struct {
 	*Volume
-	since   crdt.Vector // where the tail begins
-	vector  crdt.Vector // what the state will be
+	after   map[crdt.Dot]crdt.Seq // of batches of the tail: the last op that is in one before
+	since   crdt.Vector           // where the tail begins
+	vector  crdt.Vector           // what the state will be
 	ranges  []stagedRange
 	effects []*crdt.Effects
 	chunk   uint64 // the mark: portions of this chunk are joined
@@ -106,7 +107,10 @@ func (v *Volume) joinStaged() error {
 		return err
 	}
 	v.halfJoined = true
-	j := &joining{Volume: v, chunk: binary.BigEndian.Uint64(mark), part: binary.BigEndian.Uint64(mark[8:])}
+	j := &joining{
+		Volume: v, chunk: binary.BigEndian.Uint64(mark), part: binary.BigEndian.Uint64(mark[8:]),
+		after: map[crdt.Dot]crdt.Seq{},
+	}
 	for _, step := range []func() error{j.plan, j.join, j.fold, j.finish} {
 		if err := step(); err != nil {
 			return err
@@ -145,8 +149,9 @@ func (j *joining) plan() error {
 	j.vector = j.since.Clone()
 	return j.eachStaged(s.prefix('t'), func(_, chunk []byte) error {
 		return eachBatch(chunk, func(b *Batch) error {
-			if at := j.vector[b.Origin]; b.First == at.Seq+1 && b.Prev == at.Hash {
-				j.vector[b.Origin] = crdt.VectorEntry{Seq: b.Last, Stamp: b.Stamp, Hash: b.Digest()}
+			if at := j.vector[b.Origin]; b.follows(at) {
+				j.after[crdt.Dot{Replica: b.Origin, Seq: b.First}] = at.Seq
+				j.vector[b.Origin] = b.entry()
 			}
 			return nil
 		})
@@ -268,7 +273,7 @@ func (j *joining) joinTail(chunk []byte) error {
 			j.part = max(j.part, part)
 			return nil
 		}
-		ops, err := b.decodeOps()
+		ops, err := j.fresh(b)
 		if err != nil {
 			return err
 		}
@@ -279,6 +284,14 @@ func (j *joining) joinTail(chunk []byte) error {
 		}
 		return err
 	})
+}
+
+// fresh are the ops of a batch of the tail that are neither known here nor in a
+// batch before it.
+func (j *joining) fresh(b *Batch) ([]*crdt.Op, error) {
+	ops, err := b.decodeOps()
+	known := max(j.Volume.vector[b.Origin].Seq, j.after[crdt.Dot{Replica: b.Origin, Seq: b.First}])
+	return slices.DeleteFunc(ops, func(op *crdt.Op) bool { return op.Dot.Seq <= known }), err
 }
 
 func (c *change) joinBatch(b *Batch, ops []*crdt.Op, covers crdt.Covers) error {
@@ -354,7 +367,7 @@ func (j *joining) moves() (moves []crdt.Move, err error) {
 			if b.Last <= j.Volume.vector[b.Origin].Seq {
 				return nil
 			}
-			ops, err := b.decodeOps()
+			ops, err := j.fresh(b)
 			if err != nil {
 				return err
 			}

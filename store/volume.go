@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
@@ -110,7 +111,7 @@ func (v *Volume) restore() error {
 	return v.loadCollected()
 }
 
-func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, error) {
+func openVolume(db *DB, id VolumeID, r replicaRecord, s start) (*Volume, error) {
 	v := newVolume(db, id, r)
 	if v.twoStates {
 		if err := v.dropBeside(); err != nil {
@@ -124,12 +125,12 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, unclean bool) (*Volume, er
 		v.unpin()
 		return nil, err
 	}
-	if unclean {
+	if (s.unclean || s.moved) && !mutation.Off(mutation.NewID) {
 		if err := v.renew(); err != nil {
 			return nil, err
 		}
 	}
-	if err := v.recoverDrafts(unclean); err != nil {
+	if err := v.recoverDrafts(s.unclean); err != nil {
 		return nil, err
 	}
 	v.startSealer()
@@ -201,8 +202,10 @@ func (v *Volume) loadQueue(t txn) error {
 	})
 }
 
-// renew gives the replica a new id: after an unclean boot, ops that are lost
-// here may have left under the old one, and no dot may name two ops (P8).
+// renew gives the replica a new id: after an unclean boot, or on a copy, there
+// may be ops under the old one that are not here, and no dot may name two (P8).
+// It begins anew from nobody's state: what is not here comes like the ops of any
+// other replica.
 func (v *Volume) renew() error {
 	if err := v.sealNow(); err != nil {
 		return err

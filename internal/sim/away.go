@@ -49,7 +49,7 @@ func (n *node) verify(e gossip.Verify) {
 	if err != nil {
 		n.w.fail("%s: compare journals: %w", n.name, err)
 	}
-	n.step(gossip.Verified{Volume: e.Volume, Peer: e.Peer, Replica: e.Replica, Forked: forked})
+	n.step(gossip.Verified{Volume: e.Volume, Peer: e.Peer, Replica: e.Replica, Entry: e.Entry, Forked: forked})
 }
 
 // playAges does the steps that take long.

@@ -78,10 +78,8 @@ func (w *world) find(name string) *node {
 func (n *node) report(e gossip.Report) {
 	n.w.note("%s reports: %v", n.name, e.Err)
 	for _, bad := range []error{store.ErrBadBatch, store.ErrDamaged, crdt.ErrMalformed, gossip.ErrTwoReplicas} {
-		// One that was restored and has not noticed yet may merge, in vain, what
-		// builds on the ops that it forgot.
-		forked := len(n.w.doubted) > 0 && (bad == store.ErrBadBatch || bad == gossip.ErrTwoReplicas || bad == crdt.ErrMalformed && n.doubt)
-		if errors.Is(e.Err, bad) && !forked {
+		restored := len(n.w.doubted) > 0 && bad == gossip.ErrTwoReplicas
+		if errors.Is(e.Err, bad) && !restored {
 			n.w.fail("%s: %w", n.name, e.Err)
 		}
 	}
@@ -94,7 +92,7 @@ func batchOf(b *store.Batch, wants []crdt.Hash) *gossip.Batch {
 		size += len(op)
 	}
 	return &gossip.Batch{
-		Origin: b.Origin, First: b.First, Last: b.Last, Deps: b.Deps, Hash: b.Digest(), Wants: wants, Size: size, Body: b,
+		Origin: b.Origin, First: b.First, Last: b.Last, Deps: b.Deps, Hash: b.Chain(b.Last), Wants: wants, Size: size, Body: b,
 	}
 }
 
@@ -179,9 +177,7 @@ func (n *node) takeSnapshot(peer string, anew bool) {
 		n.user.beginning = as
 	}
 	err := errUnreachable
-	// A replica that does not know yet that it was restored is no source:
-	// what it would hand on is nobody's to undo.
-	if from := n.w.find(peer); from != nil && n.w.reaches(n, from) && !from.doubt {
+	if from := n.w.find(peer); from != nil && n.w.reaches(n, from) && from.proto.Serves(n.w.volume, n.name) {
 		n.checkReason(from, anew)
 		err = take(context.Background(), &snapshotSource{n, from, as})
 	}

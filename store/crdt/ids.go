@@ -97,7 +97,7 @@ func (v VersionID) older(w VersionID) bool {
 type VectorEntry struct {
 	Seq   Seq      // the last op applied
 	Stamp Stamp    // its stamp
-	Hash  [32]byte // head of the origin's batch hash chain
+	Hash  [32]byte // the hash chain of the origin's ops after it
 }
 
 // A Vector is a version vector. Only replicas that ever wrote have an entry.
