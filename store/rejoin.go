@@ -67,6 +67,9 @@ func (v *Volume) BeginAnew(ctx context.Context, source SnapshotSource) error {
 	}
 	a := &anew{v: v, s: s, done: map[crdt.Dot]bool{}}
 	if err = s.JoinSnapshot(ctx, source); err == nil {
+		err = a.compare(ctx, source)
+	}
+	if err == nil {
 		err = a.finish()
 	}
 	// What is left is that of before, or what was not finished.
@@ -131,6 +134,8 @@ func (v *Volume) dropGeneration(gen uint32, butStaged bool) error {
 type anew struct {
 	v, s   *Volume // as it is, and as it will be
 	rebase *crdt.Rebase
+	agreed crdt.Seq          // own ops up to there the snapshot's sender has, the very same
+	exact  bool              // and no other
 	done   map[crdt.Dot]bool // ops made again
 	gone   map[crdt.Ino]*crdt.Inode
 	nodes  nodeChanges
@@ -173,131 +178,6 @@ func (p *pastState) Inode(ino crdt.Ino) (i *crdt.Inode, err error) {
 		return err
 	})
 	return i, err
-}
-
-// unsent is an op that the snapshot lacks.
-type unsent struct {
-	op       *crdt.Op
-	doubtful bool // or may lack
-}
-
-// makeAgain makes the ops again that were not yet.
-func (a *anew) makeAgain(locked bool) error {
-	if !locked {
-		a.v.mu.Lock()
-	}
-	ops, err := a.unsentLocked()
-	if !locked {
-		a.v.mu.Unlock()
-	}
-	if err != nil {
-		return err
-	}
-	for _, o := range ops {
-		if a.done[o.op.Dot] {
-			continue
-		}
-		if err := a.s.change(0, func(c *change) error {
-			a.rebase.S = c.tree
-			writes, err := a.rebase.Writes(o.op, o.doubtful)
-			if err != nil || len(writes) == 0 {
-				return err
-			}
-			if err := c.commit(writes, hold{}); err != nil {
-				return err
-			}
-			a.rebase.Made(o.op, c.queued[len(c.queued)-1].op)
-			return nil
-		}); err != nil {
-			return fmt.Errorf("make op %v again: %w", o.op.Dot, err)
-		}
-		a.done[o.op.Dot] = true
-		if len(a.s.queue.ops) >= maxBatchOps {
-			if err := a.s.sealNow(); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// unsentLocked lists what the snapshot lacks and nobody else will bring: own ops, and
-// those of replicas that are out of sight, in the order of their stamps.
-func (a *anew) unsentLocked() (out []unsent, err error) {
-	v, theirs := a.v, a.s.vector
-	err = v.db.kv.view(func(t txn) error {
-		own, err := a.known(t, theirs[v.replica])
-		if err != nil {
-			return err
-		}
-		for r := range v.vector {
-			seq, silent := theirs[r].Seq, v.silent(r)
-			if r == v.replica {
-				seq = own
-			} else if !silent {
-				continue
-			}
-			if err := v.eachBatch(t, r, 0, func(b *Batch) (bool, error) {
-				if b.Last <= seq {
-					return true, nil
-				}
-				ops, err := b.decodeOps()
-				for _, op := range ops {
-					if op.Dot.Seq > seq {
-						out = append(out, unsent{op, r == v.replica && op.Stamp <= theirs[r].Stamp})
-					}
-				}
-				return true, err
-			}); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	for _, q := range v.queue.ops {
-		out = append(out, unsent{op: q.op})
-	}
-	slices.SortFunc(out, func(x, y unsent) int { return x.op.ID(0).CompareOp(y.op.ID(0)) })
-	return out, err
-}
-
-// known is up to which own op peers have the same: the snapshot's, if it is one
-// of this journal, or what some peer was known to have. One that must begin anew
-// for the snapshot's sender, as this one, does not bring it.
-func (a *anew) known(t txn, theirs crdt.VectorEntry) (most crdt.Seq, err error) {
-	v := a.v
-	ends := []crdt.VectorEntry{theirs}
-	for id, m := range v.roster.members {
-		if e := m.Acked[v.replica]; !a.s.roster.out[id] && !a.s.collected.Excludes(id, m.Acked) {
-			ends = append(ends, e)
-		}
-	}
-	last := v.vector[v.replica].Seq
-	first, ok := v.journal.first[v.replica]
-	if !ok {
-		first = last + 1
-	}
-	most = first - 1 // what is compacted, peers have
-	for _, e := range ends {
-		if e.Seq <= most || e.Seq > last {
-			continue
-		}
-		b, err := v.batchAt(t, v.replica, e.Seq)
-		if err != nil {
-			return 0, err
-		}
-		if b.Chain(e.Seq) == e.Hash {
-			most = e.Seq
-		}
-	}
-	return most, nil
-}
-
-// silent reports whether a replica was not heard of for long: it may be gone,
-// and what this one has of it be all there is.
-func (v *Volume) silent(r crdt.ReplicaID) bool {
-	m := v.roster.members[r]
-	return m == nil || v.db.opts.Now().Sub(m.heard) > v.db.opts.ReplicaRetention
 }
 
 // change puts the new state in the place of the old one. The locks are held.
