@@ -70,6 +70,9 @@ func (v *Volume) BeginAnew(ctx context.Context, source SnapshotSource) error {
 		err = a.compare(ctx, source)
 	}
 	if err == nil {
+		err = a.carryJournal()
+	}
+	if err == nil {
 		err = a.finish()
 	}
 	// What is left is that of before, or what was not finished.

@@ -579,3 +579,37 @@ func TestP5TwoBeginAnewFromAThird(t *testing.T) {
 		}
 	}
 }
+
+// TestP5BeginsAnewTwice: what a replica had made before it began anew the first
+// time is made again the second time, if that is from one that lacks it.
+func TestP5BeginsAnewTwice(t *testing.T) {
+	clock, vs := cluster(t, 3, Options{})
+	a, b, c := vs[0], vs[1], vs[2]
+	write(t, a, root, "f", "text")
+	settled(t, clock, a, b, c)
+	for n := range 3 {
+		write(t, b, root, fmt.Sprint("made by b ", n), "b")
+		check(t, b.sealNow(), nil)
+	}
+	exchange(t, a, b)
+	beginAnew(t, a, b)
+	if got := read(t, b, root, "made by b 0"); got != "b" {
+		t.Fatalf("%q", got)
+	}
+	b = reopen(t, b)
+	same(t, a, b)
+	// The journal covers what was carried over.
+	d := volumeWith(t, a.ID(), Options{})
+	check(t, d.SetReady(), nil)
+	give(t, b, d)
+	same(t, b, d)
+	beginAnew(t, c, b)
+	beginAnew(t, c, a)
+	exchange(t, a, b, c)
+	same(t, a, b, c)
+	for n := range 3 {
+		if got := read(t, c, root, fmt.Sprint("made by b ", n)); got != "b" {
+			t.Errorf("file %d: %q", n, got)
+		}
+	}
+}

@@ -202,3 +202,60 @@ func (v *Volume) silent(r crdt.ReplicaID) bool {
 	m := v.roster.members[r]
 	return m == nil || v.db.opts.Now().Sub(m.heard) > v.db.opts.ReplicaRetention
 }
+
+// carryJournal keeps the batches that the new state has applied too, where they
+// reach as far as it has: should this replica have to begin anew once more, from
+// one that lacks them, they are what there is to make again.
+func (a *anew) carryJournal() error {
+	for _, r := range a.s.vector.Replicas() {
+		keep, err := a.covered(r)
+		if err != nil {
+			return err
+		}
+		for len(keep) > 0 {
+			if err := a.v.db.kv.update(func(t txn) error {
+				c := &countingTxn{txn: t}
+				for ; len(keep) > 0 && c.n < saveBytes; keep = keep[1:] {
+					raw, err := t.get(a.v.keys.key('j', uint64(r), uint64(keep[0])))
+					if err != nil {
+						return err
+					}
+					if err := c.set(a.s.keys.key('j', uint64(r), uint64(keep[0])), raw); err != nil {
+						return err
+					}
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+	}
+	a.s.mu.Lock()
+	defer a.s.mu.Unlock()
+	return a.s.db.kv.view(a.s.loadJournal)
+}
+
+// covered lists the first ops of a replica's batches up to where the new journal
+// begins or, if that has none, to where the new state is.
+func (a *anew) covered(r crdt.ReplicaID) (firsts []crdt.Seq, err error) {
+	end, reaches := a.s.vector[r], false
+	err = a.v.db.kv.view(func(t txn) error {
+		if err := a.s.eachBatch(t, r, 0, func(b *Batch) (bool, error) {
+			end = crdt.VectorEntry{Seq: b.First - 1, Hash: b.Prev}
+			return false, nil
+		}); err != nil {
+			return err
+		}
+		return a.v.eachBatch(t, r, 0, func(b *Batch) (bool, error) {
+			if b.Last <= end.Seq {
+				firsts = append(firsts, b.First)
+				reaches = b.Last == end.Seq && b.Chain(b.Last) == end.Hash
+			}
+			return b.Last < end.Seq, nil
+		})
+	})
+	if !reaches {
+		firsts = nil
+	}
+	return firsts, err
+}

@@ -202,7 +202,7 @@ func (n *node) sameElsewhere() bool {
 func (n *node) checkReason(from *node, anew bool) {
 	c := from.vol.Collected()
 	heard := slices.ContainsFunc(from.vol.Roster(), func(e store.RosterEntry) bool { return e.Replica == n.vol.Replica() })
-	if anew && heard && !n.w.lossy && len(n.w.doubted) == 0 && n.vol.Ready() && len(n.anewAt) == 0 && len(c.Out) == 0 &&
+	if anew && heard && !n.w.lossy && len(n.w.doubted) == 0 && n.vol.Ready() && !n.begun && len(c.Out) == 0 &&
 		c.Excludes(n.vol.Replica(), n.vol.Vector()) {
 		n.w.fail("P6: %s collected what %s lacks, which counts", from.name, n.name)
 	}
@@ -212,7 +212,7 @@ func (n *node) checkReason(from *node, anew bool) {
 func (n *node) begunAnew() {
 	id, v := n.vol.Replica(), n.vol.Vector()
 	n.w.anews[id] = &anew{last: v[id].Seq + crdt.Seq(n.vol.Stats().Unsealed), vector: v}
-	n.ids[id], n.doubt, n.anewAt = true, false, append(n.anewAt, n.w.now)
+	n.ids[id], n.doubt, n.begun = true, false, true
 	n.harvest()
 	n.user.replica, n.user.beginning, n.user.promises = 0, 0, nil
 	for _, d := range n.user.drafts {
@@ -259,7 +259,7 @@ func (w *world) checkAnew(ops map[crdt.Dot]*sealedOp) {
 		}
 	}
 	for _, o := range all {
-		if w.lossy || ops[o.Dot] == o || w.twiceSince(o.at) {
+		if w.lossy || ops[o.Dot] == o {
 			continue
 		}
 		for _, h := range o.contents() {
@@ -289,16 +289,6 @@ func (w *world) checkAnew(ops map[crdt.Dot]*sealedOp) {
 			}
 		}
 	}
-}
-
-// twiceSince reports whether some replica began anew twice since then: the state
-// that it took the first time is in no journal, and a replica that knows of it
-// nothing may be the next that it takes the state of. What is lost so is not
-// checked.
-func (w *world) twiceSince(at time.Duration) bool {
-	return slices.ContainsFunc(w.nodes, func(n *node) bool {
-		return len(n.anewAt) > 1 && n.anewAt[len(n.anewAt)-2] >= at
-	})
 }
 
 // contents are the hashes of the contents that an op publishes.

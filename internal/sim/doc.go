@@ -15,7 +15,7 @@
 //
 // Not simulated: work on a replica while it takes a snapshot; that two replicas
 // took different ops of one that was restored; backups of machines that lost
-// power. Not checked: contents made before some replica began anew twice.
+// power.
 //
 // A world holds nodes and wires and a queue of events; every source of
 // randomness and time is drawn from the seed. A program is a list of 64-bit

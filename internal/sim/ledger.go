@@ -3,7 +3,6 @@ package sim
 import (
 	"bytes"
 	"maps"
-	"time"
 
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -14,7 +13,6 @@ import (
 type sealedOp struct {
 	*crdt.Op
 	raw  []byte
-	at   time.Duration               // when it was first seen
 	past map[crdt.ReplicaID]crdt.Seq // itself included; nil if not known
 }
 
@@ -56,7 +54,7 @@ func (l *ledger) add(w *world, b *store.Batch) {
 			w.fail("op %v: %v", dot, err)
 			return
 		}
-		l.ops[dot] = &sealedOp{Op: op, raw: raw, at: w.now, past: l.pastOf(op)}
+		l.ops[dot] = &sealedOp{Op: op, raw: raw, past: l.pastOf(op)}
 		w.note("op %v %x", dot, raw)
 		for i, wr := range op.Writes {
 			if wr.Kind == crdt.WriteContent && !wr.Content.Manifest {
@@ -74,7 +72,7 @@ func (l *ledger) fork(w *world, dot crdt.Dot, raw []byte) {
 		w.fail("P8: dot %v names two ops: %v", dot, err)
 		return
 	}
-	l.forks[string(raw)] = &sealedOp{Op: op, raw: raw, at: w.now}
+	l.forks[string(raw)] = &sealedOp{Op: op, raw: raw}
 }
 
 // merged checks that nobody takes the other op of a dot (P8).

@@ -35,8 +35,8 @@ type node struct {
 	limits  store.Limits
 	ids     map[crdt.ReplicaID]bool // under which it ever worked
 	backup  *backup
-	anewAt  []time.Duration // when it began anew
-	doubt   bool            // restored, and does not know yet that others know more of it
+	begun   bool // anew, once or more
+	doubt   bool // restored, and does not know yet that others know more of it
 
 	fuse  int  // writes until it is killed, 0 if it is not to be
 	after bool // killed after that write, else before
