@@ -28,6 +28,7 @@ type crashEvent struct {
 	Seed     uint64 // of the bytes
 	Size     int
 	Dots     map[crdt.Seq]string // what a sealed batch holds
+	Batch    []byte
 }
 
 // crashChild works at random, and says what it does, until it is killed.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -32,7 +33,9 @@ func powerChild(dir string) error {
 		}
 	}
 	sealed := make(chan crashEvent, 1<<16)
-	v.OnSeal(func(b *Batch) { sealed <- crashEvent{What: "sealed", From: b.Origin.String(), Dots: dotsOf(b)} })
+	v.OnSeal(func(b *Batch) {
+		sealed <- crashEvent{What: "sealed", From: b.Origin.String(), Dots: dotsOf(b), Batch: b.Encode()}
+	})
 	for {
 		e := randomEvent()
 		switch e.Op {
@@ -146,7 +149,8 @@ func (d *disk) writeBack() {
 
 // TestP8PowerLoss cuts the power of a working process at random moments. What
 // was synced is there, the rest is there up to some moment, and no dot names
-// two ops.
+// two ops. A peer hears some of what leaves, and tells nothing before the end:
+// then both have all that either has.
 func TestP8PowerLoss(t *testing.T) {
 	needLoop(t)
 	d := newDisk(t)
@@ -158,6 +162,7 @@ func TestP8PowerLoss(t *testing.T) {
 	db := must(Open(Options{Dir: dir}))
 	id := must(db.CreateReplica(NewVolumeID(), "test", true)).ID()
 	check(t, db.Close(), nil)
+	peer := volumeWith(t, id, Options{})
 	m, dots := crashModel{}, map[string]string{}
 	for run := range *losses {
 		events := runCrashChild(t, "power", dir, 1+rand.IntN(1500), func(n int) {
@@ -165,6 +170,7 @@ func TestP8PowerLoss(t *testing.T) {
 				d.writeBack()
 			}
 		})
+		hear(t, peer, events)
 		d.lose()
 		db, err := Open(Options{Dir: dir})
 		if err != nil {
@@ -173,9 +179,32 @@ func TestP8PowerLoss(t *testing.T) {
 		v := db.Volume(id)
 		m = m.followLoss(t, v, events)
 		noteDots(t, v, events, dots)
+		if rand.IntN(2) == 0 {
+			give(t, v, peer)
+		}
 		check(t, db.Close(), nil)
 	}
+	db = must(Open(Options{Dir: dir}))
+	defer db.Close()
+	exchange(t, db.Volume(id), peer)
+	same(t, db.Volume(id), peer)
 	t.Logf("%d losses, %d ops", *losses, len(dots))
+}
+
+// hear gives a peer the batches that left, up to one with large content, or
+// that does not follow.
+func hear(t *testing.T, peer *Volume, events []crashEvent) {
+	t.Helper()
+	for _, e := range events {
+		if e.What != "sealed" {
+			continue
+		}
+		err := peer.Merge(must(DecodeBatch(e.Batch)))
+		if errors.Is(err, ErrNoContent) || errors.Is(err, ErrNotNext) {
+			return
+		}
+		check(t, err, nil)
+	}
 }
 
 // followLoss returns the model after a run whose end may be lost, back to the
