@@ -2,6 +2,8 @@ package gossip
 
 import (
 	"context"
+	"crypto/ed25519"
+	"errors"
 	"math"
 	"slices"
 	"strings"
@@ -319,4 +321,66 @@ func TestP12StampFarAhead(t *testing.T) {
 	x.write(t, "f", []byte("5"))
 	y.write(t, "h", []byte("6"))
 	same(t, x, y)
+}
+
+// TestP12WordIsVerifiedOnce: most words come many times. What was verified is
+// known by all that was signed, and the signature.
+func TestP12WordIsVerifiedOnce(t *testing.T) {
+	c := newTestCluster(t)
+	k := c.keysOf("m")
+	o := origin{node: "m", key: k.Cert.Leaf.PublicKey.(ed25519.PublicKey)}
+	w := words{last: map[crdt.ReplicaID]word{}}
+	m := signedBy(k, store.Member{Replica: 77, Node: "m", At: 5, Acked: crdt.Vector{3: {Seq: 4}}, Out: []crdt.ReplicaID{9}})
+	for _, want := range []bool{true, false, false} {
+		if got, fresh, err := w.check(testVolume, m, o); fresh != want || err != nil || got.At != m.At {
+			t.Errorf("%+v, fresh %v, %v", got, fresh, err)
+		}
+	}
+	for what, edit := range map[string]func(*store.Member){
+		"vector": func(m *store.Member) { m.Acked = nil }, "out": func(m *store.Member) { m.Out = nil },
+		"signature": func(m *store.Member) { m.Signature = slices.Clone(m.Signature); m.Signature[0] ^= 1 },
+		"node":      func(m *store.Member) { m.Node = "n" },
+	} {
+		bad := m
+		edit(&bad)
+		if _, _, err := w.check(testVolume, bad, o); !errors.Is(err, ErrWord) {
+			t.Errorf("another %s of a time that was verified: %v", what, err)
+		}
+	}
+	bad := m
+	bad.At, bad.Acked = 4, nil // older: nothing of it is looked at
+	if got, fresh, err := w.check(testVolume, bad, o); fresh || err != nil || got.At != 0 || got.Out != nil {
+		t.Errorf("%+v, fresh %v, %v", got, fresh, err)
+	}
+}
+
+// BenchmarkWords is the words of 100 nodes, each of which wrote, when they are
+// new and when they were seen.
+func BenchmarkWords(b *testing.B) {
+	c := newTestCluster(b)
+	k := c.keysOf("m")
+	o := origin{node: "m", key: k.Cert.Leaf.PublicKey.(ed25519.PublicKey)}
+	acked := crdt.Vector{}
+	for r := range crdt.ReplicaID(100) {
+		acked[r+1] = crdt.VectorEntry{Seq: 1 << 40, Stamp: 1 << 60, Hash: [32]byte{1}}
+	}
+	var all []store.Member
+	for r := range crdt.ReplicaID(100) {
+		all = append(all, signedBy(k, store.Member{Replica: r + 1, Node: "m", At: 5, Acked: acked}))
+	}
+	for _, seen := range []bool{false, true} {
+		b.Run(map[bool]string{false: "new", true: "seen"}[seen], func(b *testing.B) {
+			w := words{last: map[crdt.ReplicaID]word{}}
+			for range b.N {
+				if !seen {
+					clear(w.last)
+				}
+				for _, m := range all {
+					if _, _, err := w.check(testVolume, m, o); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+		})
+	}
 }
