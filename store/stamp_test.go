@@ -12,7 +12,9 @@ import (
 // clock had shown that time.
 func stampedAt(t testing.TB, id VolumeID, name string, at crdt.Stamp) *Batch {
 	t.Helper()
-	v := volumeWith(t, id, longHold)
+	o := longHold
+	o.Memory = NewMemory()
+	v := volumeWith(t, id, o)
 	mkdir(t, v, root, name)
 	check(t, v.sealNow(), nil)
 	b := must2(v.Batches(nil, 1<<20))[0]
@@ -35,7 +37,10 @@ func TestP12StampUsesUpNoClock(t *testing.T) {
 		crdt.MaxWall + crdt.MaxStep + 1: ErrStamp, crdt.MaxStamp: ErrStamp,
 		crdt.MaxStamp + 1: ErrBadBatch, crdt.LocalStamp - 1: ErrBadBatch, crdt.LocalStamp: ErrBadBatch,
 	} {
-		a, b := pair(t, longHold)
+		id := NewVolumeID()
+		oa, ob := longHold, longHold
+		oa.Memory, ob.Memory = NewMemory(), NewMemory()
+		a, b := volumeWith(t, id, oa), volumeWith(t, id, ob)
 		bad := stampedAt(t, a.id, "ahead", at)
 		if _, err := DecodeBatch(bad.Encode()); at > crdt.MaxStamp != errors.Is(err, ErrBadBatch) {
 			t.Errorf("stamp %d on the wire: %v", at, err)
@@ -71,7 +76,9 @@ func TestP4StampsFarAheadInAnyOrder(t *testing.T) {
 	}
 	var all []*Volume
 	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 0, 2}, {2, 0, 1}} {
-		v := volumeWith(t, id, longHold)
+		o := longHold
+		o.Memory = NewMemory()
+		v := volumeWith(t, id, o)
 		for taken := 0; taken < len(bs); {
 			was := taken
 			taken = 0
@@ -99,7 +106,7 @@ func TestP12HostClockBeyondTheBound(t *testing.T) {
 	for _, year := range []int{2201, 2263, 2500, 9999} {
 		clock := &testClock{now: time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)}
 		o := longHold
-		o.Now = clock.Now
+		o.Now, o.Memory = clock.Now, NewMemory()
 		v := volumeWith(t, NewVolumeID(), o)
 		_, err := v.Mknod(Request{}, root, "dir", NewNode{Kind: crdt.KindDir, Mode: 0o755})
 		check(t, err, crdt.ErrClock)

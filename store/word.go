@@ -100,7 +100,7 @@ func (v *Volume) putOutLocked(by *member) error {
 		m := r.members[id]
 		if m == nil && v.vector[id].Seq == 0 {
 			if unknown++; unknown > maxUnknown {
-				return nil
+				continue // those come with the next word
 			}
 			if record, err := v.Identity(id); err != nil || record == nil {
 				if err != nil {

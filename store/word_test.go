@@ -70,7 +70,9 @@ func TestP12WordGoesOnAfterAClockSetBack(t *testing.T) {
 // TestP13ReplicasOfOneNodeAreBounded: whatever ids a node asks snapshots for, or
 // says that it has.
 func TestP13ReplicasOfOneNodeAreBounded(t *testing.T) {
-	v := volumeWith(t, NewVolumeID(), longHold)
+	o := longHold
+	o.Memory = NewMemory()
+	v := volumeWith(t, NewVolumeID(), o)
 	must(v.Speak("here"))
 	v.Hear([]Member{
 		{Replica: 7, Node: "good", At: 5, Acked: crdt.Vector{}},
@@ -112,7 +114,7 @@ func TestP13ReplicasOfOneNodeAreBounded(t *testing.T) {
 func TestP13MadeUpReplicasAreNotPutOut(t *testing.T) {
 	var log bytes.Buffer
 	o := longHold
-	o.Scheduler, o.Log = still{}, slog.New(slog.NewTextHandler(&log, nil))
+	o.Scheduler, o.Memory, o.Log = still{}, NewMemory(), slog.New(slog.NewTextHandler(&log, nil))
 	v := volumeWith(t, NewVolumeID(), o)
 	must(v.Speak("here"))
 	v.Know(7, "good")
