@@ -23,6 +23,7 @@ var errnos = []struct {
 	{crdt.ErrNotEmpty, syscall.ENOTEMPTY},
 	{crdt.ErrInvalid, syscall.EINVAL},
 	{crdt.ErrNameTooLong, syscall.ENAMETOOLONG},
+	{crdt.ErrClock, syscall.EIO},
 	{store.ErrNoAttr, syscall.ENODATA},
 	{store.ErrNoSpace, syscall.ENOSPC},
 	{store.ErrStale, syscall.ESTALE},

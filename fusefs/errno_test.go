@@ -27,6 +27,7 @@ func TestErrno(t *testing.T) {
 		{crdt.ErrNotEmpty, syscall.ENOTEMPTY, true},
 		{crdt.ErrInvalid, syscall.EINVAL, true},
 		{crdt.ErrNameTooLong, syscall.ENAMETOOLONG, true},
+		{crdt.ErrClock, syscall.EIO, true},
 		{store.ErrNoAttr, syscall.ENODATA, true},
 		{store.ErrNoSpace, syscall.ENOSPC, true},
 		{store.ErrStale, syscall.ESTALE, true},

@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"crypto/ed25519"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -147,6 +148,7 @@ func (d *decoder) holdings(w *wire.Holdings) Holdings {
 }
 
 func (d *decoder) out(entries []*wire.VectorEntry) map[crdt.ReplicaID]crdt.Seq {
+	d.check(len(entries) <= maxNames, "too many replicas are out")
 	out := make(map[crdt.ReplicaID]crdt.Seq, len(entries))
 	for _, w := range entries {
 		out[crdt.ReplicaID(w.GetReplica())] = crdt.Seq(w.GetSeq())
@@ -168,9 +170,10 @@ func (d *decoder) roster(w *wire.Roster) Roster {
 		acked, err := crdt.DecodeVector(x.GetAcked())
 		d.check(err == nil && len(acked) <= maxNames && len(x.GetOut()) <= maxNames, "vector")
 		d.check(len(x.GetNode()) <= maxNode, "name of a node")
+		d.check(len(x.GetSignature()) <= ed25519.SignatureSize, "signature")
 		in := store.Member{
 			Replica: crdt.ReplicaID(x.GetReplica()), Node: x.GetNode(), At: x.GetAt(),
-			Acked: acked, Committed: crdt.Seq(x.GetCommitted()),
+			Acked: acked, Committed: crdt.Seq(x.GetCommitted()), Signature: x.GetSignature(),
 		}
 		for _, id := range x.GetOut() {
 			in.Out = append(in.Out, crdt.ReplicaID(id))
@@ -183,6 +186,7 @@ func (d *decoder) roster(w *wire.Roster) Roster {
 func memberToWire(m store.Member) *wire.Member {
 	w := &wire.Member{
 		Replica: uint64(m.Replica), Node: m.Node, At: m.At, Acked: crdt.AppendVector(nil, m.Acked), Committed: uint64(m.Committed),
+		Signature: m.Signature,
 	}
 	for _, id := range m.Out {
 		w.Out = append(w.Out, uint64(id))

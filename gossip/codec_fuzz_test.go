@@ -20,6 +20,9 @@ func FuzzFrame(f *testing.F) {
 		Holdings{All: true, Changed: []Holding{{Volume: testVolume, Replica: 7, Ready: true, Vector: v}}, Dropped: []store.VolumeID{{9}}},
 		Digest{testVolume, v}, Pull{testVolume, v, 1 << 20}, PullDone{testVolume, true}, SnapshotNeeded{testVolume},
 		IdentityRequest{testVolume, []crdt.ReplicaID{1, 2}},
+		Roster{Volume: testVolume, Members: []store.Member{
+			{Replica: 7, Node: "a"}, {Replica: 8, Node: "b", At: 5, Acked: v, Committed: 2, Out: []crdt.ReplicaID{9, 3}, Signature: []byte{1, 2}},
+		}},
 	} {
 		b, err := proto.Marshal(toWire(m))
 		if err != nil {

@@ -43,7 +43,9 @@
 //
 // A batch is signed by its origin's node, over a hash chain, and a replica id
 // is bound to a node by an identity record under the cluster's CA: relays need
-// not be trusted. A batch whose signature is wrong ends the link it came by.
+// not be trusted. So is what a replica says of itself in the roster (word.go). A
+// batch or a word whose signature is wrong, or a replica shown by a node that it
+// is not of, ends the link it came by.
 //
 // # Locks
 //

@@ -34,17 +34,18 @@ type (
 	// PeerGone says that no more messages come from a peer until it links
 	// again.
 	PeerGone struct{ Peer string }
-	// Received is a message, and if it is a Push, its signature was good.
+	// Received is a message, whose signatures were good, and whose Holdings
+	// were the peer's.
 	Received struct {
 		Peer    string
 		Message Message
 	}
-	// Unverified is a batch that was thrown away because its origin's
-	// identity is not known.
+	// Unverified says that something was thrown away because the identities of
+	// replicas are not known: a batch, or what is said of them in a roster.
 	Unverified struct {
-		Peer   string
-		Volume store.VolumeID
-		Origin crdt.ReplicaID
+		Peer    string
+		Volume  store.VolumeID
+		Origins []crdt.ReplicaID
 	}
 	// IdentityLearned says that batches thrown away before may be pulled.
 	IdentityLearned struct {

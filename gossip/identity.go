@@ -95,8 +95,9 @@ const maxKnown = 16384
 
 // An origin is a replica whose identity was verified.
 type origin struct {
-	node string
-	key  ed25519.PublicKey
+	node   string
+	key    ed25519.PublicKey
+	record []byte
 }
 
 // identities are the verified identities, kept in the volumes and, for speed,
@@ -170,7 +171,7 @@ func (s *identities) verify(k replicaKey, record []byte) (origin, error) {
 	if err != nil {
 		return origin{}, err
 	}
-	o := origin{node: cert.Subject.CommonName, key: cert.PublicKey.(ed25519.PublicKey)}
+	o := origin{node: cert.Subject.CommonName, key: cert.PublicKey.(ed25519.PublicKey), record: record}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.known) >= maxKnown {
@@ -178,6 +179,14 @@ func (s *identities) verify(k replicaKey, record []byte) (origin, error) {
 	}
 	s.known[k] = o
 	return o, nil
+}
+
+// record is a replica's record if it was verified lately, else nil. It blocks for
+// nothing.
+func (s *identities) record(k replicaKey) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.known[k].record
 }
 
 // learn verifies and keeps a record; the first valid one for a replica stands.

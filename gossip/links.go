@@ -233,7 +233,7 @@ func (e Unverified) step(p *Protocol) {
 		return
 	}
 	h.askedAt = p.now
-	p.send(ps, IdentityRequest{e.Volume, []crdt.ReplicaID{e.Origin}})
+	p.send(ps, IdentityRequest{e.Volume, e.Origins})
 }
 
 func (m IdentityRequest) receive(p *Protocol, from *peerState) {

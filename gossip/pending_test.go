@@ -208,7 +208,9 @@ func TestRefusalsBounded(t *testing.T) {
 }
 
 func TestCommonVersion(t *testing.T) {
-	for _, test := range []struct{ low, high, want uint32 }{{1, 1, 1}, {0, 5, 1}, {2, 5, 0}, {0, 0, 0}} {
+	for _, test := range []struct{ low, high, want uint32 }{
+		{maxVersion, maxVersion, maxVersion}, {0, maxVersion + 4, maxVersion}, {maxVersion + 1, maxVersion + 4, 0}, {0, minVersion - 1, 0},
+	} {
 		if got, err := commonVersion(test.low, test.high); got != test.want || (err == nil) != (test.want > 0) {
 			t.Errorf("%d to %d: %d, %v", test.low, test.high, got, err)
 		}

@@ -43,6 +43,8 @@ type (
 	Roster struct {
 		Volume  store.VolumeID
 		Members []store.Member
+		// WithIdentity asks whoever sends it to put the identities of these in.
+		WithIdentity []crdt.ReplicaID
 	}
 )
 
@@ -134,11 +136,16 @@ const (
 func (p *Protocol) sendRoster(to *peerState, v *replica) {
 	for rest := v.members; len(rest) > 0; {
 		n := 0
+		var fresh []crdt.ReplicaID
 		for bytes := 0; n < len(rest) && n < maxMembers && bytes < rosterBytes; n++ {
 			m := &rest[n]
-			bytes += 64 + len(m.Node) + vectorEntrySize*len(m.Acked) + 10*len(m.Out)
+			bytes += 128 + len(m.Node) + vectorEntrySize*len(m.Acked) + 10*len(m.Out)
+			if k := (replicaKey{v.id, m.Replica}); !to.introduced[k] {
+				to.introduced[k] = true
+				fresh = append(fresh, m.Replica)
+			}
 		}
-		p.send(to, Roster{v.id, rest[:n:n]})
+		p.send(to, Roster{v.id, rest[:n:n], fresh})
 		rest = rest[n:]
 	}
 }
@@ -162,7 +169,7 @@ func sameCollected(a, b *store.Collected) bool {
 func (m Roster) receive(p *Protocol, from *peerState) {
 	v, h := p.replicas[m.Volume], from.holds[m.Volume]
 	if v != nil && h != nil && !v.apart(h) {
-		p.do(Hear(m))
+		p.do(Hear{m.Volume, m.Members})
 	}
 }
 
@@ -217,7 +224,7 @@ func (c *Cluster) speak(hv *heldVolume) {
 		hv.log.Error("roster", "err", err)
 		return
 	}
-	c.stepFor(hv, Spoke{hv.v.ID(), members, hv.v.Collected()})
+	c.stepFor(hv, Spoke{hv.v.ID(), c.provable(hv, members), hv.v.Collected()})
 }
 
 func (c *Cluster) verify(hv *heldVolume, e Verify) {

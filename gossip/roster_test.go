@@ -67,7 +67,7 @@ func TestP13MemberThatIsTooLong(t *testing.T) {
 	for _, m := range []store.Member{
 		{Replica: 1, Node: strings.Repeat("n", maxNode+1)}, {Replica: 1, Acked: long}, {Replica: 1, Out: out},
 	} {
-		if _, err := fromWire(toWire(Roster{testVolume, []store.Member{m}})); !errors.Is(err, errMalformed) {
+		if _, err := fromWire(toWire(Roster{Volume: testVolume, Members: []store.Member{m}})); !errors.Is(err, errMalformed) {
 			t.Errorf("node of %d bytes, %d acked, %d out: %v", len(m.Node), len(m.Acked), len(m.Out), err)
 		}
 	}

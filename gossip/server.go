@@ -171,6 +171,12 @@ func (c *Cluster) received(in *inbound, f *wire.Frame) error {
 		return c.receivedPush(in, b.Push)
 	case *wire.Frame_Identities:
 		return c.receivedIdentities(in, b.Identities)
+	case *wire.Frame_Roster:
+		return c.receivedRoster(in, b.Roster)
+	case *wire.Frame_Holdings:
+		if err := c.checkHoldings(in, b.Holdings); err != nil {
+			return err
+		}
 	}
 	m, err := fromWire(f)
 	if err != nil {
@@ -195,20 +201,20 @@ func (c *Cluster) receivedPush(in *inbound, w *wire.Push) error {
 	}
 	body, err := store.DecodeBatch(w.GetBatch())
 	if err != nil || body.Volume != id {
-		return c.distrust(in, fmt.Errorf("%w: %w", errMalformed, err))
+		return c.distrust(in.node, fmt.Errorf("%w: %w", errMalformed, err))
 	}
 	if len(w.GetIdentity()) > 0 {
-		if err := c.learn(in, hv, w.GetIdentity()); err != nil {
+		if err := c.learn(in.node, hv, w.GetIdentity()); err != nil {
 			return err
 		}
 	}
 	b := batchOf(body, nil)
 	switch err := c.identities.check(hv.v, body); {
 	case errors.Is(err, errUnknownOrigin):
-		c.stepFrom(in, Unverified{in.node, id, body.Origin})
+		c.stepFrom(in, Unverified{in.node, id, []crdt.ReplicaID{body.Origin}})
 		return nil
 	case errors.Is(err, ErrSignature), errors.Is(err, ErrIdentity):
-		return c.distrust(in, err)
+		return c.distrust(in.node, err)
 	case err != nil:
 		c.log.Error("verify batch", "volume", hv.v.Name(), "err", err)
 		return nil // it is pulled again
@@ -225,20 +231,22 @@ func (c *Cluster) receivedPush(in *inbound, w *wire.Push) error {
 	return nil
 }
 
-// distrust counts a bad batch; the error ends the link.
-func (c *Cluster) distrust(in *inbound, err error) error {
+// distrust counts something that is not what it says, as a batch or a word with
+// a bad signature; the error ends the link.
+func (c *Cluster) distrust(node string, err error) error {
 	c.badBatches.Add(1)
-	if c.refusals.add(in.node, err.Error()) {
-		c.log.Error("bad batch: link cut", "peer", in.node, "err", err)
+	if c.refusals.add(node, err.Error()) {
+		c.log.Error("bad batch, word or identity: link cut", "peer", node, "err", err)
 	}
 	return status.Error(codes.PermissionDenied, err.Error())
 }
 
-// learn keeps a replica's identity; an error ends the link.
-func (c *Cluster) learn(in *inbound, hv *heldVolume, record []byte) error {
+// learn keeps a replica's identity, which a node has sent; an error ends the
+// link.
+func (c *Cluster) learn(node string, hv *heldVolume, record []byte) error {
 	err := c.identities.learn(hv.v, record)
 	if errors.Is(err, ErrIdentity) {
-		return c.distrust(in, err)
+		return c.distrust(node, err)
 	}
 	if err != nil {
 		c.log.Error("keep identity", "volume", hv.v.Name(), "err", err)
@@ -257,7 +265,7 @@ func (c *Cluster) receivedIdentities(in *inbound, w *wire.Identities) error {
 		return nil
 	}
 	for _, record := range w.GetRecords() {
-		if err := c.learn(in, hv, record); err != nil {
+		if err := c.learn(in.node, hv, record); err != nil {
 			return err
 		}
 	}
@@ -334,9 +342,10 @@ func (s *replicaServer) Snapshot(r *wire.SnapshotRequest, stream grpc.ServerStre
 	if !serves {
 		return status.Error(codes.Unavailable, "not linked yet, or about to begin anew")
 	}
-	if r.GetReplica() != 0 {
-		hv.v.Know(crdt.ReplicaID(r.GetReplica()), node)
+	if err := s.cluster.checkReplica(node, hv, crdt.ReplicaID(r.GetReplica()), r.GetIdentity()); err != nil {
+		return err
 	}
+	hv.v.Know(crdt.ReplicaID(r.GetReplica()), node)
 	var d decoder
 	part := store.SnapshotRequest{After: r.GetAfter(), Until: r.GetUntil(), Tail: r.GetTail(), Since: d.vector(r.GetSince())}
 	if err := hv.v.WriteSnapshot(stream.Context(), part, func(chunk []byte) error {

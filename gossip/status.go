@@ -126,8 +126,8 @@ func (c *Cluster) Problems() []Refusal {
 	return slices.DeleteFunc(c.refusals.all(), func(r Refusal) bool { return r.Node != "" && r.Node != c.opts.Node })
 }
 
-// BadBatches counts the batches and identities refused since the start for a
-// bad signature.
+// BadBatches counts what was refused since the start for a bad signature, or as
+// another node's: batches, words and identities.
 func (c *Cluster) BadBatches() uint64 { return c.badBatches.Load() }
 
 // Address is where the membership gossip of this node is reached, for Join.

@@ -194,6 +194,9 @@ func (c *Cluster) takeSnapshot(hv *heldVolume, node string, anew bool) {
 	if err == nil {
 		hv.log.Info("took a snapshot", "peer", node)
 	}
+	if _, err := c.introduce(hv, hv.v.Replica()); err != nil { // before it is told of
+		hv.log.Error("identity of this replica: peers will refuse its changes", "err", err)
+	}
 	c.step(SnapshotTaken{
 		Volume: hv.v.ID(), Peer: node, Vector: hv.v.Vector(), Err: err,
 		Anew: anew, Self: hv.v.Replica(), Collected: hv.v.Collected(),
@@ -220,6 +223,7 @@ func (s *snapshotPeer) Read(ctx context.Context, r store.SnapshotRequest) (func(
 	id := s.hv.v.ID()
 	stream, err := client.Snapshot(ctx, &wire.SnapshotRequest{
 		Volume: id[:], After: r.After, Until: r.Until, Tail: r.Tail, Since: vectorToWire(r.Since), Replica: uint64(s.as),
+		Identity: NewIdentity(s.cluster.opts.Keys, id, s.as).Encode(),
 	})
 	if err != nil {
 		return nil, err

@@ -5,8 +5,8 @@ import "fmt"
 // Versions of the replica protocol that this build speaks. A node of the
 // previous minor release can always be a peer.
 const (
-	minVersion = 1
-	maxVersion = 1
+	minVersion = 2
+	maxVersion = 2
 )
 
 // commonVersion picks the version to speak with a peer.

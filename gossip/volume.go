@@ -21,7 +21,8 @@ type heldVolume struct {
 	cancel context.CancelFunc
 	merges worker // merges, snapshots, readiness: in order
 	serves worker // reads from the journal
-	own    ownIdentity
+	own    ownIdentities
+	words  words
 
 	unsubscribe func()
 
@@ -31,11 +32,17 @@ type heldVolume struct {
 	arrived []*Batch       // to be merged
 }
 
-// ownIdentity is the encoded identity of this node's replica.
-type ownIdentity struct {
+// ownIdentities are the encoded identities of this node's replica, under all ids
+// that it had. The lock is a leaf.
+type ownIdentities struct {
 	mu      sync.Mutex
-	replica crdt.ReplicaID
-	record  []byte
+	records map[crdt.ReplicaID][]byte
+}
+
+func (o *ownIdentities) of(r crdt.ReplicaID) []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.records[r]
 }
 
 // enter keeps the volume from being closed until leave; false if it is.
@@ -70,6 +77,7 @@ func (c *Cluster) AddVolume(v *store.Volume) {
 		return
 	}
 	hv := &heldVolume{v: v, log: c.log.With("volume", v.Name())}
+	hv.own.records, hv.words.last = map[crdt.ReplicaID][]byte{}, map[crdt.ReplicaID]word{}
 	hv.ctx, hv.cancel = context.WithCancel(c.ctx)
 	// Batches sealed before the protocol knows the volume are in its vector.
 	onSeal := v.OnSeal(func(b *store.Batch) { c.sealed(hv, b) })
@@ -113,10 +121,8 @@ func (c *Cluster) held(id store.VolumeID) *heldVolume {
 // introduce returns the identity record of this node's replica r, making it if
 // need be.
 func (c *Cluster) introduce(hv *heldVolume, r crdt.ReplicaID) ([]byte, error) {
-	hv.own.mu.Lock()
-	defer hv.own.mu.Unlock()
-	if hv.own.replica == r {
-		return hv.own.record, nil
+	if record := hv.own.of(r); record != nil {
+		return record, nil
 	}
 	if err := c.identities.own(hv.v, r); err != nil {
 		return nil, err
@@ -125,7 +131,9 @@ func (c *Cluster) introduce(hv *heldVolume, r crdt.ReplicaID) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	hv.own.replica, hv.own.record = r, record
+	hv.own.mu.Lock()
+	defer hv.own.mu.Unlock()
+	hv.own.records[r] = record
 	return record, nil
 }
 
@@ -198,7 +206,7 @@ func (c *Cluster) sendLocked(e Send) {
 	case Digest:
 		l.queue.digest(m.Volume, toWire(m))
 	default:
-		if !l.queue.control(toWire(m)) {
+		if !l.queue.control(c.proveLocked(m, toWire(m))) {
 			l.breakUp(errFlooded)
 		}
 	}

@@ -149,6 +149,9 @@ func DecodeBatch(in []byte) (*Batch, error) {
 		}
 		b.Ops, rest = append(b.Ops, rest[:n:n]), rest[n:]
 	}
+	if b.Stamp > crdt.MaxStamp {
+		return nil, fmt.Errorf("%w: stamp", ErrBadBatch)
+	}
 	if b.Origin == 0 || b.First == 0 || b.Last < b.First || uint64(b.Last-b.First) != uint64(len(b.Ops)-1) || len(b.Ops) > maxBatchOps {
 		return nil, fmt.Errorf("%w: sequence numbers", ErrBadBatch)
 	}
@@ -165,7 +168,7 @@ func (b *Batch) decodeOps() ([]*crdt.Op, error) {
 			return nil, fmt.Errorf("%w: op %d: %w", ErrBadBatch, n, err)
 		}
 		want := crdt.Dot{Replica: b.Origin, Seq: b.First + crdt.Seq(n)}
-		if op.Dot != want || op.Stamp <= last || op.Stamp == crdt.LocalStamp {
+		if op.Dot != want || op.Stamp <= last || op.Stamp > crdt.MaxStamp {
 			return nil, fmt.Errorf("%w: op %d: dot %v or stamp out of order", ErrBadBatch, n, op.Dot)
 		}
 		last, ops[n] = op.Stamp, op

@@ -16,6 +16,7 @@ type change struct {
 	queued  []queued
 	release []hold
 	seq     crdt.Seq
+	clock   crdt.Clock
 	by      MountID
 	nodes   nodeChanges
 	after   []func() // run when the transaction is committed
@@ -61,7 +62,7 @@ func (v *Volume) transactLocked(by MountID, fn, end func(c *change) error) (*cha
 	reset := false
 	err := v.db.kv.update(func(t txn) error {
 		counted := &countingTxn{txn: t}
-		c = &change{tree: newTree(counted, &v.keys, v.sets.Load()), v: v, now: v.db.opts.Now(), seq: v.seq, by: by}
+		c = &change{tree: newTree(counted, &v.keys, v.sets.Load()), v: v, now: v.db.opts.Now(), seq: v.seq, clock: v.clock, by: by}
 		if err := fn(c); err != nil {
 			return err
 		}
@@ -124,7 +125,7 @@ func (v *Volume) tell(told *Changes, how func(Viewer, *Changes)) {
 // settleLocked takes over what the committed transaction changed in memory.
 func (v *Volume) settleLocked(c *change) {
 	v.applyNodes(&c.nodes)
-	v.seq = c.seq
+	v.seq, v.clock = c.seq, c.clock
 	if len(c.queued) > 0 {
 		clear(v.deps)
 		v.ops.Add(uint64(len(c.queued)))
@@ -158,10 +159,13 @@ func (c *change) commit(writes []crdt.Write, h hold) error {
 	if len(writes) == 0 {
 		return nil
 	}
+	stamp, err := c.clock.Next(wallOf(c.now))
+	if err != nil {
+		return err
+	}
 	c.seq++
 	op := &crdt.Op{
-		Dot:   crdt.Dot{Replica: c.v.replica, Seq: c.seq},
-		Stamp: c.v.clock.Next(c.now.UnixNano()), Wall: c.now.UnixNano(), Writes: writes,
+		Dot: crdt.Dot{Replica: c.v.replica, Seq: c.seq}, Stamp: stamp, Wall: c.now.UnixNano(), Writes: writes,
 	}
 	if len(c.queued) == 0 {
 		for r, seq := range c.v.deps {
@@ -190,6 +194,14 @@ func (c *change) commit(writes []crdt.Write, h hold) error {
 		}
 	}
 	return nil
+}
+
+// wallOf is a time in Unix nanoseconds, also one that they cannot tell.
+func wallOf(t time.Time) int64 {
+	if t.Unix() > int64(crdt.MaxStamp/1e9) {
+		return int64(crdt.MaxStamp)
+	}
+	return t.UnixNano()
 }
 
 // applyLocal applies writes to what is not published: peers do not hear of it.

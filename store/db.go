@@ -30,9 +30,9 @@ const FormatVersion = 1
 type Options struct {
 	// Dir is the state directory; it is made if it is missing.
 	Dir string
-	// Sign signs a batch's digest with the node's key. Nil leaves batches
-	// unsigned: peers refuse them.
-	Sign func(digest []byte) []byte
+	// Sign signs with the node's key: the digests of batches, and what
+	// Member.Signed returns. Nil leaves both unsigned: peers refuse them.
+	Sign func(message []byte) []byte
 	// Now is the wall clock; default time.Now.
 	Now func() time.Time
 	// Scheduler runs what is done in the background. Default: goroutines.

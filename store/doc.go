@@ -47,7 +47,7 @@
 //	  k <replica>           identity record, opaque here
 //	  t <ino>               the inode has something removed, to be collected one day
 //	  z                     what was collected, and which replicas are out
-//	  y <replica>           roster: what a replica last said of itself
+//	  y <replica>           roster: what a replica last said of itself, signed
 //	  n <node>              switched node id
 //	  d <node>              draft
 //	  r <ino>               removals that wait for an inode's publication

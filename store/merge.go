@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/content"
@@ -13,7 +14,7 @@ import (
 // Merge applies a peer's batch: all or nothing, and once however often it
 // comes. Errors: ErrNotNext if it is not the next of its origin or what it
 // depends on is not applied, ErrNoContent if it names content that is not here,
-// ErrBadBatch. The signature must have been verified.
+// ErrStamp, ErrBadBatch. The signature must have been verified.
 func (v *Volume) Merge(b *Batch) error {
 	_, err := v.MergeAll([]*Batch{b})
 	return err
@@ -156,6 +157,10 @@ func (v *Volume) checkNextLocked(b *Batch, vector crdt.Vector) error {
 		return ErrNotNext
 	case !b.follows(at):
 		return fmt.Errorf("%w: it does not follow the ops before in the hash chain", ErrBadBatch)
+	case b.Stamp > crdt.MaxWall+crdt.MaxStep && b.Stamp > vector.Latest()+crdt.MaxStep:
+		// Who has applied more may take it earlier; all take it in the end,
+		// or nobody does, since nobody can what it would build on.
+		return fmt.Errorf("batch of replica %v, stamped %v: %w", b.Origin, time.Unix(0, int64(b.Stamp)).UTC(), ErrStamp)
 	}
 	return v.appliedInLocked(vector, b)
 }

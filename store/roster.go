@@ -25,6 +25,10 @@ type Member struct {
 	Committed crdt.Seq
 	// Out are the replicas whose changes it does not take any more, ever.
 	Out []crdt.ReplicaID
+	// Signature is by the replica's node, over Signed: whoever passes the
+	// word on need not be trusted. A member that said nothing yet has none,
+	// and just Replica and Node.
+	Signature []byte
 }
 
 // member is a Member of another replica, and when it was new here.
@@ -40,7 +44,9 @@ type roster struct {
 	members map[crdt.ReplicaID]*member // the others
 	out     map[crdt.ReplicaID]bool
 	saved   time.Time
-	news    bool // who counts is not as saved
+	news    bool            // who counts is not as saved
+	crowded map[string]bool // nodes with too many replicas, as logged
+	full    bool            // too many are out, as logged
 }
 
 // rosterRecord is a member as it is kept.
@@ -51,6 +57,7 @@ type rosterRecord struct {
 	Acked     []byte
 	Committed crdt.Seq
 	Out       []crdt.ReplicaID
+	Signature []byte `json:",omitempty"`
 }
 
 // saveEvery is how often the roster is written; what is lost with less is a
@@ -80,7 +87,7 @@ func (v *Volume) loadRoster(t txn) error {
 			return false, fmt.Errorf("%w: roster: %w", ErrDamaged, err)
 		}
 		m.Replica = crdt.ReplicaID(v.keys.tail(key, 0))
-		m.Node, m.At, m.Committed, m.Out = rec.Node, rec.At, rec.Committed, rec.Out
+		m.Node, m.At, m.Committed, m.Out, m.Signature = rec.Node, rec.At, rec.Committed, rec.Out, rec.Signature
 		if m.Replica == v.replica {
 			last = rec.Heard
 			r.self = m.Member
@@ -125,7 +132,7 @@ func (v *Volume) saveRosterLocked() error {
 				if err := putJSON(c, v.keys.key('y', uint64(m.Replica)), rosterRecord{
 					Node: m.Node, At: m.At, Heard: now.Add(-now.Sub(m.heard)).UnixNano(), // by the clock as it is now
 					Acked:     crdt.AppendVector(nil, m.Acked),
-					Committed: m.Committed, Out: m.Out,
+					Committed: m.Committed, Out: m.Out, Signature: m.Signature,
 				}); err != nil {
 					return err
 				}
@@ -176,10 +183,19 @@ func (v *Volume) dropForgotten() error {
 	return nil
 }
 
-// Speak renews what this replica says of itself and returns it after all that
-// is known of the others: each set of members makes sense in this order. node
-// is this node's name.
+// Speak renews what this replica says of itself and returns it, signed, after
+// all that is known of the others: each set of members makes sense in this order.
+// node is this node's name.
 func (v *Volume) Speak(node string) ([]Member, error) {
+	members, err := v.words(node)
+	if err == nil && v.db.opts.Sign != nil {
+		self := &members[len(members)-1]
+		self.Signature = v.db.opts.Sign(self.Signed(v.id))
+	}
+	return members, err
+}
+
+func (v *Volume) words(node string) ([]Member, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.roster.self.Node = node
@@ -198,7 +214,7 @@ func (v *Volume) Speak(node string) ([]Member, error) {
 func (v *Volume) speakLocked() error {
 	r, now := &v.roster, v.db.opts.Now()
 	v.expireLocked(now)
-	r.self.Replica, r.self.At = v.replica, max(now.UnixNano(), r.self.At+1)
+	r.self.Replica, r.self.At = v.replica, max(min(now.UnixNano(), int64(crdt.MaxWall)), r.self.At+1)
 	pinned, err := v.pinnedLocked()
 	if err != nil {
 		return err
@@ -281,18 +297,26 @@ func (v *Volume) Know(r crdt.ReplicaID, node string) {
 	v.Hear([]Member{{Replica: r, Node: node}})
 }
 
-// Hear takes what a peer passed on. Members that are out have no say.
+// Hear takes what a peer passed on. Members that are out have no say. The
+// signatures must have been verified.
 func (v *Volume) Hear(members []Member) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	r, now := &v.roster, v.db.opts.Now()
 	v.expireLocked(now)
 	for _, in := range members {
-		if in.Replica == v.replica || in.Replica == 0 || r.out[in.Replica] {
+		if in.Replica == v.replica {
+			// After a crash, or with a clock that was set back, this one must
+			// go on from what it said last, or nobody listens.
+			r.self.At = max(r.self.At, in.At)
+			continue
+		}
+		if in.Replica == 0 || r.out[in.Replica] {
 			continue
 		}
 		m := r.members[in.Replica]
 		if m == nil {
+			r.makeRoom(in.Node, v.name, v.db.opts.Log)
 			m = &member{Member: Member{Replica: in.Replica, Node: in.Node}, heard: now}
 			r.members[in.Replica], r.news = m, true
 		}
@@ -301,10 +325,8 @@ func (v *Volume) Hear(members []Member) {
 		}
 		m.Member, m.heard = in, now
 		v.noteEffectiveLocked(m)
-		for _, id := range in.Out {
-			if id != v.replica && !r.out[id] {
-				r.out[id], r.news = true, true
-			}
+		if err := v.putOutLocked(m); err != nil {
+			v.db.opts.Log.Error("look for identities", "volume", v.name, "err", err)
 		}
 	}
 	if r.news {

@@ -191,10 +191,10 @@ func TestP13JournalIsBounded(t *testing.T) {
 // TestP6WhoCountsOutlivesAKill: a replica that is killed forgets neither who
 // counts nor who is out, and takes a clock that was set for nobody's silence.
 func TestP6WhoCountsOutlivesAKill(t *testing.T) {
-	now := time.Unix(1_700_000_000, 0)
+	clock := &testClock{now: time.Unix(1_700_000_000, 0)}
 	m := NewMemory()
 	open := func() *Volume {
-		db := openWith(t, Options{Memory: m, Now: func() time.Time { now = now.Add(1); return now }})
+		db := openWith(t, Options{Memory: m, Now: clock.Now})
 		if v := db.Volume(VolumeID{1}); v != nil {
 			return v
 		}
@@ -206,7 +206,7 @@ func TestP6WhoCountsOutlivesAKill(t *testing.T) {
 	must(v.Forget("out"))
 	for _, set := range []time.Duration{0, 100 * week, -200 * week} {
 		m = m.AfterPowerLoss("boot")
-		now = now.Add(set)
+		clock.pass(set)
 		v = open()
 		must(v.Speak("self"))
 		got := v.Roster()
@@ -220,11 +220,11 @@ func TestP6WhoCountsOutlivesAKill(t *testing.T) {
 // TestP11WhoIsNotReadyPutsNobodyOut: or the only one that has all must take the
 // state of one that has nothing.
 func TestP11WhoIsNotReadyPutsNobodyOut(t *testing.T) {
-	now := time.Unix(1_700_000_000, 0)
-	db := openWith(t, Options{Now: func() time.Time { now = now.Add(1); return now }})
+	clock := &testClock{now: time.Unix(1_700_000_000, 0)}
+	db := openWith(t, Options{Now: clock.Now})
 	v := must(db.CreateReplica(NewVolumeID(), "test", false))
 	v.Hear([]Member{{Replica: 70000, Node: "ready"}})
-	now = now.Add(2 * week)
+	clock.pass(2 * week)
 	must(v.Speak("self"))
 	if got := v.Roster(); len(got) != 1 || got[0].Out {
 		t.Errorf("roster: %+v", got)

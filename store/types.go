@@ -70,6 +70,7 @@ var (
 	ErrNotNext     = errors.New("batch is not the next of its origin, or what it depends on is missing")
 	ErrNoContent   = errors.New("content is not here yet")
 	ErrBadBatch    = errors.New("bad batch")
+	ErrStamp       = errors.New("it is from beyond the year 2200, and nothing is that it could build on: the clock of its host is wrong, or it means harm")
 	ErrJournalGone = errors.New("the journal no longer goes back that far")
 	ErrLocked      = errors.New("state directory is in use by another daemon")
 	ErrNewerFormat = errors.New("state directory has a newer format")

@@ -227,7 +227,9 @@ func (v *Volume) renewLocked() error {
 	if seq := v.vector[old].Seq; seq > 0 {
 		v.deps[old] = seq
 	}
-	v.roster.out[old] = true // nothing comes from it any more
+	if v.roster.self.Node != "" || v.vector[old].Seq > 0 { // else nobody heard of it
+		v.roster.out[old] = true // nothing comes from it any more
+	}
 	return v.saveRosterLocked()
 }
 

@@ -46,6 +46,7 @@ var statusCodes = []struct {
 	{crdt.ErrIsDir, codes.AlreadyExists},
 	{crdt.ErrNotDir, codes.AlreadyExists},
 	{crdt.ErrInvalid, codes.InvalidArgument},
+	{crdt.ErrClock, codes.FailedPrecondition},
 	{store.ErrNoContent, codes.FailedPrecondition},
 	{store.ErrNoVolume, codes.NotFound},
 	{ErrUnknownPeer, codes.NotFound},

@@ -80,6 +80,7 @@ func (w *world) playNetwork(n *node, s step) bool {
 		})
 	case "clock":
 		n.skew += time.Duration(int64(s.word)) % (2 * 365 * 24 * time.Hour)
+		n.skew %= 100 * 365 * 24 * time.Hour // crdt.MaxWall is 176 years away
 	case "join":
 		if len(w.nodes) < 12 && !w.doubt() {
 			w.addNode()

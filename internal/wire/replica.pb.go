@@ -376,8 +376,10 @@ type Holding struct {
 	// A replica that lacks any of collected, or is one of out, or has ops of one
 	// of out beyond seq, may know what the sender has collected: the two exchange
 	// no ops until it has begun anew from the sender's snapshot.
-	Collected     []*VectorEntry `protobuf:"bytes,5,rep,name=collected,proto3" json:"collected,omitempty"`
-	Out           []*VectorEntry `protobuf:"bytes,6,rep,name=out,proto3" json:"out,omitempty"`
+	Collected []*VectorEntry `protobuf:"bytes,5,rep,name=collected,proto3" json:"collected,omitempty"`
+	Out       []*VectorEntry `protobuf:"bytes,6,rep,name=out,proto3" json:"out,omitempty"`
+	// The replica's Identity record: it must be one of the sender's node.
+	Identity      []byte `protobuf:"bytes,7,opt,name=identity,proto3" json:"identity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -454,11 +456,21 @@ func (x *Holding) GetOut() []*VectorEntry {
 	return nil
 }
 
-// Roster says which replicas of a volume there are, the sender last.
+func (x *Holding) GetIdentity() []byte {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+// Roster says which replicas of a volume there are, the sender last: each word
+// after those that its replica knew of. Who lacks the identity of one takes none
+// that follow.
 type Roster struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        []byte                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	Members       []*Member              `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	Identities    [][]byte               `protobuf:"bytes,3,rep,name=identities,proto3" json:"identities,omitempty"` // Identity records that the receiver may lack
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -507,15 +519,25 @@ func (x *Roster) GetMembers() []*Member {
 	return nil
 }
 
-// Member is what a replica said of itself; relayed as it is.
+func (x *Roster) GetIdentities() [][]byte {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+// Member is what a replica said of itself; relayed as it is. One that the sender
+// knows of, and that said nothing yet, has a replica and a node only.
 type Member struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Replica       uint64                 `protobuf:"fixed64,1,opt,name=replica,proto3" json:"replica,omitempty"`
-	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	At            int64                  `protobuf:"varint,3,opt,name=at,proto3" json:"at,omitempty"`               // the replica's clock, growing
-	Acked         []byte                 `protobuf:"bytes,4,opt,name=acked,proto3" json:"acked,omitempty"`          // version vector with stamps, as in store/crdt
-	Committed     uint64                 `protobuf:"varint,5,opt,name=committed,proto3" json:"committed,omitempty"` // its last own op by then
-	Out           []uint64               `protobuf:"fixed64,6,rep,packed,name=out,proto3" json:"out,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Replica   uint64                 `protobuf:"fixed64,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	Node      string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	At        int64                  `protobuf:"varint,3,opt,name=at,proto3" json:"at,omitempty"`               // the replica's clock, growing
+	Acked     []byte                 `protobuf:"bytes,4,opt,name=acked,proto3" json:"acked,omitempty"`          // version vector with stamps, as in store/crdt
+	Committed uint64                 `protobuf:"varint,5,opt,name=committed,proto3" json:"committed,omitempty"` // its last own op by then
+	Out       []uint64               `protobuf:"fixed64,6,rep,packed,name=out,proto3" json:"out,omitempty"`
+	// By the key of the replica's node, over what store.Member.Signed says.
+	Signature     []byte `protobuf:"bytes,7,opt,name=signature,proto3" json:"signature,omitempty"` // ed25519
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -588,6 +610,13 @@ func (x *Member) GetCommitted() uint64 {
 func (x *Member) GetOut() []uint64 {
 	if x != nil {
 		return x.Out
+	}
+	return nil
+}
+
+func (x *Member) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
 	}
 	return nil
 }
@@ -1396,6 +1425,7 @@ type SnapshotRequest struct {
 	// The id of the replica that will have the snapshot: the giver counts it
 	// before it reads its state.
 	Replica       uint64 `protobuf:"fixed64,6,opt,name=replica,proto3" json:"replica,omitempty"`
+	Identity      []byte `protobuf:"bytes,7,opt,name=identity,proto3" json:"identity,omitempty"` // of that replica: it must be one of the caller's node
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1470,6 +1500,13 @@ func (x *SnapshotRequest) GetReplica() uint64 {
 		return x.Replica
 	}
 	return 0
+}
+
+func (x *SnapshotRequest) GetIdentity() []byte {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
 }
 
 type SnapshotChunk struct {
@@ -1556,24 +1593,29 @@ const file_replica_proto_rawDesc = "" +
 	"maxVersion\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\rR\aversion\x12\x1a\n" +
 	"\binstance\x18\x06 \x01(\x04R\binstance\x12\x16\n" +
-	"\x06second\x18\a \x01(\bR\x06second\"\x82\x02\n" +
+	"\x06second\x18\a \x01(\bR\x06second\"\x9e\x02\n" +
 	"\aHolding\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x18\n" +
 	"\areplica\x18\x02 \x01(\x06R\areplica\x12\x14\n" +
 	"\x05ready\x18\x03 \x01(\bR\x05ready\x129\n" +
 	"\x06vector\x18\x04 \x03(\v2!.synapsefs.replica.v1.VectorEntryR\x06vector\x12?\n" +
 	"\tcollected\x18\x05 \x03(\v2!.synapsefs.replica.v1.VectorEntryR\tcollected\x123\n" +
-	"\x03out\x18\x06 \x03(\v2!.synapsefs.replica.v1.VectorEntryR\x03out\"X\n" +
+	"\x03out\x18\x06 \x03(\v2!.synapsefs.replica.v1.VectorEntryR\x03out\x12\x1a\n" +
+	"\bidentity\x18\a \x01(\fR\bidentity\"x\n" +
 	"\x06Roster\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x126\n" +
-	"\amembers\x18\x02 \x03(\v2\x1c.synapsefs.replica.v1.MemberR\amembers\"\x8c\x01\n" +
+	"\amembers\x18\x02 \x03(\v2\x1c.synapsefs.replica.v1.MemberR\amembers\x12\x1e\n" +
+	"\n" +
+	"identities\x18\x03 \x03(\fR\n" +
+	"identities\"\xaa\x01\n" +
 	"\x06Member\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\x06R\areplica\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x0e\n" +
 	"\x02at\x18\x03 \x01(\x03R\x02at\x12\x14\n" +
 	"\x05acked\x18\x04 \x01(\fR\x05acked\x12\x1c\n" +
 	"\tcommitted\x18\x05 \x01(\x04R\tcommitted\x12\x10\n" +
-	"\x03out\x18\x06 \x03(\x06R\x03out\"o\n" +
+	"\x03out\x18\x06 \x03(\x06R\x03out\x12\x1c\n" +
+	"\tsignature\x18\a \x01(\fR\tsignature\"o\n" +
 	"\bHoldings\x12\x10\n" +
 	"\x03all\x18\x03 \x01(\bR\x03all\x127\n" +
 	"\achanged\x18\x01 \x03(\v2\x1d.synapsefs.replica.v1.HoldingR\achanged\x12\x18\n" +
@@ -1623,14 +1665,15 @@ const file_replica_proto_rawDesc = "" +
 	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\bR\x04last\x12\x16\n" +
-	"\x06absent\x18\x04 \x01(\bR\x06absent\"\xbc\x01\n" +
+	"\x06absent\x18\x04 \x01(\bR\x06absent\"\xd8\x01\n" +
 	"\x0fSnapshotRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\fR\x06volume\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\fR\x05after\x12\x14\n" +
 	"\x05until\x18\x03 \x01(\fR\x05until\x12\x12\n" +
 	"\x04tail\x18\x04 \x01(\bR\x04tail\x127\n" +
 	"\x05since\x18\x05 \x03(\v2!.synapsefs.replica.v1.VectorEntryR\x05since\x12\x18\n" +
-	"\areplica\x18\x06 \x01(\x06R\areplica\"5\n" +
+	"\areplica\x18\x06 \x01(\x06R\areplica\x12\x1a\n" +
+	"\bidentity\x18\a \x01(\fR\bidentity\"5\n" +
 	"\rSnapshotChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\bR\x03end2\xfe\x01\n" +

@@ -429,7 +429,11 @@ func (e *encoder) vectorEntry(v VectorEntry) {
 }
 
 func (d *decoder) vectorEntry() VectorEntry {
-	return VectorEntry{Seq(d.uvarint()), Stamp(d.fixed()), d.hash()}
+	v := VectorEntry{Seq(d.uvarint()), Stamp(d.fixed()), d.hash()}
+	if v.Stamp > MaxStamp {
+		d.fail("stamp beyond the last one")
+	}
+	return v
 }
 
 // AppendVectorEntry appends the entry's binary form.

@@ -164,7 +164,7 @@ func genInode(t *rapid.T) *Inode {
 }
 
 func genEntry(t *rapid.T) VectorEntry {
-	return VectorEntry{Seq(rapid.Uint64().Draw(t, "seq")), genStamp.Draw(t, "stamp"), genHash.Draw(t, "hash")}
+	return VectorEntry{Seq(rapid.Uint64().Draw(t, "seq")), min(genStamp.Draw(t, "stamp"), MaxStamp), genHash.Draw(t, "hash")}
 }
 
 var generators = map[string]func(t *rapid.T) any{

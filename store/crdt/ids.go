@@ -2,6 +2,7 @@ package crdt
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -41,15 +42,37 @@ type Stamp int64
 // LocalStamp is the stamp of what is not yet published: newer than everything.
 const LocalStamp Stamp = 1<<63 - 1
 
+// No stamp may use the clock up: everybody's next one must be greater.
+const (
+	// MaxWall is the year 2200: no host's clock is believed beyond it. What is
+	// stamped later only counts on from what it builds on, and until MaxStamp
+	// that is more ops than anybody makes.
+	MaxWall Stamp = 7_258_118_400_000_000_000
+	// MaxStep is how far beyond MaxWall, and beyond all that is applied, a
+	// stamp may be.
+	MaxStep Stamp = 1 << 20
+	// MaxStamp is the last stamp that an op can have.
+	MaxStamp = MaxWall + 1<<60
+)
+
+// ErrClock says that no op can be stamped: the host's clock is beyond MaxWall.
+var ErrClock = errors.New("the clock of this host is beyond the year 2200: set it right")
+
 // Clock is a hybrid logical clock. It reads no wall clock itself.
 // The zero value is ready. Not safe for concurrent use.
 type Clock struct{ last Stamp }
 
 // Next returns a stamp for a local op made at wall time now (Unix nanoseconds),
-// greater than every stamp seen before.
-func (c *Clock) Next(now int64) Stamp {
+// greater than every stamp seen before, or ErrClock.
+func (c *Clock) Next(now int64) (Stamp, error) {
+	if Stamp(now) > MaxWall {
+		return 0, ErrClock
+	}
+	if c.last >= MaxStamp {
+		return 0, fmt.Errorf("%w; or a peer's was, and all stamps are used up", ErrClock)
+	}
 	c.last = max(Stamp(now), c.last+1)
-	return c.last
+	return c.last, nil
 }
 
 // Observe records a stamp seen in a remote op.
@@ -134,6 +157,14 @@ func (v Vector) Max(w Vector) {
 			v[r] = e
 		}
 	}
+}
+
+// Latest returns the vector's greatest stamp.
+func (v Vector) Latest() (s Stamp) {
+	for _, e := range v {
+		s = max(s, e.Stamp)
+	}
+	return s
 }
 
 // Contains reports whether everything in w is also in v.

@@ -72,9 +72,11 @@ func (r *replica) commit(writes []Write) error {
 	}
 	r.world.now++
 	wall := r.world.now + r.skew
-	op := &Op{
-		Dot: Dot{r.id, r.vec[r.id].Seq + 1}, Stamp: r.clock.Next(wall), Wall: wall, Writes: writes,
+	stamp, err := r.clock.Next(wall)
+	if err != nil {
+		return err
 	}
+	op := &Op{Dot: Dot{r.id, r.vec[r.id].Seq + 1}, Stamp: stamp, Wall: wall, Writes: writes}
 	r.world.past[op.Dot] = r.vec.Clone()
 	return r.apply(op)
 }
