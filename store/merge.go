@@ -196,11 +196,11 @@ func (c *change) merge(b *mergedBatch) error {
 	}
 	b.grown = b.size()
 	if len(b.ops) < len(b.Ops) {
-		shorter, err := c.t.get(c.keys.key('j', uint64(b.Origin), uint64(b.First)))
+		needless, err := c.v.dropNeedless(c.t, b.Batch)
 		if err != nil {
 			return err
 		}
-		b.grown -= len(shorter)
+		b.grown -= needless
 	}
 	return c.v.putBatch(c.t, b.Batch, b.entry)
 }
@@ -344,6 +344,31 @@ func (v *Volume) batchAt(t txn, r crdt.ReplicaID, seq crdt.Seq) (b *Batch, err e
 		err = fmt.Errorf("batch %v:%d: %w", r, seq, ErrJournalGone)
 	}
 	return b, err
+}
+
+// dropNeedless takes the batches out of the journal that are not needed once an
+// overlapping one is appended, and returns their bytes. So batches end in the order
+// in which they begin, and none lies between two that adjoin: whoever goes from
+// where one ends to the one that goes on from there leaves none behind.
+func (v *Volume) dropNeedless(t txn, b *Batch) (bytes int, err error) {
+	var needless []crdt.Seq
+	adjoined := false
+	if err := v.eachBatch(t, b.Origin, b.First-min(b.First, maxBatchOps), func(have *Batch) (bool, error) {
+		if adjoined || have.First >= b.First {
+			needless = append(needless, have.First)
+			bytes += have.size()
+		}
+		adjoined = adjoined || have.Last+1 >= b.First
+		return true, nil
+	}); err != nil {
+		return 0, err
+	}
+	for _, first := range needless {
+		if err := t.del(v.keys.key('j', uint64(b.Origin), uint64(first))); err != nil {
+			return 0, err
+		}
+	}
+	return bytes, nil
 }
 
 // eachBatch calls fn for the journal's batches of a replica that begin at an op

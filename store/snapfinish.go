@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -60,8 +61,12 @@ func (j *joining) dropJournal() error {
 		if e.Seq <= j.Volume.vector[r].Seq {
 			continue
 		}
-		if err := j.eachStaged(j.keys.key('j', uint64(r)), func(key, _ []byte) error {
-			if crdt.Seq(j.keys.tail(key, 1)) > e.Seq {
+		if err := j.eachStaged(j.keys.key('j', uint64(r)), func(key, raw []byte) error {
+			b, err := DecodeBatch(raw)
+			if err != nil {
+				return fmt.Errorf("%w: journal: %w", ErrDamaged, err)
+			}
+			if b.Last > e.Seq {
 				return errEnough
 			}
 			return j.db.kv.update(func(t txn) error { return t.del(key) })

@@ -48,7 +48,7 @@ func (v *Volume) unpin() {
 // says, in the same transaction, how far it is.
 type joining struct {
 	*Volume
-	after   map[crdt.Dot]crdt.Seq // of batches of the tail: the last op that is in one before
+	after   map[crdt.Dot]crdt.Seq // of batches of the tail, by their last op: up to where others have the ops
 	since   crdt.Vector           // where the tail begins
 	vector  crdt.Vector           // what the state will be
 	ranges  []stagedRange
@@ -150,7 +150,7 @@ func (j *joining) plan() error {
 	return j.eachStaged(s.prefix('t'), func(_, chunk []byte) error {
 		return eachBatch(chunk, func(b *Batch) error {
 			if at := j.vector[b.Origin]; b.follows(at) {
-				j.after[crdt.Dot{Replica: b.Origin, Seq: b.First}] = at.Seq
+				j.after[crdt.Dot{Replica: b.Origin, Seq: b.Last}] = at.Seq
 				j.vector[b.Origin] = b.entry()
 			}
 			return nil
@@ -269,7 +269,7 @@ func (j *joining) joinTail(chunk []byte) error {
 	part := uint64(0)
 	return eachBatch(chunk, func(b *Batch) error {
 		part++
-		if part <= j.part || b.Last <= j.Volume.vector[b.Origin].Seq {
+		if part <= j.part || !j.adds(b) {
 			j.part = max(j.part, part)
 			return nil
 		}
@@ -286,11 +286,17 @@ func (j *joining) joinTail(chunk []byte) error {
 	})
 }
 
-// fresh are the ops of a batch of the tail that are neither known here nor in a
-// batch before it.
+// adds reports whether a batch of the tail has ops that are neither known here
+// nor in a batch before it.
+func (j *joining) adds(b *Batch) bool {
+	_, ok := j.after[crdt.Dot{Replica: b.Origin, Seq: b.Last}]
+	return ok
+}
+
+// fresh are those ops.
 func (j *joining) fresh(b *Batch) ([]*crdt.Op, error) {
 	ops, err := b.decodeOps()
-	known := max(j.Volume.vector[b.Origin].Seq, j.after[crdt.Dot{Replica: b.Origin, Seq: b.First}])
+	known := j.after[crdt.Dot{Replica: b.Origin, Seq: b.Last}]
 	return slices.DeleteFunc(ops, func(op *crdt.Op) bool { return op.Dot.Seq <= known }), err
 }
 
@@ -301,6 +307,11 @@ func (c *change) joinBatch(b *Batch, ops []*crdt.Op, covers crdt.Covers) error {
 			return err
 		}
 		c.effects = append(c.effects, e)
+	}
+	if len(ops) < len(b.Ops) {
+		if _, err := c.v.dropNeedless(c.t, b); err != nil {
+			return err
+		}
 	}
 	return c.t.set(c.keys.key('j', uint64(b.Origin), uint64(b.First)), b.Encode())
 }
@@ -364,7 +375,7 @@ func (j *joining) moves() (moves []crdt.Move, err error) {
 	}
 	err = j.eachStaged(append(j.keys.key('s'), 't'), func(_, chunk []byte) error {
 		return eachBatch(chunk, func(b *Batch) error {
-			if b.Last <= j.Volume.vector[b.Origin].Seq {
+			if !j.adds(b) {
 				return nil
 			}
 			ops, err := j.fresh(b)

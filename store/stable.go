@@ -75,7 +75,7 @@ func (v *Volume) loadJournal(t txn) error {
 // journaledLocked counts a batch that was appended.
 func (v *Volume) journaledLocked(b *Batch, size int) {
 	v.journal.bytes += int64(size)
-	if _, ok := v.journal.first[b.Origin]; !ok {
+	if first, ok := v.journal.first[b.Origin]; !ok || b.First < first {
 		v.journal.first[b.Origin] = b.First
 	}
 }
