@@ -220,7 +220,6 @@ func (m Push) receive(p *Protocol, from *peerState) {
 	case b.Last <= v.reached[b.Origin].Seq, b.Origin == v.self: // known
 	case len(b.Wants) == 0 && !v.staging && v.mergingB < p.limits.MergingBytes && b.turn(v.reached):
 		p.merge(v, b, from.name)
-		v.pending.prune(v.reached)
 	default:
 		v.pending.add(b, b.Wants, from.name, v.reached)
 	}

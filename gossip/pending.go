@@ -124,9 +124,14 @@ func (q *pending) account(b *Batch, sign int) {
 // next takes out a batch that can be merged on top of reached, or returns nil.
 func (q *pending) next(reached crdt.Vector) (b *Batch, from string) {
 	for _, origin := range q.origins() {
-		if w := q.byOrigin[origin][0]; w.batch.turn(reached) && len(w.wants) == 0 {
-			q.remove(w.batch)
-			return w.batch, w.from
+		for _, w := range q.byOrigin[origin] {
+			if w.batch.First > reached[origin].Seq+1 {
+				break
+			}
+			if w.batch.turn(reached) && len(w.wants) == 0 {
+				q.remove(w.batch)
+				return w.batch, w.from
+			}
 		}
 	}
 	return nil, ""

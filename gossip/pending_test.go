@@ -134,6 +134,46 @@ func TestP13PendingBounded(t *testing.T) {
 	})
 }
 
+// TestP4PendingOverlap: whatever batches the ops of an origin come in, and in
+// which order: all that need not be pulled is merged once its content is here,
+// and nothing is left.
+func TestP4PendingOverlap(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		q := smallPending(20, 1000, 1000)
+		reached := crdt.Vector{}
+		merge := func() {
+			for b, _ := q.next(reached); b != nil; b, _ = q.next(reached) {
+				reached[b.Origin] = b.entry()
+			}
+		}
+		content := crdt.Hash{7}
+		for range rapid.IntRange(0, 12).Draw(t, "batches") {
+			first := crdt.Seq(rapid.IntRange(1, 8).Draw(t, "first"))
+			b := batch(1, first, first+crdt.Seq(rapid.IntRange(0, 4).Draw(t, "more")), 1)
+			wants := []crdt.Hash{content}[:rapid.IntRange(0, 1).Draw(t, "wants")]
+			if b.Last > reached[1].Seq {
+				q.add(b, wants, "", reached)
+			}
+			if rapid.Bool().Draw(t, "merge") {
+				merge()
+			}
+		}
+		merge()
+		held := q.extend(reached)
+		q.arrived(content)
+		merge()
+		if reached[1].Seq != held[1].Seq {
+			t.Fatalf("held %d, merged %d", held[1].Seq, reached[1].Seq)
+		}
+		q.prune(reached)
+		for _, w := range q.byOrigin[1] {
+			if w.batch.First <= reached[1].Seq+1 {
+				t.Fatalf("at %d, %d to %d is left", reached[1].Seq, w.batch.First, w.batch.Last)
+			}
+		}
+	})
+}
+
 func TestQueue(t *testing.T) {
 	q := newQueue()
 	f := pushFrame(Push{Batch: &Batch{}})

@@ -268,6 +268,7 @@ func (p *Protocol) handOver(v *replica) {
 
 func (p *Protocol) merge(v *replica, b *Batch, from string) {
 	v.reached[b.Origin] = b.entry()
+	v.pending.prune(v.reached)
 	v.merging[b] = from
 	v.mergingB += b.Size
 	p.do(Merge{v.id, b})
