@@ -161,7 +161,10 @@ func (p *Protocol) compare(v *replica, from *peerState, h *holding, theirs crdt.
 	e, own := theirs[v.self], v.applied[v.self]
 	switch {
 	case e.Seq == 0, e.Seq == own.Seq && sameHash(e.Hash, own.Hash):
-		h.compared = h.compared || h.comparing.Seq == 0
+		if !h.compared && h.comparing.Seq == 0 {
+			h.compared, v.urgent = true, true
+			p.pullNext(from, h)
+		}
 	case (e.Seq >= own.Seq || !h.compared) && e.Seq > h.comparing.Seq:
 		h.comparing, h.compared = e, false
 		p.do(Verify{v.id, from.name, v.self, e})

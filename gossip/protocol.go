@@ -385,7 +385,10 @@ func (e LocalBatch) step(p *Protocol) {
 	if v == nil || e.Batch.Last <= v.applied[e.Batch.Origin].Seq && v.applied[e.Batch.Origin].Hash != e.Batch.Hash {
 		return
 	}
-	v.self = e.Batch.Origin
+	if v.self != e.Batch.Origin {
+		v.self = e.Batch.Origin
+		p.renamed(v)
+	}
 	own := crdt.Vector{v.self: e.Batch.entry()}
 	v.applied.Max(own)
 	v.reached.Max(own)

@@ -339,6 +339,9 @@ func TestP8ComparedBeforeAnything(t *testing.T) {
 		failed.Err = store.ErrDamaged
 		s.want(s.do(failed), "Report")
 		s.want(s.get("b", Digest{testVolume, theirs}), "Verify")
+		s.do(failed)
+		same := crdt.Vector{1: {Seq: own + 1}, 2: {Seq: 2}} // no need to ask
+		s.want(s.get("b", Digest{testVolume, same}), "Serve", "Pull to b")
 
 		s = linked(own)
 		s.do(LinkUp{"c"})
@@ -349,8 +352,16 @@ func TestP8ComparedBeforeAnything(t *testing.T) {
 		stale := compared
 		stale.Replica, stale.Forked = 9, true
 		s.want(s.do(stale))
+		s.want(s.get("c", Pull{Volume: testVolume, MaxBytes: 1}), "Serve")
+		s.want(s.get("c", Pull{Volume: testVolume, MaxBytes: 1})) // when that is done
 		compared.Forked = true
-		beginsAnew(t, s.do(compared), "b")
+		forked := s.do(compared)
+		beginsAnew(t, forked, "b")
+		for _, peer := range []string{"b", "c"} {
+			if !slices.Contains(effectNames(forked), "PullDone to "+peer) {
+				t.Errorf("what %s asked for is not answered: %q", peer, effectNames(forked))
+			}
+		}
 		compared.Forked = false
 		s.want(s.do(LocalBatch{testVolume, batch(1, own+2, own+2, 10)}))
 		s.want(s.get("c", Push{Volume: testVolume, Batch: batch(2, 3, 3, 10)}))

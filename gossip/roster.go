@@ -195,6 +195,7 @@ func (e Verified) step(p *Protocol) {
 		p.report(ps.name, v.id, fmt.Errorf(
 			"%w: peer has other ops of this replica %v, up to %d: restored from a backup or a cloned disk; it takes a new id and a snapshot",
 			ErrTwoReplicas, v.self, e.Entry.Seq))
+		p.holders(v.id, p.pullNext) // none can be served any more
 	}
 	p.touch(v)
 }

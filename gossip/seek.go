@@ -179,13 +179,24 @@ func (e SnapshotTaken) step(p *Protocol) {
 	for _, ps := range p.peers {
 		if h := ps.holds[v.id]; h != nil {
 			h.noJournal = false
-			if e.Anew { // nobody has anything of the new id
-				h.forked, h.comparing, h.compared = false, crdt.VectorEntry{}, true
-			}
 		}
+	}
+	if e.Anew {
+		p.renamed(v)
 	}
 	v.gap, v.urgent, v.unacked = nil, true, true
 	p.changed(v)
+}
+
+// renamed says that the replica has a new id, of which nobody has anything.
+func (p *Protocol) renamed(v *replica) {
+	for _, name := range p.names {
+		ps := p.peers[name]
+		if h := ps.holds[v.id]; h != nil {
+			h.forked, h.comparing, h.compared = false, crdt.VectorEntry{}, true
+			p.pullNext(ps, h)
+		}
+	}
 }
 
 // begin makes the replica one that has just the snapshot.
