@@ -240,6 +240,39 @@ func restoredCopy(t *testing.T, over bool) {
 	}
 }
 
+// TestP8CopyOfALiveReplica: whoever is started from a copy of the directory of one
+// that lives on takes a new id, and does not put the other out.
+func TestP8CopyOfALiveReplica(t *testing.T) {
+	clock, vs := cluster(t, 2, Options{})
+	a, b := vs[0], vs[1]
+	settled(t, clock, a, b)
+	for _, clean := range []bool{true, false} {
+		o := b.db.opts
+		if clean {
+			check(t, b.db.Close(), nil)
+		}
+		o.Dir = copyDir(t, o.Dir)
+		if clean {
+			b = openWith(t, b.db.opts).Volume(a.ID())
+		}
+		c := openWith(t, o).Volume(a.ID())
+		if c.Replica() == b.Replica() {
+			t.Fatal("two replicas have one id")
+		}
+		write(t, c, root, "by the copy", "c")
+		write(t, b, root, "by the original", "b")
+		settled(t, clock, a, b, c)
+		for _, v := range []*Volume{a, b, c} {
+			for _, w := range []*Volume{a, b, c} {
+				if col := v.Collected(); col.Excludes(w.Replica(), w.Vector()) {
+					t.Errorf("%v excludes %v", v.Replica(), w.Replica())
+				}
+			}
+		}
+		same(t, a, b, c)
+	}
+}
+
 // TestP8RestoredWithOwnWork: no dot names two ops, and work done since the
 // restore is kept, whether more or fewer ops than were forgotten.
 func TestP8RestoredWithOwnWork(t *testing.T) {

@@ -321,7 +321,7 @@ func (v *Volume) outgrow(theirs crdt.Vector) error {
 	case v.seq > sealed:
 		return fmt.Errorf("%w: peers know %d ops of replica %v, and here %d differ from them", ErrDamaged, known, v.replica, v.seq-sealed)
 	}
-	return v.renewLocked()
+	return v.renewLocked(true)
 }
 
 // wholeLocked says that only a part of a snapshot was joined: the rest must

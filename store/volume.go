@@ -126,7 +126,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, s start) (*Volume, error) 
 		return nil, err
 	}
 	if (s.unclean || s.moved) && !mutation.Off(mutation.NewID) {
-		if err := v.renew(); err != nil {
+		if err := v.renew(s.moved); err != nil {
 			return nil, err
 		}
 	}
@@ -206,17 +206,17 @@ func (v *Volume) loadQueue(t txn) error {
 // may be ops under the old one that are not here, and no dot may name two (P8).
 // It begins anew from nobody's state: what is not here comes like the ops of any
 // other replica.
-func (v *Volume) renew() error {
+func (v *Volume) renew(copied bool) error {
 	if err := v.sealNow(); err != nil {
 		return err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.renewLocked()
+	return v.renewLocked(copied)
 }
 
 // renewLocked needs all own ops in batches.
-func (v *Volume) renewLocked() error {
+func (v *Volume) renewLocked(copied bool) error {
 	old := v.replica
 	v.replica = crdt.ReplicaID(v.db.randomID())
 	if err := v.putRecordLocked(); err != nil {
@@ -227,7 +227,8 @@ func (v *Volume) renewLocked() error {
 	if seq := v.vector[old].Seq; seq > 0 {
 		v.deps[old] = seq
 	}
-	if v.roster.self.Node != "" || v.vector[old].Seq > 0 { // else nobody heard of it
+	// Else nobody heard of it, or the original may live on.
+	if heard := v.roster.self.Node != "" || v.vector[old].Seq > 0; heard && !copied {
 		v.roster.out[old] = true // nothing comes from it any more
 	}
 	return v.saveRosterLocked()

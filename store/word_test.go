@@ -23,7 +23,7 @@ func TestP12WordKeepsItsSignature(t *testing.T) {
 	b := volumeWith(t, a.id, longHold)
 	write(t, a, root, "f", "1")
 	give(t, a, b)
-	check(t, a.renew(), nil) // so that Out names one
+	check(t, a.renew(false), nil) // so that Out names one
 	b.Hear(must(a.Speak("a")))
 	b = reopen(t, b)
 	passed := must(b.Speak("b"))[0]
