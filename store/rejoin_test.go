@@ -648,3 +648,54 @@ func TestP5BeginsAnewTwice(t *testing.T) {
 		}
 	}
 }
+
+// compactingKV has a replica drop what it may of its journal before one of its
+// writes.
+type compactingKV struct {
+	kv
+	v    *Volume
+	left int
+}
+
+func (k *compactingKV) update(fn func(txn) error) error {
+	if k.left--; k.left == 0 && k.v.mu.TryLock() { // else it could not run now
+		k.v.mu.Unlock()
+		if err := k.v.compactJournal(); err != nil {
+			return err
+		}
+	}
+	return k.kv.update(fn)
+}
+
+// TestP5CompactedWhileBeginningAnew: whenever the keeper of the journal comes by
+// while a replica begins anew, the journal has no hole.
+func TestP5CompactedWhileBeginningAnew(t *testing.T) {
+	o := Options{JournalLimit: 1, Scheduler: still{}}
+	a := volumeWith(t, NewVolumeID(), o)
+	for n := range 3 {
+		write(t, a, root, fmt.Sprint("f", n), "text")
+		check(t, a.sealNow(), nil)
+	}
+	for n := range 16 { // writes after all came from the peer
+		o.Memory = NewMemory()
+		b := volumeWith(t, a.ID(), o)
+		give(t, a, b)
+		talk(t, a, b)
+		intact := b.db.kv
+		k := &compactingKV{kv: intact, v: b}
+		b.db.kv = k
+		a.Know(b.Next(), "b")
+		p := &peer{t: t, from: a, to: b, between: func() { k.left = n + 1 }}
+		check(t, b.BeginAnew(context.Background(), p), nil)
+		b.db.kv = intact
+		give(t, a, b)
+		for r, e := range must(b.journalStart()) {
+			if _, _, err := b.Batches(crdt.Vector{r: e}, 1<<20); err != nil {
+				t.Errorf("compacted before write %d: %v", n, err)
+			}
+		}
+		b = reopen(t, b)
+		same(t, a, b)
+		check(t, b.compactJournal(), nil)
+	}
+}

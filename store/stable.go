@@ -102,6 +102,11 @@ func (v *Volume) sentLocked() (most crdt.Seq, alone bool) {
 }
 
 func (v *Volume) compactJournal() error {
+	// A replica that begins anew carries its journal over.
+	if !v.joinMu.TryLock() {
+		return nil
+	}
+	defer v.joinMu.Unlock()
 	for more := true; more; {
 		var err error
 		v.mu.Lock()
