@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -284,14 +285,15 @@ func (v *Volume) Batches(since crdt.Vector, maxBytes int) (out []*Batch, more bo
 				}
 			}
 		}
-		// A batch depends only on batches whose last stamp is lower.
+		reached := since.Clone()
 		for size := 0; len(next) > 0; {
 			if size >= maxBytes {
 				more = true
 				return nil
 			}
-			b := lowest(next)
+			b := nextOf(next, reached)
 			out = append(out, b)
+			reached[b.Origin] = crdt.VectorEntry{Seq: b.Last}
 			for _, op := range b.Ops {
 				size += len(op)
 			}
@@ -307,6 +309,24 @@ func (v *Volume) Batches(since crdt.Vector, maxBytes int) (out []*Batch, more bo
 	return out, more, err
 }
 
+// nextOf is the first of the batches that depend on nothing beyond reached. That is
+// mostly the lowest; but between the ops of one that was put together after a power
+// loss, another replica may have seen the first of them and written.
+func nextOf(batches map[crdt.ReplicaID]*Batch, reached crdt.Vector) *Batch {
+	first := lowest(batches)
+	for rest, b := batches, first; b != nil; b = lowest(rest) {
+		if !slices.ContainsFunc(b.Deps, func(d crdt.Dot) bool { return reached[d.Replica].Seq < d.Seq }) {
+			return b
+		}
+		if b == first {
+			rest = maps.Clone(batches)
+		}
+		delete(rest, b.Origin)
+	}
+	return first
+}
+
+// lowest is the batch whose last op was made first.
 func lowest(batches map[crdt.ReplicaID]*Batch) *Batch {
 	var best *Batch
 	for _, b := range batches {

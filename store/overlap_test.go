@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -157,4 +158,22 @@ func TestP5TailOfOverlappingBatches(t *testing.T) {
 		same(t, all, to)
 		wholeJournal(rt, t, to, whole.Origin)
 	})
+}
+
+// TestP3OverlappingBatchesAreServedInOrder: a batch that another one's cause is in
+// comes before that, although its last op was made later.
+func TestP3OverlappingBatchesAreServedInOrder(t *testing.T) {
+	whole := inOneBatch(t, NewVolumeID(), 6)
+	slow := &testClock{now: time.Unix(1, 0)}
+	r := volumeWith(t, whole.Volume, Options{Memory: NewMemory(), Now: slow.Now})
+	check(t, r.Merge(whole.part(1, 2)), nil)
+	write(t, r, root, "seen", "f1")
+	effect := batches(t, r, crdt.Vector{whole.Origin: {Seq: 2}})
+	if len(effect) != 1 || effect[0].Stamp >= whole.Stamp {
+		t.Fatalf("%d batches", len(effect))
+	}
+	check(t, r.Merge(whole), nil)
+	to := volumeWith(t, whole.Volume, Options{Memory: NewMemory()})
+	give(t, r, to)
+	same(t, r, to)
 }
