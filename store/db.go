@@ -248,8 +248,9 @@ var placeOf = func(path string) (string, error) {
 
 func (db *DB) placeFile() string { return filepath.Join(db.opts.Dir, "place") }
 
-// takePlace makes the file whose place is the database's anew: so a copy is told
-// from the original even if it was written over that.
+// takePlace makes the file whose place is the database's anew, when it is opened
+// and when it is closed: so a copy is told from the original even if it was
+// written over that.
 func (db *DB) takePlace() (string, error) {
 	if db.opts.Memory != nil {
 		return "", nil
@@ -422,8 +423,9 @@ func (db *DB) Close() error {
 	for _, v := range volumes {
 		errs = append(errs, v.close())
 	}
-	db.boot.Clean = true
-	errs = append(errs, db.markBoot(db.boot))
+	place, err := db.takePlace()
+	db.boot.Place, db.boot.Clean = place, true
+	errs = append(errs, err, db.markBoot(db.boot))
 	errs = append(errs, db.release())
 	return errors.Join(errs...)
 }

@@ -148,19 +148,41 @@ func (a *anew) compareFrom(ctx context.Context, source SnapshotSource, since crd
 
 // compareBatch compares a peer's batch of own ops with the journal.
 func (a *anew) compareBatch(b *Batch, last crdt.Seq) error {
+	if b.First > last+1 {
+		return nil
+	}
 	return a.v.db.kv.view(func(t txn) error {
-		for seq := min(b.Last, last); seq+1 >= b.First && seq > a.agreed; seq-- {
+		same := func(seq crdt.Seq) (bool, error) {
 			ours, err := a.v.batchAt(t, b.Origin, seq)
 			if errors.Is(err, ErrJournalGone) {
-				return nil
+				return false, nil
 			} else if err != nil {
+				return false, err
+			}
+			return ours.Chain(seq) == b.Chain(seq), nil
+		}
+		// A chain that has parted does not meet again.
+		lo, hi := max(a.agreed, b.First-1), min(b.Last, last)
+		for lo < hi {
+			mid := hi - (hi-lo)/2
+			ok, err := same(mid)
+			if err != nil {
 				return err
 			}
-			if ours.Chain(seq) == b.Chain(seq) {
-				a.agreed = seq
+			if ok {
+				lo, a.agreed = mid, mid
+			} else {
+				hi = mid - 1
 			}
 		}
-		return nil
+		if lo == 0 || lo <= a.agreed {
+			return nil
+		}
+		ok, err := same(lo) // what was before the batch
+		if ok {
+			a.agreed = lo
+		}
+		return err
 	})
 }
 
