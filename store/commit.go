@@ -40,8 +40,13 @@ func (v *Volume) changeLocked(by MountID, fn func(c *change) error) error {
 		if err := c.prepare(told); err != nil {
 			return err
 		}
-		return c.flush()
+		if err := c.flush(); err != nil {
+			return err
+		}
+		v.subdirs.begin(told, c.reset)
+		return nil
 	})
+	v.subdirs.end(err == nil)
 	if err != nil {
 		if told != nil {
 			v.tell(told, Viewer.Aborted)

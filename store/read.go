@@ -37,10 +37,13 @@ func (v *Volume) read(fn func(t *tree) error) error {
 		unlock()
 		return fn(newTree(p.t, &v.keys, p.sets))
 	}
+	turn := v.subdirs.turn.Load()
 	return v.db.kv.view(func(t txn) error {
 		s := v.sets.Load()
 		unlock()
-		return fn(newTree(t, &v.keys, s))
+		tree := newTree(t, &v.keys, s)
+		tree.turn = turn
+		return fn(tree)
 	})
 }
 
@@ -94,7 +97,7 @@ func (v *Volume) attr(t *tree, node NodeID) (Attr, error) {
 	}
 	a := Attr{
 		Ino: ino, Node: node, Kind: i.Kind, Mode: i.Mode.Value, Rdev: i.Rdev,
-		UID: i.Owner.Value.UID, GID: i.Owner.Value.GID, Ctime: i.Changed.Value, Nlink: 1,
+		UID: i.Owner.Value.UID, GID: i.Owner.Value.GID, Ctime: i.Changed.Value,
 	}
 	switch i.Kind {
 	case crdt.KindDir:
@@ -105,12 +108,15 @@ func (v *Volume) attr(t *tree, node NodeID) (Attr, error) {
 	default:
 		a.Mtime, a.Size = i.Mtime.Value, int64(len(i.Target))
 	}
-	if i.Kind != crdt.KindDir {
-		links, err := t.links(i)
-		if err != nil {
-			return Attr{}, err
-		}
+	if i.Kind == crdt.KindDir {
+		a.Nlink, err = v.dirLinks(t, i)
+	} else {
+		var links []crdt.LinkID
+		links, err = t.links(i)
 		a.Nlink = uint32(len(links))
+	}
+	if err != nil {
+		return Attr{}, err
 	}
 	if rec != nil && rec.Frozen != nil {
 		a.Nlink = 0 // replaced: the name leads to the new version

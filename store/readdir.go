@@ -18,15 +18,20 @@ func (v *Volume) ReadDir(dir NodeID, after uint64, fn func(DirEntry) bool) error
 		if err != nil {
 			return err
 		}
-		members, err := t.Members(head)
-		if err != nil {
-			return err
-		}
-		if len(members) == 1 {
-			return t.readOne(head, after, fn)
-		}
-		return t.readSet(members, after, fn)
+		return t.list(head, after, fn)
 	})
+}
+
+// list is ReadDir of the directory set with that head.
+func (t *tree) list(head crdt.Ino, after uint64, fn func(DirEntry) bool) error {
+	members, err := t.Members(head)
+	if err != nil {
+		return err
+	}
+	if len(members) == 1 {
+		return t.readOne(head, after, fn)
+	}
+	return t.readSet(members, after, fn)
 }
 
 // readOne lists a directory that shares its name with no other.

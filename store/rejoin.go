@@ -219,6 +219,7 @@ func (a *anew) change() error {
 		return err
 	}
 	a.takeOver()
+	v.subdirs.reset()
 	v.tell(told, Viewer.Committed)
 	return v.saveRosterLocked()
 }

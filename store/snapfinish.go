@@ -25,6 +25,7 @@ func (j *joining) finish() error {
 	}
 	v.applyNodes(nodes)
 	v.unpin()
+	v.subdirs.reset()
 	v.tell(told, Viewer.Committed)
 	return nil
 }

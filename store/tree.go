@@ -38,6 +38,7 @@ type tree struct {
 	reset  bool                     // sets is our own copy
 	past   []pastKey                // what of history grew in this transaction
 	lost   bool                     // something lost a conflict in it
+	turn   uint64                   // of subdirs, before the transaction began
 }
 
 func newTree(t txn, keys *keyspace, s *sets) *tree {
@@ -46,7 +47,7 @@ func newTree(t txn, keys *keyspace, s *sets) *tree {
 	}
 	return &tree{
 		t: t, keys: keys, sets: s, inodes: map[crdt.Ino]*crdt.Inode{},
-		dirty: map[crdt.Ino]struct{}{}, stoned: map[crdt.Ino]bool{},
+		dirty: map[crdt.Ino]struct{}{}, stoned: map[crdt.Ino]bool{}, turn: uncounted,
 	}
 }
 

@@ -80,6 +80,8 @@ type Volume struct {
 	pruning pruneQueue // of history
 	limits  atomic.Pointer[Limits]
 
+	subdirs subdirs
+
 	atimes sync.Map // crdt.Ino -> crdt.Time, explicit access times; node-local
 }
 

@@ -346,7 +346,8 @@ func (m *model) view(plain map[id]crdt.Hash) map[string]line {
 	return out
 }
 
-func (m *model) walk(members []crdt.Ino, prefix string, out map[string]line) {
+// walk describes what is below a directory set, and counts its subdirectories.
+func (m *model) walk(members []crdt.Ino, prefix string, out map[string]line) (subdirs int) {
 	at := map[string][]mLink{}
 	for _, dir := range members {
 		for _, l := range m.children[dir] {
@@ -369,17 +370,20 @@ func (m *model) walk(members []crdt.Ino, prefix string, out map[string]line) {
 			for _, d := range dirs {
 				set = append(set, d.ino)
 			}
-			out[path] = m.line(m.inodes[set[0]])
-			m.walk(set, path, out)
+			l := m.line(m.inodes[set[0]])
+			l.Nlink = 2 + m.walk(set, path, out)
+			out[path] = l
+			subdirs++
 			continue
 		}
 		slices.SortFunc(files, func(a, b mLink) int { return newest(a.at, b.at) })
 		out[path] = m.line(m.inodes[files[0].ino])
 	}
+	return subdirs
 }
 
 func (m *model) line(i *mInode) line {
-	l := line{Ino: i.ino, Kind: i.kind, Mode: i.mode.value, UID: i.owner.value[0], GID: i.owner.value[1], Target: i.target, Nlink: 1}
+	l := line{Ino: i.ino, Kind: i.kind, Mode: i.mode.value, UID: i.owner.value[0], GID: i.owner.value[1], Target: i.target}
 	switch i.kind {
 	case crdt.KindDir:
 		l.Mtime = i.mtime.value
@@ -394,7 +398,6 @@ func (m *model) line(i *mInode) line {
 		l.Mtime, l.Size = i.mtime.value, int64(len(i.target))
 	}
 	if i.kind != crdt.KindDir {
-		l.Nlink = 0
 		for _, link := range i.links {
 			l.Nlink += m.liveMemo[link]
 		}
