@@ -13,7 +13,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-full sim race bench lint generate check clean
+.PHONY: help setup build demo test test-full sim pjdfstest race bench lint generate check clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,11 @@ SEEDS ?= 1000000
 FIRST ?= 1
 sim: ## many seeds of the simulator; SEEDS=..., FIRST=...
 	$(GO) test -count=1 -timeout 0 -run 'TestP4Seeds$$' -v ./internal/sim -sim.seeds=$(SEEDS) -sim.first=$(FIRST)
+
+# The suite is not part of this repository: SUITE names a checkout of pjd/pjdfstest.
+pjdfstest: build ## the POSIX suite pjdfstest on a volume of its own; SUITE=path, TESTS="chmod rename/00.t"
+	@scripts/setup pjdfstest
+	@scripts/pjdfstest "$(SUITE)" $(TESTS)
 
 race: setup ## all tests under the race detector
 	$(GO) test -race -timeout 30m $(TESTARGS) $(PKGS)
