@@ -94,7 +94,7 @@ func (fs *FS) create(in *fuse.CreateIn, name string, out *fuse.CreateOut) error 
 	}
 	defer fs.shown.begin(key)()
 	gen := fs.shown.generation()
-	a, h, err := fs.vol.Create(fs.request(&in.InHeader), dir, name, newNode(&in.InHeader, store.NewNode{Mode: in.Mode}))
+	a, h, err := fs.vol.Create(fs.request(&in.InHeader), dir, name, newNode(&in.InHeader, store.NewNode{Mode: in.Mode, Umask: in.Umask}))
 	if errors.Is(err, crdt.ErrExist) {
 		if p, ok := fs.shown.get(key); ok {
 			return fs.createMerged(in, key, p, out)
@@ -137,10 +137,23 @@ func (fs *FS) createMerged(in *fuse.CreateIn, key nameKey, p pendingName, out *f
 	return fs.replyNew(a, &out.EntryOut)
 }
 
-// Tmpfile is left to a later version, hence not ENOSYS, which the kernel
-// would remember.
-func (fs *FS) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse.Status {
-	return fuse.Status(syscall.EOPNOTSUPP)
+// Tmpfile makes a file without a name and opens it.
+func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	if s, ro := fs.refuse(); ro {
+		return s
+	}
+	return fs.status("tmpfile", fs.tmpfile(in, out))
+}
+
+func (fs *FS) tmpfile(in *fuse.CreateIn, out *fuse.CreateOut) error {
+	gen := fs.shown.generation()
+	a, h, err := fs.vol.CreateUnnamed(fs.request(&in.InHeader), fs.shown.target(in.NodeId), newNode(&in.InHeader, store.NewNode{Mode: in.Mode, Umask: in.Umask}))
+	if err != nil {
+		return err
+	}
+	fs.keepHandle(h, a.Node, a.Ino)
+	out.Fh, out.OpenFlags = uint64(h), openWriter
+	return fs.replyMade(gen, a, &out.EntryOut)
 }
 
 // Read fills the kernel's buffer.

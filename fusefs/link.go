@@ -9,8 +9,8 @@ import (
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
-// newNode says what to create. The kernel has applied the umask; the store gives
-// what is made in a directory with the set-group-id bit the directory's group.
+// newNode says what to create. The store gives what is made in a directory with
+// the set-group-id bit the directory's group, and applies default ACL or umask.
 func newNode(h *fuse.InHeader, n store.NewNode) store.NewNode {
 	n.Mode, n.UID, n.GID = n.Mode&0o7777, h.Uid, h.Gid
 	return n
@@ -22,12 +22,12 @@ func (fs *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.
 	if !ok || kind == crdt.KindDir || kind == crdt.KindSymlink {
 		return fuse.EINVAL
 	}
-	return fs.mknod("mknod", &in.InHeader, name, store.NewNode{Kind: kind, Mode: in.Mode, Rdev: in.Rdev}, out)
+	return fs.mknod("mknod", &in.InHeader, name, store.NewNode{Kind: kind, Mode: in.Mode, Umask: in.Umask, Rdev: in.Rdev}, out)
 }
 
 // Mkdir makes a directory.
 func (fs *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	return fs.mknod("mkdir", &in.InHeader, name, store.NewNode{Kind: crdt.KindDir, Mode: in.Mode}, out)
+	return fs.mknod("mkdir", &in.InHeader, name, store.NewNode{Kind: crdt.KindDir, Mode: in.Mode, Umask: in.Umask}, out)
 }
 
 // Symlink makes a symbolic link.

@@ -84,7 +84,7 @@ func Mount(ctx context.Context, v *store.Volume, dir string, opts Options) (*Mou
 func start(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 	conn, err := kernel.Mount(dir, kernel.Options{
 		FSName: v.Name(), AllowOther: opts.AllowOther, Guard: opts.Guard,
-		Suid: opts.Suid, Dev: opts.Dev, MaxBackground: opts.MaxBackground,
+		Suid: opts.Suid, Dev: opts.Dev, ACL: true, MaxBackground: opts.MaxBackground,
 		Logger: slog.NewLogLogger(opts.Log.Handler(), slog.LevelWarn), Debug: opts.Debug,
 	})
 	if err != nil {

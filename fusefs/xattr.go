@@ -16,12 +16,12 @@ const (
 	maxXattrValue = 64 << 10
 )
 
-// refuseXattr answers attributes that are not stored: POSIX ACLs, whose
-// enforcement the kernel would leave to us. Not ENOSYS, which the kernel would
-// remember when a later version has them.
+// refuseXattr answers attributes that are not stored: of those of the system
+// all but POSIX ACLs. Not ENOSYS, which the kernel would remember when a later
+// version has them.
 func refuseXattr(name string) (fuse.Status, bool) {
 	switch {
-	case strings.HasPrefix(name, "system."):
+	case strings.HasPrefix(name, "system.") && name != store.ACLAccess && name != store.ACLDefault:
 		return fuse.Status(syscall.EOPNOTSUPP), true
 	case len(name) > maxXattrName:
 		return fuse.ERANGE, true
@@ -79,6 +79,10 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data
 	if len(data) > maxXattrValue {
 		return fuse.Status(syscall.E2BIG)
 	}
+	node := fs.shown.target(in.NodeId)
+	if attr == store.ACLAccess {
+		return fs.status("set ACL", fs.vol.SetACL(fs.request(&in.InHeader), node, data, in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0))
+	}
 	mode := store.XattrSet
 	switch in.Flags {
 	case unix.XATTR_CREATE:
@@ -86,7 +90,7 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data
 	case unix.XATTR_REPLACE:
 		mode = store.XattrReplace
 	}
-	return fs.status("setxattr", fs.vol.SetXattr(fs.request(&in.InHeader), fs.shown.target(in.NodeId), attr, data, mode))
+	return fs.status("setxattr", fs.vol.SetXattr(fs.request(&in.InHeader), node, attr, data, mode))
 }
 
 // RemoveXAttr removes an attribute.

@@ -28,20 +28,36 @@ func (v *Volume) dirs(nodes ...NodeID) ([]crdt.Ino, error) {
 
 // Create makes a regular file and opens it for writing. Peers hear of it when
 // its last handle is released.
-func (v *Volume) Create(r Request, dir NodeID, name string, n NewNode) (a Attr, h Handle, err error) {
+func (v *Volume) Create(r Request, dir NodeID, name string, n NewNode) (Attr, Handle, error) {
+	if err := crdt.CheckName(name); err != nil {
+		return Attr{}, 0, err
+	}
+	return v.createOpen(r, dir, name, n)
+}
+
+// CreateUnnamed makes a regular file without a name in a directory, and opens
+// it for writing. Nobody hears of it unless Link gives it a name before its last
+// handle is released.
+func (v *Volume) CreateUnnamed(r Request, dir NodeID, n NewNode) (Attr, Handle, error) {
+	return v.createOpen(r, dir, "", n)
+}
+
+func (v *Volume) createOpen(r Request, dir NodeID, name string, n NewNode) (a Attr, h Handle, err error) {
 	if err := v.db.room(); err != nil {
 		return a, 0, err
 	}
 	n.Kind = crdt.KindFile
 	d := &draft{handles: 1}
 	h = Handle(v.db.randomID())
-	a, err = v.create(r, dir, name, n, &h, func(c *change, i crdt.NewInode, p *crdt.Plan) error {
+	a, err = v.create(r, dir, name, n, &h, func(c *change, i crdt.NewInode, p *crdt.Plan, own []crdt.Write) error {
 		d.node, d.name, d.mtime = NodeID(i.Ino), v.draftName(NodeID(i.Ino)), i.Time
 		d.rec = draftRecord{Ino: i.Ino, Created: true, Dirty: true, Truncated: true}
-		d.dir = p.Writes[len(p.Writes)-1].Parent
+		if name != "" {
+			d.dir = own[1].Parent
+		}
 		d.by.Store(uint64(r.Mount))
 		d.note()
-		if err := c.applyLocal(p.Writes[len(p.Writes)-2:]); err != nil { // without the confirmations
+		if err := c.applyLocal(own); err != nil {
 			return err
 		}
 		if err := v.putDraft(c.t, d); err != nil {
@@ -51,7 +67,9 @@ func (v *Volume) Create(r Request, dir NodeID, name string, n NewNode) (a Attr, 
 			v.draftsMu.Lock()
 			defer v.draftsMu.Unlock()
 			v.drafts[d.node], v.handles[h] = d, d.node
-			v.bornLocked(d.dir, i.Time)
+			if d.dir != 0 {
+				v.bornLocked(d.dir, i.Time)
+			}
 		})
 		return c.t.set(c.keys.key('w', uint64(h)), fmt.Appendf(nil, "%d", uint64(d.node)))
 	})
@@ -67,11 +85,14 @@ func (v *Volume) Mknod(r Request, dir NodeID, name string, n NewNode) (Attr, err
 	if err := v.db.room(); err != nil {
 		return Attr{}, err
 	}
+	if err := crdt.CheckName(name); err != nil {
+		return Attr{}, err
+	}
 	if len(n.Target) > MaxTarget {
 		return Attr{}, crdt.ErrNameTooLong
 	}
 	var none Handle
-	return v.create(r, dir, name, n, &none, func(c *change, i crdt.NewInode, p *crdt.Plan) error {
+	return v.create(r, dir, name, n, &none, func(c *change, i crdt.NewInode, p *crdt.Plan, _ []crdt.Write) error {
 		if n.Kind == crdt.KindFile {
 			p.Writes = append(p.Writes, crdt.Write{
 				Kind: crdt.WriteContent, Ino: i.Ino, Link: i.Link,
@@ -82,8 +103,9 @@ func (v *Volume) Mknod(r Request, dir NodeID, name string, n NewNode) (Attr, err
 	})
 }
 
-// create plans a new inode and lets make apply it.
-func (v *Volume) create(r Request, dir NodeID, name string, n NewNode, h *Handle, make func(*change, crdt.NewInode, *crdt.Plan) error) (a Attr, err error) {
+// create plans a new inode, of no name if name is empty, and lets make apply it:
+// own are the writes without the confirmations of the directories above.
+func (v *Volume) create(r Request, dir NodeID, name string, n NewNode, h *Handle, make func(c *change, i crdt.NewInode, p *crdt.Plan, own []crdt.Write) error) (a Attr, err error) {
 	parent, _, err := v.node(dir)
 	if err != nil {
 		return a, err
@@ -100,14 +122,22 @@ func (v *Volume) create(r Request, dir NodeID, name string, n NewNode, h *Handle
 			Ino: crdt.Ino(v.db.randomID()), Link: crdt.LinkID(v.db.randomID()), Kind: n.Kind, Target: n.Target,
 			Rdev: n.Rdev, Mode: n.Mode & 0o7777, UID: n.UID, GID: n.GID, Time: crdt.TimeOf(c.now.UnixNano()),
 		}
-		if err := c.inherit(&i, parent); err != nil {
+		xattrs, err := c.inherit(&i, parent, n.Umask)
+		if err != nil {
 			return err
 		}
 		p := c.plan()
-		if err := p.Create(parent, name, i); err != nil {
+		if name == "" {
+			err = p.CreateUnnamed(parent, i)
+		} else {
+			err = p.Create(parent, name, i)
+		}
+		if err != nil {
 			return err
 		}
-		if err := make(c, i, p); err != nil {
+		p.Writes = append(p.Writes, xattrs...)
+		first := slices.IndexFunc(p.Writes, func(w crdt.Write) bool { return w.Kind == crdt.WriteInode })
+		if err := make(c, i, p, p.Writes[first:]); err != nil {
 			return err
 		}
 		if a, err = v.attr(c.tree, NodeID(i.Ino)); err != nil {
@@ -120,17 +150,20 @@ func (v *Volume) create(r Request, dir NodeID, name string, n NewNode, h *Handle
 }
 
 // inherit gives what is made in a directory with the set-group-id bit the
-// directory's group, and a subdirectory the bit too.
-func (c *change) inherit(i *crdt.NewInode, dir crdt.Ino) error {
+// directory's group, and a subdirectory the bit too; and what the directory's
+// default ACL says.
+func (c *change) inherit(i *crdt.NewInode, dir crdt.Ino, umask uint32) (xattrs []crdt.Write, err error) {
 	parent, err := c.Inode(dir)
-	if err != nil || parent == nil || parent.Mode.Value&unix.S_ISGID == 0 {
-		return err
+	if err != nil || parent == nil {
+		return nil, err
 	}
-	i.GID = parent.Owner.Value.GID
-	if i.Kind == crdt.KindDir {
-		i.Mode |= unix.S_ISGID
+	if parent.Mode.Value&unix.S_ISGID != 0 {
+		i.GID = parent.Owner.Value.GID
+		if i.Kind == crdt.KindDir {
+			i.Mode |= unix.S_ISGID
+		}
 	}
-	return nil
+	return inheritACL(i, parent, umask), nil
 }
 
 // Link gives a file a further name.

@@ -327,6 +327,9 @@ func (v *Volume) GetXattr(node NodeID, name string) (value []byte, err error) {
 		if value, ok = i.Xattr(name); !ok {
 			return ErrNoAttr
 		}
+		if name == ACLAccess {
+			value = shownACL(value, i.Mode.Value)
+		}
 		return nil
 	})
 	return value, err

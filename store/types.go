@@ -130,6 +130,7 @@ type Viewer interface {
 type NewNode struct {
 	Kind     crdt.Kind
 	Mode     uint32
+	Umask    uint32 // applied unless the directory has a default ACL
 	UID, GID uint32
 	Rdev     uint32
 	Target   string

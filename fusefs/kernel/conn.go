@@ -110,12 +110,17 @@ func (c *Conn) protocolOptions() *fuse.MountOptions {
 	if background <= 0 {
 		background = 64
 	}
+	// Without KILLPRIV_V2 each write asks for security.capability.
+	capabilities := uint64(fuse.CAP_EXPORT_SUPPORT | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_HAS_RESEND | fuse.CAP_ATOMIC_O_TRUNC)
+	if c.opts.ACL {
+		// A default ACL takes the place of the umask; who sets an ACL may lose setgid.
+		capabilities |= fuse.CAP_DONT_MASK | fuse.CAP_SETXATTR_EXT
+	}
 	return &fuse.MountOptions{
-		Name:          "synapsefs",
-		MaxWrite:      maxWrite,
-		MaxBackground: min(background, 65535),
-		// Without KILLPRIV_V2 each write asks for security.capability.
-		ExtraCapabilities: fuse.CAP_EXPORT_SUPPORT | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_HAS_RESEND | fuse.CAP_ATOMIC_O_TRUNC,
+		Name:              "synapsefs",
+		MaxWrite:          maxWrite,
+		MaxBackground:     min(background, 65535),
+		ExtraCapabilities: capabilities,
 		EnableAcl:         c.opts.ACL,
 		MaxStackDepth:     1,
 		Logger:            c.opts.Logger,

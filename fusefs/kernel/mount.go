@@ -46,7 +46,8 @@ type Options struct {
 	// count. Both are off by default.
 	Suid, Dev bool
 	// ACL makes the kernel enforce POSIX ACLs; the filesystem then stores
-	// system.posix_acl_* attributes.
+	// system.posix_acl_* attributes and applies the umask where no default ACL
+	// takes its place.
 	ACL bool
 	// MaxBackground bounds the readahead and asynchronous requests in
 	// flight: more helps a slow backend, less saves memory (up to 2 MiB

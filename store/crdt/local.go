@@ -225,6 +225,15 @@ func (p *Plan) Create(dir Ino, name string, n NewInode) error {
 	return nil
 }
 
+// CreateUnnamed makes a new inode in no directory; dir is where it was asked for.
+func (p *Plan) CreateUnnamed(dir Ino, n NewInode) error {
+	if _, err := p.dir(dir); err != nil {
+		return err
+	}
+	p.add(inodeWrite(n))
+	return nil
+}
+
 func inodeWrite(n NewInode) Write {
 	return Write{
 		Kind: WriteInode, Ino: n.Ino, InodeKind: n.Kind, Target: n.Target, Rdev: n.Rdev,
