@@ -83,6 +83,9 @@ func (fs *FS) list(in *fuse.ReadIn, extra int, add func(*store.DirEntry) (bool, 
 	if err != nil {
 		return fs.status("readdir", err)
 	}
+	if !fs.helper.Is(&in.InHeader) {
+		fs.accessed(dir)
+	}
 	for n := range entries {
 		more, err := add(&entries[n])
 		if err != nil {

@@ -167,7 +167,19 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 	if err != nil {
 		return nil, fs.status("read", err)
 	}
+	fs.accessed(node)
 	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+// accessed renews an atime. What is read from the kernel's cache does not come
+// here: but the first read after a change does, and that is what counts.
+func (fs *FS) accessed(node store.NodeID) {
+	if _, ro := fs.refuse(); ro {
+		return
+	}
+	if err := fs.vol.Accessed(node); err != nil {
+		fs.log.Debug("access time", "node", uint64(node), "err", err)
+	}
 }
 
 // Write goes to the draft that all handles of the file share. One of dirty

@@ -134,5 +134,8 @@ func (fs *FS) entryAt(dir store.NodeID, name string) crdt.Entry {
 // Readlink returns a symlink's target.
 func (fs *FS) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
 	target, err := fs.vol.Readlink(store.NodeID(h.NodeId))
+	if err == nil {
+		fs.accessed(store.NodeID(h.NodeId))
+	}
 	return []byte(target), fs.status("readlink", err)
 }

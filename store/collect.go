@@ -270,6 +270,9 @@ func (c *change) collect(h *crdt.Horizon, ino crdt.Ino) error {
 	case now != nil:
 		return c.PutInode(now)
 	}
+	if err := c.forgetAccess(ino); err != nil {
+		return err
+	}
 	if err := c.DeleteInode(ino); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -18,6 +19,7 @@ type change struct {
 	seq     crdt.Seq
 	clock   crdt.Clock
 	by      MountID
+	wall    int64 // what ctime shows of what is committed, Unix nanoseconds; 0: now
 	nodes   nodeChanges
 	after   []func() // run when the transaction is committed
 }
@@ -170,7 +172,8 @@ func (c *change) commit(writes []crdt.Write, h hold) error {
 	}
 	c.seq++
 	op := &crdt.Op{
-		Dot: crdt.Dot{Replica: c.v.replica, Seq: c.seq}, Stamp: stamp, Wall: c.now.UnixNano(), Writes: writes,
+		Dot: crdt.Dot{Replica: c.v.replica, Seq: c.seq}, Stamp: stamp,
+		Wall: cmp.Or(c.wall, c.now.UnixNano()), Writes: writes,
 	}
 	if len(c.queued) == 0 {
 		for r, seq := range c.v.deps {

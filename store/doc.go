@@ -53,6 +53,7 @@
 //	  r <ino>               removals that wait for an inode's publication
 //	  w <handle>            write handle
 //	  x <slot>              request done (exactly-once)
+//	  A <ino>               access time, of this node alone
 //	  s r <position>        staged range of a snapshot, by where it ends
 //	  s t <n>               staged batches of its tail
 //	  S                     all of it is here, and how much is joined

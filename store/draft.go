@@ -37,6 +37,7 @@ type draftFile interface {
 	WriteAt(p []byte, off int64) (int, error)
 	Truncate(size int64) error
 	Size() int64
+	Allocated() (int64, error)
 	BaseLimit() int64
 	Extent(off int64) (content.ExtentKind, int64, error)
 	Sync() error
@@ -61,9 +62,11 @@ type draft struct {
 	rec   draftRecord
 	file  draftFile // nil until the first write
 	mtime crdt.Time // of the last write
+	ctime crdt.Time // of the last write or setting of the mtime; zero after a restart
 
-	stat atomic.Pointer[draftStat] // what attr shows, so that it waits for no publication
-	by   atomic.Uint64             // the MountID that opened it last
+	stat  atomic.Pointer[draftStat] // what attr shows, so that it waits for no publication
+	taken atomic.Int64              // bytes of disk, as attr found last
+	by    atomic.Uint64             // the MountID that opened it last
 
 	dir     crdt.Ino    // of an inode that is not published: where it was made; guarded by mu
 	flushed atomic.Bool // closed after its last write, not yet released
@@ -78,11 +81,12 @@ type draftStat struct {
 	shown bool // the draft shows instead of the published version
 	size  int64
 	mtime crdt.Time
+	ctime crdt.Time
 }
 
 // note takes over what attributes show. The caller holds io for writing.
 func (d *draft) note() {
-	d.stat.Store(&draftStat{shown: d.shown(), size: d.size(), mtime: d.time()})
+	d.stat.Store(&draftStat{shown: d.shown(), size: d.size(), mtime: d.time(), ctime: d.ctime})
 }
 
 // wrote takes a change of the bytes over: what a close promised is past.

@@ -89,7 +89,7 @@ func diskError(err error) error {
 // ones. The caller holds io for writing.
 func (v *Volume) dirty(d *draft, trunc bool) error {
 	now := crdt.TimeOf(v.db.opts.Now().UnixNano())
-	d.mtime = now
+	d.mtime, d.ctime = now, now
 	synced := d.rec.Synced && !trunc // what a sync has promised is thrown away then
 	if d.rec.Dirty && !d.rec.Flushed && !d.rec.MtimeSet && (d.rec.Truncated || !trunc) && d.rec.Synced == synced {
 		return nil
@@ -130,6 +130,7 @@ func (v *Volume) WriteAt(node NodeID, h Handle, p []byte, off int64, killSUID bo
 		d.io.RUnlock()
 		d.io.Lock()
 		d.mtime = crdt.TimeOf(v.db.opts.Now().UnixNano())
+		d.ctime = d.mtime
 		d.wrote()
 		d.io.Unlock()
 		return n, diskError(err)

@@ -27,7 +27,7 @@ type keyspace struct {
 const genBit = 0x80
 
 // isLocal reports whether keys of a tag are of no generation.
-func isLocal(tag byte) bool { return strings.IndexByte("dknrwxy", tag) >= 0 }
+func isLocal(tag byte) bool { return strings.IndexByte("Adknrwxy", tag) >= 0 }
 
 func newKeyspace(id VolumeID, gen byte) (k keyspace) {
 	k.prefix[0] = 'v'

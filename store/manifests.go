@@ -13,6 +13,7 @@ type manifestCache struct {
 	mu    sync.Mutex
 	order []crdt.Hash // oldest first
 	by    map[crdt.Hash]*content.Manifest
+	data  map[crdt.Hash]int64 // bytes in blocks that are no hole
 }
 
 const cachedManifests = 16 // of at most 32 bytes for each MiB of file
@@ -42,4 +43,30 @@ func (c *manifestCache) get(h crdt.Hash, load func(crdt.Hash) (*content.Manifest
 		c.order = c.order[1:]
 	}
 	return m, nil
+}
+
+// maxDataBytes bounds the contents whose bytes without holes are remembered.
+const maxDataBytes = 1 << 16
+
+// dataBytes is how many bytes of a content are in no hole; all of them if that
+// cannot be told.
+func (c *manifestCache) dataBytes(h crdt.Hash, size int64, load func(crdt.Hash) (*content.Manifest, error)) int64 {
+	c.mu.Lock()
+	n, ok := c.data[h]
+	c.mu.Unlock()
+	if ok {
+		return n
+	}
+	m, err := c.get(h, load)
+	if err != nil {
+		return size
+	}
+	n = m.DataBytes()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.data == nil || len(c.data) >= maxDataBytes {
+		c.data = map[crdt.Hash]int64{}
+	}
+	c.data[h] = n
+	return n
 }

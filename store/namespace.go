@@ -51,6 +51,7 @@ func (v *Volume) createOpen(r Request, dir NodeID, name string, n NewNode) (a At
 	h = Handle(v.db.randomID())
 	a, err = v.create(r, dir, name, n, &h, func(c *change, i crdt.NewInode, p *crdt.Plan, own []crdt.Write) error {
 		d.node, d.name, d.mtime = NodeID(i.Ino), v.draftName(NodeID(i.Ino)), i.Time
+		d.ctime = i.Time
 		d.rec = draftRecord{Ino: i.Ino, Created: true, Dirty: true, Truncated: true}
 		if name != "" {
 			d.dir = own[1].Parent

@@ -174,11 +174,14 @@ func (c *change) publish(d *draft, content *crdt.Content, final bool) (done bool
 		return true, c.lostFile(d, *content)
 	}
 	links, gone, err := c.v.draftLinks(c.tree, d, i)
+	if err == nil && i != nil {
+		c.changedAt(d, i)
+	}
 	switch {
 	case err != nil:
 		return false, err
-	case gone && d.rec.Created:
-		return false, c.retract(d.rec.Ino) // nobody else ever knew it
+	case gone && d.rec.Created: // nobody else ever knew it
+		return false, errors.Join(c.forgetAccess(d.rec.Ino), c.retract(d.rec.Ino))
 	case gone:
 		return false, nil
 	case d.rec.Created:
@@ -350,7 +353,7 @@ func (v *Volume) dropDraft(d *draft, handle []Handle) error {
 // is on the disk.
 func (v *Volume) removeDraftFile(d *draft) error {
 	synced := d.rec.Synced
-	d.rec, d.mtime = draftRecord{Ino: d.rec.Ino}, crdt.Time{}
+	d.rec, d.mtime, d.ctime = draftRecord{Ino: d.rec.Ino}, crdt.Time{}, crdt.Time{}
 	if d.file == nil {
 		return nil
 	}

@@ -27,8 +27,12 @@ func (v *Volume) SetAttr(r Request, node NodeID, s SetAttr) (Attr, error) {
 	if err := v.setAttr(r, node, ino, s); err != nil {
 		return Attr{}, err
 	}
-	if s.Atime != nil {
-		v.atimes.Store(ino, *s.Atime)
+	a, err := v.Attr(node)
+	if err != nil || s.Atime == nil || a.Atime == *s.Atime {
+		return a, err
+	}
+	if err := v.setAtime(ino, *s.Atime); err != nil {
+		return Attr{}, err
 	}
 	return v.Attr(node)
 }
@@ -140,6 +144,7 @@ func (v *Volume) setMtime(r Request, node NodeID, ino crdt.Ino, t crdt.Time) err
 			defer d.io.Unlock()
 			defer d.note()
 			d.rec.Mtime, d.rec.MtimeSet = t, true
+			d.ctime = crdt.TimeOf(v.db.opts.Now().UnixNano())
 			return v.db.kv.update(func(tx txn) error {
 				if err := v.putDraft(tx, d); err != nil {
 					return err
@@ -193,4 +198,18 @@ func (c *change) retime(i *crdt.Inode, t crdt.Time) error {
 		return err
 	}
 	return c.commit(p.Writes, hold{})
+}
+
+// changedAt has the publication's ctime be that of the last change, not of the
+// close, which changes nothing: who compares ctimes would take the file for
+// changed. It never goes back.
+func (c *change) changedAt(d *draft, i *crdt.Inode) {
+	if d.ctime == (crdt.Time{}) {
+		return
+	}
+	at := d.ctime
+	if at.Before(i.Changed.Value) {
+		at = i.Changed.Value
+	}
+	c.wall = at.Sec*1e9 + int64(at.Nsec)
 }

@@ -81,8 +81,7 @@ type Volume struct {
 	limits  atomic.Pointer[Limits]
 
 	subdirs subdirs
-
-	atimes sync.Map // crdt.Ino -> crdt.Time, explicit access times; node-local
+	atimes  atimes
 }
 
 func newVolume(db *DB, id VolumeID, r replicaRecord) *Volume {
@@ -251,7 +250,7 @@ func (v *Volume) close() error {
 	v.stopPruner()
 	v.stopKeeper()
 	v.stopSealer()
-	err := errors.Join(v.sealNow(), v.closeDrafts())
+	err := errors.Join(v.sealNow(), v.closeDrafts(), v.saveAtimes())
 	v.unpin()
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -153,6 +153,32 @@ func (d *Draft) Size() int64 {
 	return d.size
 }
 
+// Allocated returns how many bytes of disk the file takes: what was written,
+// what is reserved, and what shows of the base.
+func (d *Draft) Allocated() (int64, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.f == nil {
+		return 0, ErrClosed
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(d.f.Fd()), &st); err != nil {
+		return 0, fmt.Errorf("blocks of draft %q: %w", d.name, err)
+	}
+	n := st.Blocks * 512
+	if d.base != nil {
+		for index := range d.base.Blocks() {
+			if index*BlockSize >= d.baseLimit {
+				break
+			}
+			if d.blocks[index] == nil {
+				n += min(int64(d.base.BlockLength(index)), d.baseLimit-index*BlockSize)
+			}
+		}
+	}
+	return n, nil
+}
+
 // BaseLimit returns the offset in bytes below which the base shows: the
 // smallest size the draft ever had, at most the base's. It only falls, and
 // only in Truncate. The caller must have recorded it before it lets the draft

@@ -326,6 +326,9 @@ func (d *SmallDraft) Size() int64 {
 	return int64(len(d.bytes))
 }
 
+// Allocated is what the draft takes as a file, in bytes.
+func (d *SmallDraft) Allocated() (int64, error) { return d.Size(), nil }
+
 // BaseLimit is 0: there is no base.
 func (d *SmallDraft) BaseLimit() int64 { return 0 }
 
