@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"slices"
 	"strings"
 	"syscall"
 
@@ -16,12 +17,16 @@ const (
 	maxXattrValue = 64 << 10
 )
 
-// refuseXattr answers attributes that are not stored: of those of the system
-// all but POSIX ACLs. Not ENOSYS, which the kernel would remember when a later
-// version has them.
+// xattrNames are the namespaces that are stored whole; of the system's, ACLs
+// are.
+var xattrNames = []string{"user.", "trusted.", "security."}
+
+// refuseXattr answers attributes that are not stored. Not with ENOSYS, which the
+// kernel would remember when a later version has them.
 func refuseXattr(name string) (fuse.Status, bool) {
+	known := slices.ContainsFunc(xattrNames, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
 	switch {
-	case strings.HasPrefix(name, "system.") && name != store.ACLAccess && name != store.ACLDefault:
+	case !known && name != store.ACLAccess && name != store.ACLDefault:
 		return fuse.Status(syscall.EOPNOTSUPP), true
 	case len(name) > maxXattrName:
 		return fuse.ERANGE, true
