@@ -455,13 +455,18 @@ func (v *Volume) draftRecords() (map[NodeID]draftRecord, error) {
 func (v *Volume) removeDrafts() error {
 	drafts, err := v.draftRecords()
 	for node := range drafts {
-		small, ok, serr := v.db.content.OpenSmallDraft(v.draftName(node))
-		if ok {
-			serr = small.Remove()
-		}
-		err = errors.Join(err, serr, v.db.content.RemoveDraft(v.draftName(node)))
+		err = errors.Join(err, v.removeDraftBytes(v.draftName(node)))
 	}
 	return err
+}
+
+// removeDraftBytes removes what there is of a draft that is not open.
+func (v *Volume) removeDraftBytes(name string) error {
+	small, ok, err := v.db.content.OpenSmallDraft(name)
+	if ok {
+		err = small.Remove()
+	}
+	return errors.Join(err, v.db.content.RemoveDraft(name))
 }
 
 // recoverDraft returns a draft that was closed or synced; another one is
@@ -499,14 +504,27 @@ func (v *Volume) abandon(d *draft) error {
 	if !d.rec.Created && !d.rec.Dirty {
 		return v.dropDraft(d, nil)
 	}
-	v.unfinished++
-	return v.change(0, func(c *change) error {
+	named := true
+	err := v.change(0, func(c *change) error {
 		if d.rec.Created {
+			i, err := c.Inode(d.rec.Ino)
+			if err != nil {
+				return err
+			}
+			named = i == nil || len(i.Links) > 0
 			if err := c.retract(d.rec.Ino); err != nil {
 				return err
 			}
 		}
+		if !named { // made by O_TMPFILE: it was to go with its writer
+			return c.forgetDraft(d, nil)
+		}
 		d.rec.Abandoned = true
 		return v.putDraft(c.t, d)
 	})
+	if err == nil && !named {
+		return v.removeDraftBytes(d.name)
+	}
+	v.unfinished++
+	return err
 }

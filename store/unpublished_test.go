@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -49,5 +50,30 @@ func TestP4RestoreOfAHiddenFileOverOneStillWritten(t *testing.T) {
 	}
 	if got := len(must(a.Records())); got != 2 {
 		t.Errorf("%d conflicts", got)
+	}
+}
+
+// A file without a name leaves nothing behind when its writer has gone.
+func TestUnnamedIsNotKept(t *testing.T) {
+	v := volumeWith(t, NewVolumeID(), Options{})
+	for _, text := range []string{"", "small", strings.Repeat("large", 1<<16)} {
+		a, h, err := v.CreateUnnamed(Request{}, root, NewNode{Mode: 0o600})
+		check(t, err, nil)
+		w := writing{t, v, a.Node, h}
+		if text != "" {
+			w.add(text)
+		}
+		if text == "small" {
+			w.flush()
+		}
+	}
+	v = reopen(t, v)
+	if s := v.Stats(); s.Unfinished > 0 || s.OpenDrafts > 0 {
+		t.Errorf("%d unfinished, %d open", s.Unfinished, s.OpenDrafts)
+	}
+	names, err := v.db.content.Drafts()
+	check(t, err, nil)
+	if drafts, err := v.draftRecords(); err != nil || len(drafts)+len(names) > 0 {
+		t.Errorf("%d records, files %v, %v", len(drafts), names, err)
 	}
 }
