@@ -42,9 +42,8 @@ type Options struct {
 	// mountpoint answers ENOTCONN to everybody instead of being an empty
 	// directory. Needs root.
 	Guard bool
-	// Suid and Dev let set-user-id bits and device nodes in the mount
-	// count. Both are off by default.
-	Suid, Dev bool
+	// Flags are mount(2)'s; those of a user's mount are fusermount3's.
+	Flags Flags
 	// ACL makes the kernel enforce POSIX ACLs; the filesystem then stores
 	// system.posix_acl_* attributes.
 	ACL bool
@@ -181,15 +180,8 @@ func mountOn(point, source string, opts Options) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	var flags uintptr
-	if !opts.Suid {
-		flags |= unix.MS_NOSUID
-	}
-	if !opts.Dev {
-		flags |= unix.MS_NODEV
-	}
 	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,max_read=%d,default_permissions,allow_other", fd, maxWrite)
-	if err := unix.Mount(source, point, FSType, flags, data); err != nil {
+	if err := unix.Mount(source, point, FSType, opts.Flags.forMount(), data); err != nil {
 		unix.Close(fd)
 		return -1, explainMount(err)
 	}
@@ -222,19 +214,4 @@ func explainMount(err error) error {
 // escapeOption keeps a comma in a name from starting a mount option.
 func escapeOption(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `,`, `\,`).Replace(s)
-}
-
-// Seal makes the mount read-only for everybody but the helper: the kernel
-// refuses changes with EROFS and asks nobody. Needs CAP_SYS_ADMIN (EPERM) and
-// Linux 5.12 (ENOSYS).
-func (c *Conn) Seal() error {
-	fd, err := c.mount.open()
-	if err != nil {
-		return fmt.Errorf("seal: %w", err)
-	}
-	defer unix.Close(fd)
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
-		return fmt.Errorf("make %s read-only: %w", c.mount.point, err)
-	}
-	return nil
 }

@@ -24,6 +24,7 @@ type MountRequest struct {
 	Create     bool   // make the volume if there is none of that name
 	ReadOnly   bool
 	AllowOther bool
+	Flags      kernel.Flags
 }
 
 // A MountInfo is one mount of this node.
@@ -74,6 +75,7 @@ func (n *Node) fill(ctx context.Context, m *mount, r MountRequest) error {
 	fs, err := fusefs.Mount(ctx, v, m.info.Dir, fusefs.Options{
 		ID:         mountID(m.info.Dir),
 		ReadOnly:   r.ReadOnly,
+		Flags:      r.Flags,
 		AllowOther: r.AllowOther,
 		Guard:      os.Geteuid() == 0, // P11; a user cannot lay one
 		HelperExec: fusefs.SelfHelper(),
@@ -151,6 +153,44 @@ func (n *Node) volumeFor(ctx context.Context, m *mount, r MountRequest) (*store.
 	return n.replica(l, false)
 }
 
+// Remount changes whether a mount is read-only, and its flags.
+func (n *Node) Remount(dir string, readOnly bool, flags kernel.Flags) (MountInfo, error) {
+	m, err := n.mountAt(filepath.Clean(dir))
+	if err != nil {
+		return MountInfo{}, fmt.Errorf("remount %s: %w", dir, err)
+	}
+	if err := m.fs.Remount(readOnly, flags); err != nil {
+		return MountInfo{}, err
+	}
+	n.mu.Lock()
+	m.info.ReadOnly = readOnly
+	n.mu.Unlock()
+	info := n.infoOf(m)
+	n.log.Info("remounted", "volume", info.Volume, "dir", info.Dir, "read-only", readOnly)
+	return info, nil
+}
+
+// mountAt returns the mount at dir, a clean path: as the mount call spelled it,
+// or as the kernel does, which is what mount(8) knows.
+func (n *Node) mountAt(dir string) (*mount, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m := n.mounts[dir]
+	for _, other := range n.mounts {
+		if m == nil && other.fs != nil && other.fs.Dir() == dir {
+			m = other
+		}
+	}
+	switch {
+	case m == nil:
+		return nil, kernel.ErrNotMounted
+	case m.fs == nil:
+		return nil, fmt.Errorf("%w: another call is at work there", kernel.ErrBusy)
+	default:
+		return m, nil
+	}
+}
+
 // Unmount takes a mount and its guard away. With force it is detached although
 // files are open in it. Where this node has no mount it clears away what an
 // earlier run left, and says what that was.
@@ -174,15 +214,9 @@ func (n *Node) Unmount(dir string, force bool) (kernel.Cleared, error) {
 
 // unmount takes a mount away by one of the ways that a Mounted has.
 func (n *Node) unmount(dir string, force bool, way func(m *fusefs.Mounted, force bool) error) error {
-	n.mu.Lock()
-	m := n.mounts[dir]
-	ready := m != nil && m.fs != nil
-	n.mu.Unlock()
-	switch {
-	case m == nil:
-		return fmt.Errorf("unmount %s: %w", dir, kernel.ErrNotMounted)
-	case !ready:
-		return fmt.Errorf("unmount %s: %w: another call is at work there", dir, kernel.ErrBusy)
+	m, err := n.mountAt(dir)
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	if err := way(m.fs, force); err != nil {
 		return err
