@@ -13,7 +13,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-full sim race bench lint generate check clean
+.PHONY: help setup build install demo test test-full sim race bench lint generate check clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,14 @@ setup: ## install what the tests and the demo need (as root), or say what is mis
 
 build: ## build bin/synapsefs
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/synapsefs
+
+# mount(8) looks for its helpers in /sbin alone.
+PREFIX ?= /usr/local
+install: build ## install synapsefs, and for mount -t synapsefs and /etc/fstab its helper; PREFIX=..., DESTDIR=...
+	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/synapsefs
+	install -d $(DESTDIR)/sbin
+	ln -sf $(PREFIX)/bin/synapsefs $(DESTDIR)/sbin/mount.synapsefs
+	ln -sf $(PREFIX)/bin/synapsefs $(DESTDIR)/sbin/mount.fuse.synapsefs
 
 demo: setup build ## three nodes on this host; KEEP=1 leaves them running, TREE=... names the tree
 	@$(BIN) demo $(if $(TREE),--tree $(TREE)) $(if $(KEEP),--keep)
