@@ -20,8 +20,8 @@ var ErrNotServed = errors.New("the replica has not caught up with a ready one; w
 
 // Options says how to mount a volume. The zero value suits tests.
 type Options struct {
-	// ID tells the volume's mounts on this node apart, also after a restart
-	// of the daemon. 0 takes a random one.
+	// ID tells the volume's mounts on this node apart, those included that
+	// were detached and are still used. 0 takes a random one.
 	ID store.MountID
 	// AllowOther lets users other than the mounter in; root always does.
 	AllowOther bool

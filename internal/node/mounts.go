@@ -43,6 +43,7 @@ type MountInfo struct {
 // that two calls cannot mount one directory.
 type mount struct {
 	info   MountInfo
+	id     store.MountID
 	volume store.VolumeID
 	fs     *fusefs.Mounted // nil while the mount is being made
 }
@@ -56,8 +57,10 @@ func (n *Node) Mount(ctx context.Context, r MountRequest) (MountInfo, error) {
 	if err := n.reserve(m); err != nil {
 		return MountInfo{}, fmt.Errorf("mount volume %q: %w", r.Volume, err)
 	}
+	n.identify(m)
 	if err := n.fill(ctx, m, r); err != nil {
 		n.forget(m)
+		n.freeID(m)
 		return MountInfo{}, err
 	}
 	info := n.infoOf(m)
@@ -73,7 +76,7 @@ func (n *Node) fill(ctx context.Context, m *mount, r MountRequest) error {
 		return fmt.Errorf("mount volume %q: %w", r.Volume, err)
 	}
 	fs, err := fusefs.Mount(ctx, v, m.info.Dir, fusefs.Options{
-		ID:         mountID(m.info.Dir),
+		ID:         m.id,
 		ReadOnly:   r.ReadOnly,
 		Flags:      r.Flags,
 		AllowOther: r.AllowOther,
@@ -87,11 +90,25 @@ func (n *Node) fill(ctx context.Context, m *mount, r MountRequest) error {
 	return n.keep(m, v.ID(), fs)
 }
 
-// mountID is the same for one directory after every restart.
-func mountID(dir string) store.MountID {
+// identify gives a mount the id that its directory has after every restart,
+// so that what the store keeps for it stays bounded, unless that is taken: by a
+// mount that was detached from there and is still used.
+func (n *Node) identify(m *mount) {
 	h := fnv.New64a()
-	h.Write([]byte(dir)) // never fails
-	return store.MountID(h.Sum64() | 1)
+	h.Write([]byte(m.info.Dir)) // never fails
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for m.id = store.MountID(h.Sum64() | 1); n.mountIDs[m.id]; {
+		m.id += 2
+	}
+	n.mountIDs[m.id] = true
+}
+
+// freeID says that a mount has ended.
+func (n *Node) freeID(m *mount) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.mountIDs, m.id)
 }
 
 // prepare returns the replica to mount, caught up.
@@ -277,11 +294,23 @@ func (n *Node) reserve(m *mount) error {
 	if n.closed {
 		return ErrStopping
 	}
-	if n.mounts[m.info.Dir] != nil {
-		return fmt.Errorf("mount %s: %w", m.info.Dir, kernel.ErrMounted)
+	if there := n.mounts[m.info.Dir]; there != nil {
+		// umount(8) tells nobody, and who uses a detached mount may take his time.
+		if gone, err := there.gone(); err != nil || !gone {
+			return errors.Join(fmt.Errorf("mount %s: %w", m.info.Dir, kernel.ErrMounted), err)
+		}
 	}
 	n.mounts[m.info.Dir] = m
 	return nil
+}
+
+// gone reports whether a mount is no longer at its place.
+func (m *mount) gone() (bool, error) {
+	if m.fs == nil {
+		return false, nil
+	}
+	there, err := m.fs.Conn().Mounted()
+	return !there, err
 }
 
 // keep enters a live mount, and forgets it when it goes, by whose hand ever.
@@ -301,6 +330,7 @@ func (n *Node) keep(m *mount, id store.VolumeID, fs *fusefs.Mounted) error {
 		}
 		ended()
 		n.forget(m)
+		n.freeID(m)
 	}()
 	if stale {
 		go n.freshen(mounted, m, fs)
