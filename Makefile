@@ -13,10 +13,10 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test test-full sim race bench lint generate check clean
+.PHONY: help setup build install demo test test-full suites-full xfstests sim race bench lint generate check clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what the tests and the demo need (as root), or say what is missing
 	@scripts/setup
@@ -42,6 +42,14 @@ test: setup ## all tests, real mounts included; PKGS=./store/... for some
 
 test-full: test ## make test, and the random programs on two mounts for a minute
 	$(GO) test -count=1 -run TestP4RandomPrograms ./fusefs -stress.time=60s
+
+suites-full: setup ## the suites of others at full length, with and without faults of the peers: an hour
+	$(GO) test -count=1 -timeout 0 -v -run 'Suites' ./internal/e2e -suites.full
+
+# SUITE is a checkout of github.com/kdave/xfstests, which is not part of this.
+xfstests: build ## xfstests on two volumes; SUITE=checkout, TESTS="001 013": some only
+	@scripts/setup xfstests
+	@scripts/xfstests $(SUITE) $(TESTS)
 
 # Seeds from FIRST on; a failing one is made small and printed as one line to run.
 SEEDS ?= 1000000
