@@ -13,16 +13,24 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-full sim pjdfstest race bench lint generate check clean
+.PHONY: help setup build install demo test test-full suites-full xfstests pjdfstest sim race bench lint generate check clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what the tests and the demo need (as root), or say what is missing
 	@scripts/setup
 
 build: ## build bin/synapsefs
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/synapsefs
+
+# mount(8) looks for its helpers in /sbin alone.
+PREFIX ?= /usr/local
+install: build ## install synapsefs, and for mount -t synapsefs and /etc/fstab its helper; PREFIX=..., DESTDIR=...
+	install -D -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin/synapsefs
+	install -d $(DESTDIR)/sbin
+	ln -sf $(PREFIX)/bin/synapsefs $(DESTDIR)/sbin/mount.synapsefs
+	ln -sf $(PREFIX)/bin/synapsefs $(DESTDIR)/sbin/mount.fuse.synapsefs
 
 demo: setup build ## three nodes on this host; KEEP=1 leaves them running, TREE=... names the tree
 	@$(BIN) demo $(if $(TREE),--tree $(TREE)) $(if $(KEEP),--keep)
@@ -34,6 +42,14 @@ test: setup ## all tests, real mounts included; PKGS=./store/... for some
 
 test-full: test ## make test, and the random programs on two mounts for a minute
 	$(GO) test -count=1 -run TestP4RandomPrograms ./fusefs -stress.time=60s
+
+suites-full: setup ## the suites of others at full length, with and without faults of the peers: an hour
+	$(GO) test -count=1 -timeout 0 -v -run 'Suites' ./internal/e2e -suites.full
+
+# SUITE is a checkout of github.com/kdave/xfstests, which is not part of this.
+xfstests: build ## xfstests on two volumes; SUITE=checkout, TESTS="001 013": some only
+	@scripts/setup xfstests
+	@scripts/xfstests $(SUITE) $(TESTS)
 
 # Seeds from FIRST on; a failing one is made small and printed as one line to run.
 SEEDS ?= 1000000

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,15 +28,20 @@ type FS struct {
 	fuse.RawFileSystem // ENOSYS for what is not here
 
 	// Fixed by newFS.
-	vol      *store.Volume
-	mount    store.MountID
-	readOnly bool
-	helper   *kernel.Helper
-	shown    *shown
-	staging  string // name of the staging directory
-	log      *slog.Logger
+	vol     *store.Volume
+	mount   store.MountID
+	helper  *kernel.Helper
+	shown   *shown
+	staging string // name of the staging directory
+	log     *slog.Logger
+
+	// Changed by Mounted.Remount.
+	readOnly, noAtime atomic.Bool
 
 	epoch uint64 // of the connection; fixed before the first request
+
+	// sealed: the kernel refuses writers, so that it need not ask for opens.
+	sealed atomic.Bool
 
 	mu      sync.Mutex // guards what follows
 	handles map[store.Handle]openHandle
@@ -48,17 +54,19 @@ type openHandle struct {
 }
 
 func newFS(v *store.Volume, id store.MountID, opts *Options, queue *workQueue) *FS {
-	return &FS{
+	fs := &FS{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		vol:           v,
 		mount:         id,
-		readOnly:      opts.ReadOnly,
 		helper:        kernel.NewHelper(),
 		shown:         newShown(id, queue, v),
 		staging:       newStagingName(),
 		log:           opts.Log,
 		handles:       make(map[store.Handle]openHandle),
 	}
+	fs.readOnly.Store(opts.ReadOnly)
+	fs.noAtime.Store(opts.Flags.NoAtime)
+	return fs
 }
 
 // String names the filesystem in go-fuse's debug output.
@@ -76,7 +84,7 @@ func (fs *FS) request(h *fuse.InHeader) store.Request {
 
 // refuse answers mutating requests of a read-only mount. The superblock stays
 // writable, as the helper could not reveal anything otherwise.
-func (fs *FS) refuse() (fuse.Status, bool) { return fuse.EROFS, fs.readOnly }
+func (fs *FS) refuse() (fuse.Status, bool) { return fuse.EROFS, fs.readOnly.Load() }
 
 // StatFs gives the statistics of the machine's file system below the store.
 func (fs *FS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {

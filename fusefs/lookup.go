@@ -21,7 +21,10 @@ func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse
 	var err error
 	switch name {
 	case ".": // asked when a file handle is opened (CAP_EXPORT_SUPPORT)
-		err = fs.lookupNode(func() (store.NodeID, error) { return fs.shown.target(h.NodeId), nil }, out)
+		err = fs.lookupNode(func() (store.NodeID, error) {
+			node := fs.shown.target(h.NodeId)
+			return node, fs.linked(node)
+		}, out)
 	case "..":
 		err = fs.lookupNode(func() (store.NodeID, error) { return fs.parent(fs.shown.target(h.NodeId)) }, out)
 	default:
@@ -57,6 +60,17 @@ func (fs *FS) lookup(node uint64, name string, out *fuse.EntryOut) error {
 			return nil
 		}
 	}
+}
+
+// linked says ErrStale of a file that has no name any more. The kernel asks for
+// none that somebody has open. Directories whose removal is yet to be shown are
+// the helper's.
+func (fs *FS) linked(node store.NodeID) error {
+	a, err := fs.vol.Attr(node)
+	if err == nil && a.Nlink == 0 && a.Kind != crdt.KindDir {
+		err = store.ErrStale
+	}
+	return err
 }
 
 func (fs *FS) parent(dir store.NodeID) (store.NodeID, error) {

@@ -20,19 +20,19 @@ var ErrNotServed = errors.New("the replica has not caught up with a ready one; w
 
 // Options says how to mount a volume. The zero value suits tests.
 type Options struct {
-	// ID tells the volume's mounts on this node apart, also after a restart
-	// of the daemon. 0 takes a random one.
+	// ID tells the volume's mounts on this node apart, those included that
+	// were detached and are still used. 0 takes a random one.
 	ID store.MountID
 	// AllowOther lets users other than the mounter in; root always does.
 	AllowOther bool
-	// ReadOnly refuses changes. The superblock stays writable all the same,
-	// as the reveal helper could not work otherwise.
+	// ReadOnly refuses changes, until Remount. The superblock stays writable
+	// all the same, as the reveal helper could not work otherwise.
 	ReadOnly bool
+	// Flags are mount(2)'s.
+	Flags kernel.Flags
 	// Guard lays a dead mount below, so that the bare mountpoint is an error
 	// and never an empty directory. Needs root.
 	Guard bool
-	// Suid and Dev let set-user-id bits and device nodes count.
-	Suid, Dev bool
 	// MaxBackground bounds the kernel's asynchronous requests in flight: more
 	// helps a slow disk, less saves memory. 0 means 64.
 	MaxBackground int
@@ -54,6 +54,8 @@ type Mounted struct {
 	cancel   func() // of the volume's viewer
 	done     chan struct{}
 	tasks    sync.WaitGroup
+
+	remount sync.Mutex // one remount at a time
 
 	err error // of the device loop; fixed before done is closed
 }
@@ -84,7 +86,7 @@ func Mount(ctx context.Context, v *store.Volume, dir string, opts Options) (*Mou
 func start(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 	conn, err := kernel.Mount(dir, kernel.Options{
 		FSName: v.Name(), AllowOther: opts.AllowOther, Guard: opts.Guard,
-		Suid: opts.Suid, Dev: opts.Dev, ACL: true, MaxBackground: opts.MaxBackground,
+		Flags: opts.Flags, ACL: true, MaxBackground: opts.MaxBackground,
 		Logger: slog.NewLogLogger(opts.Log.Handler(), slog.LevelWarn), Debug: opts.Debug,
 	})
 	if err != nil {
@@ -101,6 +103,9 @@ func start(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 		// The guard stays: it may be there since before, and a retry reuses it.
 		return nil, errors.Join(err, conn.Unmount(kernel.UnmountOptions{Lazy: true}))
 	}
+	if opts.ReadOnly {
+		m.seal(opts.Flags)
+	}
 	if len(opts.HelperExec) > 0 {
 		m.startHelper(opts.HelperExec)
 		m.tasks.Go(func() { m.keepHelper(opts.HelperExec) })
@@ -108,6 +113,16 @@ func start(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 	m.tasks.Go(m.revealer.run)
 	go m.finish()
 	return m, nil
+}
+
+// seal has the kernel refuse changes of a read-only mount, where we may; then
+// opens need not be asked for.
+func (m *Mounted) seal(flags kernel.Flags) {
+	if err := m.conn.Remount(true, flags); err != nil {
+		m.fs.log.Info("opens of a read-only mount are slow", "err", err)
+		return
+	}
+	m.fs.sealed.Store(true)
 }
 
 func (m *Mounted) startHelper(exec []string) bool {
@@ -186,6 +201,24 @@ func (m *Mounted) unmount(opts kernel.UnmountOptions) error {
 		return nil
 	}
 	return m.Wait()
+}
+
+// Remount changes whether the mount refuses changes, and its flags. It fails
+// with kernel.ErrBusy if it is to be read-only and somebody has a file open for
+// writing in it, and with kernel.ErrStaysReadOnly if it was read-only from the
+// beginning: then the kernel has stopped telling us of opens.
+func (m *Mounted) Remount(readOnly bool, flags kernel.Flags) error {
+	m.remount.Lock()
+	defer m.remount.Unlock()
+	if !readOnly && m.fs.sealed.Load() {
+		return fmt.Errorf("remount %s: %w", m.Dir(), kernel.ErrStaysReadOnly)
+	}
+	if err := m.conn.Remount(readOnly, flags); err != nil {
+		return err
+	}
+	m.fs.readOnly.Store(readOnly)
+	m.fs.noAtime.Store(flags.NoAtime)
+	return nil
 }
 
 // Wait returns when the mount has ended and everything of it is closed.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/synapsefs/synapsefs/fusefs"
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
 	"github.com/synapsefs/synapsefs/internal/fstest"
 )
 
@@ -193,7 +194,7 @@ func TestLongPaths(t *testing.T) {
 // Target, name and mode of special files travel; so do devices that work where
 // the mount lets them.
 func TestDevices(t *testing.T) {
-	n := fstest.Mount(t, fstest.Options{Mount: fusefs.Options{Dev: true, Suid: true}})
+	n := fstest.Mount(t, fstest.Options{Mount: fusefs.Options{Flags: kernel.Flags{Dev: true, Suid: true}}})
 	path := n.Dir + "/zero"
 	must(t, unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 5))))
 	f, err := os.Open(path)

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"golang.org/x/sys/unix"
 
@@ -233,11 +234,39 @@ func (v *Volume) Allocate(node NodeID, h Handle, mode uint32, off, length int64)
 	keep := mode&unix.FALLOC_FL_KEEP_SIZE != 0
 	switch mode &^ unix.FALLOC_FL_KEEP_SIZE {
 	case 0:
-		return diskError(file.Allocate(off, length, keep))
+		return diskError(v.allocate(file, off, length, func() error { return file.Allocate(off, length, keep) }))
 	case unix.FALLOC_FL_PUNCH_HOLE:
 		return diskError(file.PunchHole(off, length))
 	case unix.FALLOC_FL_ZERO_RANGE:
-		return diskError(file.ZeroRange(off, length, keep))
+		return diskError(v.allocate(file, off, length, func() error { return file.ZeroRange(off, length, keep) }))
 	}
 	return unix.EOPNOTSUPP
+}
+
+// allocateStep is how much disk is taken before it is looked at again.
+const allocateStep = 16 << 20
+
+// allocate takes disk step by step and then does do: all at once could be what
+// the database needs. What cannot be had is refused before any is taken.
+func (v *Volume) allocate(file *content.Draft, off, length int64, do func() error) error {
+	if length > math.MaxInt64-off {
+		return unix.EFBIG
+	}
+	has, err := file.Taken()
+	if err != nil {
+		return err
+	}
+	if err := v.db.roomAhead(length - has); err != nil {
+		return err
+	}
+	for done := int64(0); done < length; done += allocateStep {
+		n := min(allocateStep, length-done)
+		if err := v.db.roomFor(int(n)); err != nil {
+			return err
+		}
+		if err := file.Allocate(off+done, n, true); err != nil {
+			return err
+		}
+	}
+	return do()
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -83,10 +84,28 @@ func checkBadger(dir, bootID string) error {
 		return dropTornLogs(dir, highest)
 	}
 	logs, err := filepath.Glob(filepath.Join(dir, "*.mem"))
-	for _, l := range logs {
-		err = errors.Join(err, checkLog(l))
+	if err != nil {
+		return err
 	}
-	return err
+	slices.Sort(logs)
+	empty := ""
+	for _, l := range logs {
+		if empty != "" {
+			return damaged(empty, "empty", nil)
+		}
+		n, err := checkLog(l)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			empty = l
+		}
+	}
+	if empty != "" {
+		// Made, and killed before it had its size. Badger would not open.
+		return os.Remove(empty)
+	}
+	return nil
 }
 
 func checkManifest(path string, b []byte, mark *manifestMark, sameBoot bool) (*badger.Manifest, error) {
@@ -148,11 +167,11 @@ func checkTable(path string, c options.CompressionType) (highest uint64, err err
 const logHeader = 20
 
 // checkLog looks for transactions behind the first record that is not readable.
-// The last one may be cut short by a kill.
-func checkLog(path string) error {
+// The last one may be cut short by a kill. It returns the log's size.
+func checkLog(path string) (size int, err error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	at := logHeader
 	for at < len(b) {
@@ -167,15 +186,15 @@ func checkLog(path string) error {
 	for from := at + 1; from < len(b); {
 		n := bytes.Index(b[from:], mark)
 		if n < 0 {
-			return nil
+			break
 		}
 		from += n
 		if _, ok := parseRecord(b[from-5:]); ok {
-			return damaged(path, fmt.Sprintf("bad record at byte %d", at), nil)
+			return 0, damaged(path, fmt.Sprintf("bad record at byte %d", at), nil)
 		}
 		from++
 	}
-	return nil
+	return len(b), nil
 }
 
 // markManifest remembers the manifest as it is now.

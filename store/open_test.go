@@ -100,6 +100,9 @@ func TestP8DamageIsNamed(t *testing.T) {
 		"a log's lengths": {make: killed, damage: func(dir string) {
 			flip(t, one(t, dir, "db", "*.mem"), 22)
 		}, names: ".mem"},
+		"a log emptied": {make: killed, damage: func(dir string) {
+			check(t, os.WriteFile(filepath.Join(dir, "db", "00000.mem"), nil, 0o600), nil)
+		}, names: "00000.mem"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.make == nil {
@@ -163,6 +166,17 @@ func TestP8KilledStoreIsNotDamaged(t *testing.T) {
 		if n != 20 && !torn || n < 19 {
 			t.Errorf("torn %v: %d files", torn, n)
 		}
+	}
+}
+
+// TestP8KilledWhileALogBegins: a memtable's log is made and then given its size;
+// a kill may come in between.
+func TestP8KilledWhileALogBegins(t *testing.T) {
+	dir := killed(t)
+	check(t, os.WriteFile(filepath.Join(dir, "db", "00099.mem"), nil, 0o600), nil)
+	db := openWith(t, Options{Dir: dir})
+	if n := len(list(t, db.Volumes()[0], root)); n != 20 {
+		t.Errorf("%d files", n)
 	}
 }
 

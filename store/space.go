@@ -81,6 +81,17 @@ func (db *DB) roomFor(n int) error {
 	return db.room()
 }
 
+// roomAhead is room for n bytes that are to be taken at once.
+func (db *DB) roomAhead(n int64) error {
+	if err := db.checkSpace(); err != nil {
+		return err
+	}
+	if n > 0 && db.free.Load() < uint64(n)+db.reserve.Load()+db.headroom() {
+		return ErrNoSpace
+	}
+	return db.room()
+}
+
 // guardedKV writes nothing while the disk is so full that the database could
 // not hold it.
 type guardedKV struct {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -230,10 +231,16 @@ func TestOpenOnAFullDisk(t *testing.T) {
 
 // TestP13FullFileSystem fills a small file system under a working store.
 func TestP13FullFileSystem(t *testing.T) {
+	for _, way := range []string{"fill", "allocate"} {
+		t.Run(way, func(t *testing.T) { testFullFileSystem(t, way) })
+	}
+}
+
+func testFullFileSystem(t *testing.T, way string) {
 	dir := mountTmpfs(t, "300m")
 	start := time.Now()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"=fill:"+dir)
+	cmd.Env = append(os.Environ(), childEnv+"="+way+":"+dir)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v after %v: %s", err, time.Since(start), strings.TrimSpace(string(out)))
@@ -242,4 +249,66 @@ func TestP13FullFileSystem(t *testing.T) {
 	if got := read(t, db.Volumes()[0], root, "after1"); got != "there is room" {
 		t.Errorf("%q", got)
 	}
+}
+
+func init() { children["allocate"] = allocateChild }
+
+// allocateChild reserves by fallocate what its file system has, by one call
+// that asks for too much and by many at once.
+func allocateChild(dir string) error {
+	db, err := Open(Options{Dir: filepath.Join(dir, "state"), ReserveBytes: 64 << 20})
+	if err != nil {
+		return err
+	}
+	v, err := db.CreateReplica(NewVolumeID(), "test", true)
+	if err != nil {
+		return err
+	}
+	a, h, err := v.Create(Request{}, root, "greedy", NewNode{Mode: 0o644})
+	if err != nil {
+		return err
+	}
+	for _, mode := range []uint32{0, unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE} {
+		if err := v.Allocate(a.Node, h, mode, 0, 1<<40); !errors.Is(err, ErrNoSpace) {
+			return fmt.Errorf("allocate 1 TiB with mode %d: %w", mode, err)
+		}
+	}
+	if err := v.Allocate(a.Node, h, 0, 0, 1<<20); err != nil {
+		return fmt.Errorf("allocate after what failed: %w", err)
+	}
+	if err := errors.Join(v.Flush(a.Node, h), v.Release(Request{}, a.Node, h)); err != nil {
+		return err
+	}
+	var group errgroup.Group
+	for n := range 4 {
+		group.Go(func() error { return allocateAll(v, fmt.Sprint("f", n)) })
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	// The database still has room for what takes none.
+	for n := range 4 {
+		if err := v.Unlink(Request{}, root, fmt.Sprint("f", n)); err != nil {
+			return err
+		}
+	}
+	if err := db.checkSpace(); err != nil {
+		return err
+	}
+	return errors.Join(writeWhole(v, "after1", "there is room"), db.Close())
+}
+
+func allocateAll(v *Volume, name string) error {
+	a, h, err := v.Create(Request{}, root, name, NewNode{Mode: 0o644})
+	if err != nil {
+		return err
+	}
+	for off := int64(0); ; off += 30 << 20 {
+		if err := v.Allocate(a.Node, h, 0, off, 30<<20); errors.Is(err, ErrNoSpace) {
+			break
+		} else if err != nil {
+			return err
+		}
+	}
+	return v.Release(Request{}, a.Node, h)
 }

@@ -22,7 +22,13 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends it at once
-	code := run(ctx, newEnv(os.Stdout, os.Stderr), os.Args[1:])
+	env := newEnv(os.Stdout, os.Stderr)
+	var code int
+	if isMountHelper(os.Args[0]) {
+		code = runMountHelper(ctx, env, os.Args[1:])
+	} else {
+		code = run(ctx, env, os.Args[1:])
+	}
 	stop()
 	os.Exit(code)
 }

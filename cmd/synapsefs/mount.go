@@ -20,6 +20,20 @@ up with a live peer. A volume that exists nowhere is an error, unless --create
 is given. A replica that has caught up before serves what it has if no peer
 answers within the daemon's catch-up-timeout; the command then says "stale", and
 so do mounts and status until it has caught up.
+
+-o takes options as mount(8) does, separated by commas:
+  ro, rw, suid, nosuid, dev, nodev, exec, noexec, symfollow, nosymfollow,
+  atime, noatime, diratime, nodiratime, relatime
+              as for any filesystem; the default is rw,nosuid,nodev
+              (from mount(8): rw,suid,dev)
+  create      as --create
+  remount     change ro and the like of a mount; what is not given is the
+              default. What was mounted ro stays so
+  socket=PATH, timeout=TIME
+              as --socket and --timeout
+What other programs write into /etc/fstab (nofail, _netdev, x-systemd...) is
+ignored. Called by the name mount.synapsefs, as mount -t synapsefs does, this
+command takes its arguments in mount(8)'s order and exits with its codes.
 ` + exitHelp
 
 type mountOptions struct {
@@ -27,10 +41,13 @@ type mountOptions struct {
 	create      bool
 	readOnly    bool
 	allowOther  bool
+	remount     bool
+	flags       wire.MountFlags
 }
 
 func newMountCommand(env *environment) *cobra.Command {
 	var o mountOptions
+	var list string
 	cmd := &cobra.Command{
 		Use:   "mount VOLUME DIR",
 		Short: "Mount a volume on a directory",
@@ -38,9 +55,13 @@ func newMountCommand(env *environment) *cobra.Command {
 		Args:  exactly("VOLUME", "DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.volume, o.dir = args[0], args[1]
-			return runMount(cmd.Context(), env, o)
+			if err := o.parse(env, list, false); err != nil {
+				return usageError{err}
+			}
+			return runMount(cmd.Context(), env, &o)
 		},
 	}
+	cmd.Flags().StringVarP(&list, "options", "o", "", "options as mount(8) takes them")
 	cmd.Flags().BoolVar(&o.create, "create", false, "make the volume if there is none of that name")
 	cmd.Flags().BoolVar(&o.readOnly, "read-only", false, "refuse changes made through this mount")
 	cmd.Flags().BoolVar(&o.allowOther, "allow-other", false, "let other users in (always so as root)")
@@ -72,28 +93,45 @@ func viewMounts(mounts []*wire.MountStatus) []mountView {
 	return out
 }
 
-func runMount(ctx context.Context, env *environment, o mountOptions) error {
-	dir, err := filepath.Abs(o.dir)
+func runMount(ctx context.Context, env *environment, o *mountOptions) error {
+	v, err := mountVolume(ctx, env, o)
 	if err != nil {
 		return err
 	}
-	err = env.call(ctx, func(ctx context.Context, c *admin.Client) error {
-		reply, err := c.Mount(ctx, &wire.MountVolumeRequest{
-			Volume: o.volume, Dir: []byte(dir), Create: o.create,
-			ReadOnly: o.readOnly, AllowOther: o.allowOther,
-		})
-		if err != nil {
-			return err
-		}
-		v := viewMount(reply)
-		return env.print(v, func(w io.Writer) { printMounted(w, v) })
-	})
-	return startHint(err, env.socket)
+	return env.print(v, func(w io.Writer) { printMounted(w, o, v) })
 }
 
-func printMounted(w io.Writer, v mountView) {
+// mountVolume mounts, or changes the mount that there is.
+func mountVolume(ctx context.Context, env *environment, o *mountOptions) (v mountView, err error) {
+	dir, err := filepath.Abs(o.dir)
+	if err != nil {
+		return v, err
+	}
+	err = env.call(ctx, func(ctx context.Context, c *admin.Client) error {
+		var reply *wire.MountStatus
+		var err error
+		if o.remount {
+			reply, err = c.Remount(ctx, &wire.RemountRequest{Dir: []byte(dir), ReadOnly: o.readOnly, Flags: &o.flags})
+		} else {
+			reply, err = c.Mount(ctx, &wire.MountVolumeRequest{
+				Volume: o.volume, Dir: []byte(dir), Create: o.create,
+				ReadOnly: o.readOnly, AllowOther: o.allowOther, Flags: &o.flags,
+			})
+		}
+		if err == nil {
+			v = viewMount(reply)
+		}
+		return err
+	})
+	return v, startHint(err, env.socket)
+}
+
+func printMounted(w io.Writer, o *mountOptions, v mountView) {
 	verb := "mounted"
-	if v.Created {
+	switch {
+	case o.remount:
+		verb = "remounted"
+	case v.Created:
 		verb = "created and mounted"
 	}
 	fmt.Fprintf(w, "%s volume %s at %s\n", verb, v.Volume, v.Dir)

@@ -67,12 +67,8 @@ func newRootCommand(env *environment) *cobra.Command {
 	root.SetOut(env.stdout)
 	root.SetErr(env.stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	socket := os.Getenv(socketVariable)
-	if socket == "" {
-		socket = config.Default().AdminSocket
-	}
 	flags := root.PersistentFlags()
-	flags.StringVar(&env.socket, "socket", socket, "admin socket of the daemon (or $"+socketVariable+")")
+	flags.StringVar(&env.socket, "socket", defaultSocket(), "admin socket of the daemon (or $"+socketVariable+")")
 	flags.StringVar(&env.output, "output", "text", "text or json")
 	flags.DurationVar(&env.timeout, "timeout", 0, "give up after this time (0: never)")
 	root.AddCommand(
@@ -82,6 +78,13 @@ func newRootCommand(env *environment) *cobra.Command {
 		newKeysCommand(env), newDemoCommand(env), newVersionCommand(env), newRevealHelperCommand(),
 	)
 	return root
+}
+
+func defaultSocket() string {
+	if socket := os.Getenv(socketVariable); socket != "" {
+		return socket
+	}
+	return config.Default().AdminSocket
 }
 
 // call runs fn with a connection to the daemon, within --timeout. The time is

@@ -68,6 +68,10 @@ func newConn(fd int, mount mountEntry, opts Options) *Conn {
 // Dir returns the mountpoint as the kernel spells it.
 func (c *Conn) Dir() string { return c.mount.point }
 
+// Mounted reports whether the mount is at its place, perhaps covered by another.
+// One that was unmounted may still be used by who has something open in it.
+func (c *Conn) Mounted() (bool, error) { return mounted(c.mount) }
+
 // Epoch names this connection, at random and never 0. The kernel counts
 // requests from 1 again on each mount; (Epoch, unique) names one for ever.
 func (c *Conn) Epoch() uint64 { return c.epoch }

@@ -42,9 +42,8 @@ type Options struct {
 	// mountpoint answers ENOTCONN to everybody instead of being an empty
 	// directory. Needs root.
 	Guard bool
-	// Suid and Dev let set-user-id bits and device nodes in the mount
-	// count. Both are off by default.
-	Suid, Dev bool
+	// Flags are mount(2)'s; those of a user's mount are fusermount3's.
+	Flags Flags
 	// ACL makes the kernel enforce POSIX ACLs; the filesystem then stores
 	// system.posix_acl_* attributes and applies the umask where no default ACL
 	// takes its place.
@@ -182,15 +181,8 @@ func mountOn(point, source string, opts Options) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	var flags uintptr
-	if !opts.Suid {
-		flags |= unix.MS_NOSUID
-	}
-	if !opts.Dev {
-		flags |= unix.MS_NODEV
-	}
 	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,max_read=%d,default_permissions,allow_other", fd, maxWrite)
-	if err := unix.Mount(source, point, FSType, flags, data); err != nil {
+	if err := unix.Mount(source, point, FSType, opts.Flags.forMount(), data); err != nil {
 		unix.Close(fd)
 		return -1, explainMount(err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
 	"github.com/synapsefs/synapsefs/internal/version"
 	"github.com/synapsefs/synapsefs/internal/wire"
 )
@@ -109,12 +110,27 @@ func (s *adminServer) DeleteVolume(ctx context.Context, r *wire.DeleteVolumeRequ
 func (s *adminServer) Mount(ctx context.Context, r *wire.MountVolumeRequest) (*wire.MountStatus, error) {
 	info, err := s.n.Mount(ctx, MountRequest{
 		Volume: r.Volume, Dir: string(r.Dir), Create: r.Create,
-		ReadOnly: r.ReadOnly, AllowOther: r.AllowOther,
+		ReadOnly: r.ReadOnly, AllowOther: r.AllowOther, Flags: flagsOf(r.Flags),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return info.toWire(), nil
+}
+
+func (s *adminServer) Remount(_ context.Context, r *wire.RemountRequest) (*wire.MountStatus, error) {
+	info, err := s.n.Remount(string(r.Dir), r.ReadOnly, flagsOf(r.Flags))
+	if err != nil {
+		return nil, err
+	}
+	return info.toWire(), nil
+}
+
+func flagsOf(f *wire.MountFlags) kernel.Flags {
+	return kernel.Flags{
+		Suid: f.GetSuid(), Dev: f.GetDev(), NoExec: f.GetNoExec(),
+		NoAtime: f.GetNoAtime(), NoDirAtime: f.GetNoDirAtime(), NoSymFollow: f.GetNoSymFollow(),
+	}
 }
 
 func (s *adminServer) Unmount(_ context.Context, r *wire.UnmountRequest) (*wire.UnmountReply, error) {

@@ -63,6 +63,8 @@ var statusCodes = []struct {
 	{fusefs.ErrNotServed, codes.FailedPrecondition},
 	{kernel.ErrServed, codes.FailedPrecondition},
 	{kernel.ErrBusy, codes.FailedPrecondition},
+	{kernel.ErrStaysReadOnly, codes.FailedPrecondition},
+	{kernel.ErrRemountNeedsRoot, codes.PermissionDenied},
 	{kernel.ErrNotEmpty, codes.FailedPrecondition},
 	{store.ErrNoSpace, codes.ResourceExhausted},
 	{os.ErrPermission, codes.PermissionDenied},

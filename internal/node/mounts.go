@@ -24,6 +24,7 @@ type MountRequest struct {
 	Create     bool   // make the volume if there is none of that name
 	ReadOnly   bool
 	AllowOther bool
+	Flags      kernel.Flags
 }
 
 // A MountInfo is one mount of this node.
@@ -42,6 +43,7 @@ type MountInfo struct {
 // that two calls cannot mount one directory.
 type mount struct {
 	info   MountInfo
+	id     store.MountID
 	volume store.VolumeID
 	fs     *fusefs.Mounted // nil while the mount is being made
 }
@@ -55,8 +57,10 @@ func (n *Node) Mount(ctx context.Context, r MountRequest) (MountInfo, error) {
 	if err := n.reserve(m); err != nil {
 		return MountInfo{}, fmt.Errorf("mount volume %q: %w", r.Volume, err)
 	}
+	n.identify(m)
 	if err := n.fill(ctx, m, r); err != nil {
 		n.forget(m)
+		n.freeID(m)
 		return MountInfo{}, err
 	}
 	info := n.infoOf(m)
@@ -72,8 +76,9 @@ func (n *Node) fill(ctx context.Context, m *mount, r MountRequest) error {
 		return fmt.Errorf("mount volume %q: %w", r.Volume, err)
 	}
 	fs, err := fusefs.Mount(ctx, v, m.info.Dir, fusefs.Options{
-		ID:         mountID(m.info.Dir),
+		ID:         m.id,
 		ReadOnly:   r.ReadOnly,
+		Flags:      r.Flags,
 		AllowOther: r.AllowOther,
 		Guard:      os.Geteuid() == 0, // P11; a user cannot lay one
 		HelperExec: fusefs.SelfHelper(),
@@ -85,11 +90,25 @@ func (n *Node) fill(ctx context.Context, m *mount, r MountRequest) error {
 	return n.keep(m, v.ID(), fs)
 }
 
-// mountID is the same for one directory after every restart.
-func mountID(dir string) store.MountID {
+// identify gives a mount the id that its directory has after every restart,
+// so that what the store keeps for it stays bounded, unless that is taken: by a
+// mount that was detached from there and is still used.
+func (n *Node) identify(m *mount) {
 	h := fnv.New64a()
-	h.Write([]byte(dir)) // never fails
-	return store.MountID(h.Sum64() | 1)
+	h.Write([]byte(m.info.Dir)) // never fails
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for m.id = store.MountID(h.Sum64() | 1); n.mountIDs[m.id]; {
+		m.id += 2
+	}
+	n.mountIDs[m.id] = true
+}
+
+// freeID says that a mount has ended.
+func (n *Node) freeID(m *mount) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.mountIDs, m.id)
 }
 
 // prepare returns the replica to mount, caught up.
@@ -151,6 +170,44 @@ func (n *Node) volumeFor(ctx context.Context, m *mount, r MountRequest) (*store.
 	return n.replica(l, false)
 }
 
+// Remount changes whether a mount is read-only, and its flags.
+func (n *Node) Remount(dir string, readOnly bool, flags kernel.Flags) (MountInfo, error) {
+	m, err := n.mountAt(filepath.Clean(dir))
+	if err != nil {
+		return MountInfo{}, fmt.Errorf("remount %s: %w", dir, err)
+	}
+	if err := m.fs.Remount(readOnly, flags); err != nil {
+		return MountInfo{}, err
+	}
+	n.mu.Lock()
+	m.info.ReadOnly = readOnly
+	n.mu.Unlock()
+	info := n.infoOf(m)
+	n.log.Info("remounted", "volume", info.Volume, "dir", info.Dir, "read-only", readOnly)
+	return info, nil
+}
+
+// mountAt returns the mount at dir, a clean path: as the mount call spelled it,
+// or as the kernel does, which is what mount(8) knows.
+func (n *Node) mountAt(dir string) (*mount, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m := n.mounts[dir]
+	for _, other := range n.mounts {
+		if m == nil && other.fs != nil && other.fs.Dir() == dir {
+			m = other
+		}
+	}
+	switch {
+	case m == nil:
+		return nil, kernel.ErrNotMounted
+	case m.fs == nil:
+		return nil, fmt.Errorf("%w: another call is at work there", kernel.ErrBusy)
+	default:
+		return m, nil
+	}
+}
+
 // Unmount takes a mount and its guard away. With force it is detached although
 // files are open in it. Where this node has no mount it clears away what an
 // earlier run left, and says what that was.
@@ -174,15 +231,9 @@ func (n *Node) Unmount(dir string, force bool) (kernel.Cleared, error) {
 
 // unmount takes a mount away by one of the ways that a Mounted has.
 func (n *Node) unmount(dir string, force bool, way func(m *fusefs.Mounted, force bool) error) error {
-	n.mu.Lock()
-	m := n.mounts[dir]
-	ready := m != nil && m.fs != nil
-	n.mu.Unlock()
-	switch {
-	case m == nil:
-		return fmt.Errorf("unmount %s: %w", dir, kernel.ErrNotMounted)
-	case !ready:
-		return fmt.Errorf("unmount %s: %w: another call is at work there", dir, kernel.ErrBusy)
+	m, err := n.mountAt(dir)
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	if err := way(m.fs, force); err != nil {
 		return err
@@ -243,11 +294,23 @@ func (n *Node) reserve(m *mount) error {
 	if n.closed {
 		return ErrStopping
 	}
-	if n.mounts[m.info.Dir] != nil {
-		return fmt.Errorf("mount %s: %w", m.info.Dir, kernel.ErrMounted)
+	if there := n.mounts[m.info.Dir]; there != nil {
+		// umount(8) tells nobody, and who uses a detached mount may take his time.
+		if gone, err := there.gone(); err != nil || !gone {
+			return errors.Join(fmt.Errorf("mount %s: %w", m.info.Dir, kernel.ErrMounted), err)
+		}
 	}
 	n.mounts[m.info.Dir] = m
 	return nil
+}
+
+// gone reports whether a mount is no longer at its place.
+func (m *mount) gone() (bool, error) {
+	if m.fs == nil {
+		return false, nil
+	}
+	there, err := m.fs.Conn().Mounted()
+	return !there, err
 }
 
 // keep enters a live mount, and forgets it when it goes, by whose hand ever.
@@ -267,6 +330,7 @@ func (n *Node) keep(m *mount, id store.VolumeID, fs *fusefs.Mounted) error {
 		}
 		ended()
 		n.forget(m)
+		n.freeID(m)
 	}()
 	if stale {
 		go n.freshen(mounted, m, fs)

@@ -51,7 +51,9 @@ type Node struct {
 
 	mu     sync.Mutex // guards what follows
 	mounts map[string]*mount
-	closed bool
+	// mountIDs are those of all mounts, detached ones included.
+	mountIDs map[store.MountID]bool
+	closed   bool
 }
 
 // Start opens the state directory, joins the cluster and serves the admin API.
@@ -65,6 +67,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, er
 		stopping: make(chan struct{}),
 		changed:  make(chan struct{}, 1),
 		mounts:   map[string]*mount{},
+		mountIDs: map[store.MountID]bool{},
 		clocks:   clocks{limit: cfg.MaxClockSkew, log: log},
 	}
 	// First, because it is cheap and finds a second daemon; calls that come

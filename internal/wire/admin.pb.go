@@ -875,6 +875,7 @@ type MountVolumeRequest struct {
 	Create        bool                   `protobuf:"varint,3,opt,name=create,proto3" json:"create,omitempty"`
 	ReadOnly      bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	AllowOther    bool                   `protobuf:"varint,5,opt,name=allow_other,json=allowOther,proto3" json:"allow_other,omitempty"`
+	Flags         *MountFlags            `protobuf:"bytes,6,opt,name=flags,proto3" json:"flags,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -944,6 +945,158 @@ func (x *MountVolumeRequest) GetAllowOther() bool {
 	return false
 }
 
+func (x *MountVolumeRequest) GetFlags() *MountFlags {
+	if x != nil {
+		return x.Flags
+	}
+	return nil
+}
+
+// MountFlags are mount(2)'s. All off is the default.
+type MountFlags struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Suid          bool                   `protobuf:"varint,1,opt,name=suid,proto3" json:"suid,omitempty"`
+	Dev           bool                   `protobuf:"varint,2,opt,name=dev,proto3" json:"dev,omitempty"`
+	NoExec        bool                   `protobuf:"varint,3,opt,name=no_exec,json=noExec,proto3" json:"no_exec,omitempty"`
+	NoAtime       bool                   `protobuf:"varint,4,opt,name=no_atime,json=noAtime,proto3" json:"no_atime,omitempty"`
+	NoDirAtime    bool                   `protobuf:"varint,5,opt,name=no_dir_atime,json=noDirAtime,proto3" json:"no_dir_atime,omitempty"`
+	NoSymFollow   bool                   `protobuf:"varint,6,opt,name=no_sym_follow,json=noSymFollow,proto3" json:"no_sym_follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MountFlags) Reset() {
+	*x = MountFlags{}
+	mi := &file_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MountFlags) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MountFlags) ProtoMessage() {}
+
+func (x *MountFlags) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MountFlags.ProtoReflect.Descriptor instead.
+func (*MountFlags) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *MountFlags) GetSuid() bool {
+	if x != nil {
+		return x.Suid
+	}
+	return false
+}
+
+func (x *MountFlags) GetDev() bool {
+	if x != nil {
+		return x.Dev
+	}
+	return false
+}
+
+func (x *MountFlags) GetNoExec() bool {
+	if x != nil {
+		return x.NoExec
+	}
+	return false
+}
+
+func (x *MountFlags) GetNoAtime() bool {
+	if x != nil {
+		return x.NoAtime
+	}
+	return false
+}
+
+func (x *MountFlags) GetNoDirAtime() bool {
+	if x != nil {
+		return x.NoDirAtime
+	}
+	return false
+}
+
+func (x *MountFlags) GetNoSymFollow() bool {
+	if x != nil {
+		return x.NoSymFollow
+	}
+	return false
+}
+
+type RemountRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dir           []byte                 `protobuf:"bytes,1,opt,name=dir,proto3" json:"dir,omitempty"`
+	ReadOnly      bool                   `protobuf:"varint,2,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Flags         *MountFlags            `protobuf:"bytes,3,opt,name=flags,proto3" json:"flags,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemountRequest) Reset() {
+	*x = RemountRequest{}
+	mi := &file_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemountRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemountRequest) ProtoMessage() {}
+
+func (x *RemountRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemountRequest.ProtoReflect.Descriptor instead.
+func (*RemountRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RemountRequest) GetDir() []byte {
+	if x != nil {
+		return x.Dir
+	}
+	return nil
+}
+
+func (x *RemountRequest) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *RemountRequest) GetFlags() *MountFlags {
+	if x != nil {
+		return x.Flags
+	}
+	return nil
+}
+
 type MountStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -958,7 +1111,7 @@ type MountStatus struct {
 
 func (x *MountStatus) Reset() {
 	*x = MountStatus{}
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1123,7 @@ func (x *MountStatus) String() string {
 func (*MountStatus) ProtoMessage() {}
 
 func (x *MountStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1136,7 @@ func (x *MountStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountStatus.ProtoReflect.Descriptor instead.
 func (*MountStatus) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{13}
+	return file_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MountStatus) GetVolume() string {
@@ -1038,7 +1191,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1203,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1216,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{14}
+	return file_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UnmountRequest) GetDir() []byte {
@@ -1092,7 +1245,7 @@ type UnmountReply struct {
 
 func (x *UnmountReply) Reset() {
 	*x = UnmountReply{}
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1257,7 @@ func (x *UnmountReply) String() string {
 func (*UnmountReply) ProtoMessage() {}
 
 func (x *UnmountReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1270,7 @@ func (x *UnmountReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountReply.ProtoReflect.Descriptor instead.
 func (*UnmountReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{15}
+	return file_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UnmountReply) GetLeftMounts() uint32 {
@@ -1142,7 +1295,7 @@ type MountsRequest struct {
 
 func (x *MountsRequest) Reset() {
 	*x = MountsRequest{}
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1307,7 @@ func (x *MountsRequest) String() string {
 func (*MountsRequest) ProtoMessage() {}
 
 func (x *MountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1320,7 @@ func (x *MountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountsRequest.ProtoReflect.Descriptor instead.
 func (*MountsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{16}
+	return file_admin_proto_rawDescGZIP(), []int{18}
 }
 
 type MountsReply struct {
@@ -1179,7 +1332,7 @@ type MountsReply struct {
 
 func (x *MountsReply) Reset() {
 	*x = MountsReply{}
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1344,7 @@ func (x *MountsReply) String() string {
 func (*MountsReply) ProtoMessage() {}
 
 func (x *MountsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1357,7 @@ func (x *MountsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountsReply.ProtoReflect.Descriptor instead.
 func (*MountsReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{17}
+	return file_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *MountsReply) GetMounts() []*MountStatus {
@@ -1223,7 +1376,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1388,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1401,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{18}
+	return file_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WaitRequest) GetVolume() string {
@@ -1268,7 +1421,7 @@ type WaitReply struct {
 
 func (x *WaitReply) Reset() {
 	*x = WaitReply{}
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1280,7 +1433,7 @@ func (x *WaitReply) String() string {
 func (*WaitReply) ProtoMessage() {}
 
 func (x *WaitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1293,7 +1446,7 @@ func (x *WaitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitReply.ProtoReflect.Descriptor instead.
 func (*WaitReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{19}
+	return file_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WaitReply) GetTookNs() int64 {
@@ -1319,7 +1472,7 @@ type ConflictsRequest struct {
 
 func (x *ConflictsRequest) Reset() {
 	*x = ConflictsRequest{}
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1484,7 @@ func (x *ConflictsRequest) String() string {
 func (*ConflictsRequest) ProtoMessage() {}
 
 func (x *ConflictsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1497,7 @@ func (x *ConflictsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConflictsRequest.ProtoReflect.Descriptor instead.
 func (*ConflictsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{20}
+	return file_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ConflictsRequest) GetTarget() []byte {
@@ -1363,7 +1516,7 @@ type ConflictsReply struct {
 
 func (x *ConflictsReply) Reset() {
 	*x = ConflictsReply{}
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1528,7 @@ func (x *ConflictsReply) String() string {
 func (*ConflictsReply) ProtoMessage() {}
 
 func (x *ConflictsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1541,7 @@ func (x *ConflictsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConflictsReply.ProtoReflect.Descriptor instead.
 func (*ConflictsReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{21}
+	return file_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ConflictsReply) GetConflicts() []*Conflict {
@@ -1415,7 +1568,7 @@ type Conflict struct {
 
 func (x *Conflict) Reset() {
 	*x = Conflict{}
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1580,7 @@ func (x *Conflict) String() string {
 func (*Conflict) ProtoMessage() {}
 
 func (x *Conflict) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1593,7 @@ func (x *Conflict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conflict.ProtoReflect.Descriptor instead.
 func (*Conflict) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{22}
+	return file_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Conflict) GetId() string {
@@ -1519,7 +1672,7 @@ type Origin struct {
 
 func (x *Origin) Reset() {
 	*x = Origin{}
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1684,7 @@ func (x *Origin) String() string {
 func (*Origin) ProtoMessage() {}
 
 func (x *Origin) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1697,7 @@ func (x *Origin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Origin.ProtoReflect.Descriptor instead.
 func (*Origin) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{23}
+	return file_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Origin) GetVersion() string {
@@ -1585,7 +1738,7 @@ type DismissConflictsRequest struct {
 
 func (x *DismissConflictsRequest) Reset() {
 	*x = DismissConflictsRequest{}
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1750,7 @@ func (x *DismissConflictsRequest) String() string {
 func (*DismissConflictsRequest) ProtoMessage() {}
 
 func (x *DismissConflictsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1763,7 @@ func (x *DismissConflictsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DismissConflictsRequest.ProtoReflect.Descriptor instead.
 func (*DismissConflictsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{24}
+	return file_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DismissConflictsRequest) GetIds() []string {
@@ -1636,7 +1789,7 @@ type DismissConflictsReply struct {
 
 func (x *DismissConflictsReply) Reset() {
 	*x = DismissConflictsReply{}
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1648,7 +1801,7 @@ func (x *DismissConflictsReply) String() string {
 func (*DismissConflictsReply) ProtoMessage() {}
 
 func (x *DismissConflictsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1661,7 +1814,7 @@ func (x *DismissConflictsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DismissConflictsReply.ProtoReflect.Descriptor instead.
 func (*DismissConflictsReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{25}
+	return file_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DismissConflictsReply) GetDismissed() uint64 {
@@ -1681,7 +1834,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1693,7 +1846,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1706,7 +1859,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{26}
+	return file_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *HistoryRequest) GetTarget() []byte {
@@ -1734,7 +1887,7 @@ type HistoryReply struct {
 
 func (x *HistoryReply) Reset() {
 	*x = HistoryReply{}
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +1899,7 @@ func (x *HistoryReply) String() string {
 func (*HistoryReply) ProtoMessage() {}
 
 func (x *HistoryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +1912,7 @@ func (x *HistoryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryReply.ProtoReflect.Descriptor instead.
 func (*HistoryReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{27}
+	return file_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *HistoryReply) GetVolume() string {
@@ -1798,7 +1951,7 @@ type PastVersion struct {
 
 func (x *PastVersion) Reset() {
 	*x = PastVersion{}
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +1963,7 @@ func (x *PastVersion) String() string {
 func (*PastVersion) ProtoMessage() {}
 
 func (x *PastVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1976,7 @@ func (x *PastVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastVersion.ProtoReflect.Descriptor instead.
 func (*PastVersion) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{28}
+	return file_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PastVersion) GetWritten() *Origin {
@@ -1887,7 +2040,7 @@ type ReadVersionRequest struct {
 
 func (x *ReadVersionRequest) Reset() {
 	*x = ReadVersionRequest{}
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2052,7 @@ func (x *ReadVersionRequest) String() string {
 func (*ReadVersionRequest) ProtoMessage() {}
 
 func (x *ReadVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2065,7 @@ func (x *ReadVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadVersionRequest.ProtoReflect.Descriptor instead.
 func (*ReadVersionRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{29}
+	return file_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReadVersionRequest) GetConflict() string {
@@ -1952,7 +2105,7 @@ type ReadVersionReply struct {
 
 func (x *ReadVersionReply) Reset() {
 	*x = ReadVersionReply{}
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2117,7 @@ func (x *ReadVersionReply) String() string {
 func (*ReadVersionReply) ProtoMessage() {}
 
 func (x *ReadVersionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2130,7 @@ func (x *ReadVersionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadVersionReply.ProtoReflect.Descriptor instead.
 func (*ReadVersionReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{30}
+	return file_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReadVersionReply) GetData() []byte {
@@ -2000,7 +2153,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2165,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2178,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{31}
+	return file_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RestoreRequest) GetConflict() string {
@@ -2074,7 +2227,7 @@ type RestoreReply struct {
 
 func (x *RestoreReply) Reset() {
 	*x = RestoreReply{}
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2239,7 @@ func (x *RestoreReply) String() string {
 func (*RestoreReply) ProtoMessage() {}
 
 func (x *RestoreReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2252,7 @@ func (x *RestoreReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreReply.ProtoReflect.Descriptor instead.
 func (*RestoreReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{32}
+	return file_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RestoreReply) GetVolume() string {
@@ -2208,14 +2361,28 @@ const file_admin_proto_rawDesc = "" +
 	"forced_out\x18\x11 \x01(\x04R\tforcedOut\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xca\x01\n" +
 	"\x12MountVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\fR\x03dir\x12\x16\n" +
 	"\x06create\x18\x03 \x01(\bR\x06create\x12\x1b\n" +
 	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x1f\n" +
 	"\vallow_other\x18\x05 \x01(\bR\n" +
-	"allowOther\"\xa8\x01\n" +
+	"allowOther\x124\n" +
+	"\x05flags\x18\x06 \x01(\v2\x1e.synapsefs.admin.v1.MountFlagsR\x05flags\"\xac\x01\n" +
+	"\n" +
+	"MountFlags\x12\x12\n" +
+	"\x04suid\x18\x01 \x01(\bR\x04suid\x12\x10\n" +
+	"\x03dev\x18\x02 \x01(\bR\x03dev\x12\x17\n" +
+	"\ano_exec\x18\x03 \x01(\bR\x06noExec\x12\x19\n" +
+	"\bno_atime\x18\x04 \x01(\bR\anoAtime\x12 \n" +
+	"\fno_dir_atime\x18\x05 \x01(\bR\n" +
+	"noDirAtime\x12\"\n" +
+	"\rno_sym_follow\x18\x06 \x01(\bR\vnoSymFollow\"u\n" +
+	"\x0eRemountRequest\x12\x10\n" +
+	"\x03dir\x18\x01 \x01(\fR\x03dir\x12\x1b\n" +
+	"\tread_only\x18\x02 \x01(\bR\breadOnly\x124\n" +
+	"\x05flags\x18\x03 \x01(\v2\x1e.synapsefs.admin.v1.MountFlagsR\x05flags\"\xa8\x01\n" +
 	"\vMountStatus\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\fR\x03dir\x12\x1b\n" +
@@ -2295,7 +2462,7 @@ const file_admin_proto_rawDesc = "" +
 	"\fRestoreReply\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\fR\x04path\x12\x12\n" +
-	"\x04made\x18\x03 \x01(\x04R\x04made2\x8d\n" +
+	"\x04made\x18\x03 \x01(\x04R\x04made2\xdd\n" +
 	"\n" +
 	"\x05Admin\x12O\n" +
 	"\x06Status\x12%.synapsefs.admin.v1.NodeStatusRequest\x1a\x1e.synapsefs.admin.v1.NodeStatus\x12I\n" +
@@ -2305,7 +2472,8 @@ const file_admin_proto_rawDesc = "" +
 	"\vListVolumes\x12&.synapsefs.admin.v1.ListVolumesRequest\x1a$.synapsefs.admin.v1.ListVolumesReply\x12Y\n" +
 	"\fCreateVolume\x12'.synapsefs.admin.v1.CreateVolumeRequest\x1a .synapsefs.admin.v1.VolumeStatus\x12Y\n" +
 	"\fDeleteVolume\x12'.synapsefs.admin.v1.DeleteVolumeRequest\x1a .synapsefs.admin.v1.VolumeStatus\x12P\n" +
-	"\x05Mount\x12&.synapsefs.admin.v1.MountVolumeRequest\x1a\x1f.synapsefs.admin.v1.MountStatus\x12O\n" +
+	"\x05Mount\x12&.synapsefs.admin.v1.MountVolumeRequest\x1a\x1f.synapsefs.admin.v1.MountStatus\x12N\n" +
+	"\aRemount\x12\".synapsefs.admin.v1.RemountRequest\x1a\x1f.synapsefs.admin.v1.MountStatus\x12O\n" +
 	"\aUnmount\x12\".synapsefs.admin.v1.UnmountRequest\x1a .synapsefs.admin.v1.UnmountReply\x12L\n" +
 	"\x06Mounts\x12!.synapsefs.admin.v1.MountsRequest\x1a\x1f.synapsefs.admin.v1.MountsReply\x12F\n" +
 	"\x04Wait\x12\x1f.synapsefs.admin.v1.WaitRequest\x1a\x1d.synapsefs.admin.v1.WaitReply\x12U\n" +
@@ -2327,7 +2495,7 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_admin_proto_goTypes = []any{
 	(*NodeStatusRequest)(nil),       // 0: synapsefs.admin.v1.NodeStatusRequest
 	(*NodeStatus)(nil),              // 1: synapsefs.admin.v1.NodeStatus
@@ -2342,79 +2510,85 @@ var file_admin_proto_goTypes = []any{
 	(*DeleteVolumeRequest)(nil),     // 10: synapsefs.admin.v1.DeleteVolumeRequest
 	(*VolumeStatus)(nil),            // 11: synapsefs.admin.v1.VolumeStatus
 	(*MountVolumeRequest)(nil),      // 12: synapsefs.admin.v1.MountVolumeRequest
-	(*MountStatus)(nil),             // 13: synapsefs.admin.v1.MountStatus
-	(*UnmountRequest)(nil),          // 14: synapsefs.admin.v1.UnmountRequest
-	(*UnmountReply)(nil),            // 15: synapsefs.admin.v1.UnmountReply
-	(*MountsRequest)(nil),           // 16: synapsefs.admin.v1.MountsRequest
-	(*MountsReply)(nil),             // 17: synapsefs.admin.v1.MountsReply
-	(*WaitRequest)(nil),             // 18: synapsefs.admin.v1.WaitRequest
-	(*WaitReply)(nil),               // 19: synapsefs.admin.v1.WaitReply
-	(*ConflictsRequest)(nil),        // 20: synapsefs.admin.v1.ConflictsRequest
-	(*ConflictsReply)(nil),          // 21: synapsefs.admin.v1.ConflictsReply
-	(*Conflict)(nil),                // 22: synapsefs.admin.v1.Conflict
-	(*Origin)(nil),                  // 23: synapsefs.admin.v1.Origin
-	(*DismissConflictsRequest)(nil), // 24: synapsefs.admin.v1.DismissConflictsRequest
-	(*DismissConflictsReply)(nil),   // 25: synapsefs.admin.v1.DismissConflictsReply
-	(*HistoryRequest)(nil),          // 26: synapsefs.admin.v1.HistoryRequest
-	(*HistoryReply)(nil),            // 27: synapsefs.admin.v1.HistoryReply
-	(*PastVersion)(nil),             // 28: synapsefs.admin.v1.PastVersion
-	(*ReadVersionRequest)(nil),      // 29: synapsefs.admin.v1.ReadVersionRequest
-	(*ReadVersionReply)(nil),        // 30: synapsefs.admin.v1.ReadVersionReply
-	(*RestoreRequest)(nil),          // 31: synapsefs.admin.v1.RestoreRequest
-	(*RestoreReply)(nil),            // 32: synapsefs.admin.v1.RestoreReply
-	nil,                             // 33: synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
-	nil,                             // 34: synapsefs.admin.v1.VolumeStatus.OptionsEntry
+	(*MountFlags)(nil),              // 13: synapsefs.admin.v1.MountFlags
+	(*RemountRequest)(nil),          // 14: synapsefs.admin.v1.RemountRequest
+	(*MountStatus)(nil),             // 15: synapsefs.admin.v1.MountStatus
+	(*UnmountRequest)(nil),          // 16: synapsefs.admin.v1.UnmountRequest
+	(*UnmountReply)(nil),            // 17: synapsefs.admin.v1.UnmountReply
+	(*MountsRequest)(nil),           // 18: synapsefs.admin.v1.MountsRequest
+	(*MountsReply)(nil),             // 19: synapsefs.admin.v1.MountsReply
+	(*WaitRequest)(nil),             // 20: synapsefs.admin.v1.WaitRequest
+	(*WaitReply)(nil),               // 21: synapsefs.admin.v1.WaitReply
+	(*ConflictsRequest)(nil),        // 22: synapsefs.admin.v1.ConflictsRequest
+	(*ConflictsReply)(nil),          // 23: synapsefs.admin.v1.ConflictsReply
+	(*Conflict)(nil),                // 24: synapsefs.admin.v1.Conflict
+	(*Origin)(nil),                  // 25: synapsefs.admin.v1.Origin
+	(*DismissConflictsRequest)(nil), // 26: synapsefs.admin.v1.DismissConflictsRequest
+	(*DismissConflictsReply)(nil),   // 27: synapsefs.admin.v1.DismissConflictsReply
+	(*HistoryRequest)(nil),          // 28: synapsefs.admin.v1.HistoryRequest
+	(*HistoryReply)(nil),            // 29: synapsefs.admin.v1.HistoryReply
+	(*PastVersion)(nil),             // 30: synapsefs.admin.v1.PastVersion
+	(*ReadVersionRequest)(nil),      // 31: synapsefs.admin.v1.ReadVersionRequest
+	(*ReadVersionReply)(nil),        // 32: synapsefs.admin.v1.ReadVersionReply
+	(*RestoreRequest)(nil),          // 33: synapsefs.admin.v1.RestoreRequest
+	(*RestoreReply)(nil),            // 34: synapsefs.admin.v1.RestoreReply
+	nil,                             // 35: synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
+	nil,                             // 36: synapsefs.admin.v1.VolumeStatus.OptionsEntry
 }
 var file_admin_proto_depIdxs = []int32{
 	4,  // 0: synapsefs.admin.v1.NodeStatus.peers:type_name -> synapsefs.admin.v1.PeerStatus
 	11, // 1: synapsefs.admin.v1.NodeStatus.volumes:type_name -> synapsefs.admin.v1.VolumeStatus
-	13, // 2: synapsefs.admin.v1.NodeStatus.mounts:type_name -> synapsefs.admin.v1.MountStatus
+	15, // 2: synapsefs.admin.v1.NodeStatus.mounts:type_name -> synapsefs.admin.v1.MountStatus
 	4,  // 3: synapsefs.admin.v1.PeersReply.peers:type_name -> synapsefs.admin.v1.PeerStatus
 	11, // 4: synapsefs.admin.v1.ListVolumesReply.volumes:type_name -> synapsefs.admin.v1.VolumeStatus
-	33, // 5: synapsefs.admin.v1.CreateVolumeRequest.options:type_name -> synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
-	34, // 6: synapsefs.admin.v1.VolumeStatus.options:type_name -> synapsefs.admin.v1.VolumeStatus.OptionsEntry
-	13, // 7: synapsefs.admin.v1.MountsReply.mounts:type_name -> synapsefs.admin.v1.MountStatus
-	22, // 8: synapsefs.admin.v1.ConflictsReply.conflicts:type_name -> synapsefs.admin.v1.Conflict
-	23, // 9: synapsefs.admin.v1.Conflict.lost:type_name -> synapsefs.admin.v1.Origin
-	23, // 10: synapsefs.admin.v1.Conflict.against:type_name -> synapsefs.admin.v1.Origin
-	28, // 11: synapsefs.admin.v1.HistoryReply.versions:type_name -> synapsefs.admin.v1.PastVersion
-	23, // 12: synapsefs.admin.v1.PastVersion.written:type_name -> synapsefs.admin.v1.Origin
-	23, // 13: synapsefs.admin.v1.PastVersion.until:type_name -> synapsefs.admin.v1.Origin
-	0,  // 14: synapsefs.admin.v1.Admin.Status:input_type -> synapsefs.admin.v1.NodeStatusRequest
-	2,  // 15: synapsefs.admin.v1.Admin.Peers:input_type -> synapsefs.admin.v1.PeersRequest
-	5,  // 16: synapsefs.admin.v1.Admin.ForgetPeer:input_type -> synapsefs.admin.v1.ForgetPeerRequest
-	7,  // 17: synapsefs.admin.v1.Admin.ListVolumes:input_type -> synapsefs.admin.v1.ListVolumesRequest
-	9,  // 18: synapsefs.admin.v1.Admin.CreateVolume:input_type -> synapsefs.admin.v1.CreateVolumeRequest
-	10, // 19: synapsefs.admin.v1.Admin.DeleteVolume:input_type -> synapsefs.admin.v1.DeleteVolumeRequest
-	12, // 20: synapsefs.admin.v1.Admin.Mount:input_type -> synapsefs.admin.v1.MountVolumeRequest
-	14, // 21: synapsefs.admin.v1.Admin.Unmount:input_type -> synapsefs.admin.v1.UnmountRequest
-	16, // 22: synapsefs.admin.v1.Admin.Mounts:input_type -> synapsefs.admin.v1.MountsRequest
-	18, // 23: synapsefs.admin.v1.Admin.Wait:input_type -> synapsefs.admin.v1.WaitRequest
-	20, // 24: synapsefs.admin.v1.Admin.Conflicts:input_type -> synapsefs.admin.v1.ConflictsRequest
-	24, // 25: synapsefs.admin.v1.Admin.DismissConflicts:input_type -> synapsefs.admin.v1.DismissConflictsRequest
-	26, // 26: synapsefs.admin.v1.Admin.History:input_type -> synapsefs.admin.v1.HistoryRequest
-	29, // 27: synapsefs.admin.v1.Admin.ReadVersion:input_type -> synapsefs.admin.v1.ReadVersionRequest
-	31, // 28: synapsefs.admin.v1.Admin.Restore:input_type -> synapsefs.admin.v1.RestoreRequest
-	1,  // 29: synapsefs.admin.v1.Admin.Status:output_type -> synapsefs.admin.v1.NodeStatus
-	3,  // 30: synapsefs.admin.v1.Admin.Peers:output_type -> synapsefs.admin.v1.PeersReply
-	6,  // 31: synapsefs.admin.v1.Admin.ForgetPeer:output_type -> synapsefs.admin.v1.ForgetPeerReply
-	8,  // 32: synapsefs.admin.v1.Admin.ListVolumes:output_type -> synapsefs.admin.v1.ListVolumesReply
-	11, // 33: synapsefs.admin.v1.Admin.CreateVolume:output_type -> synapsefs.admin.v1.VolumeStatus
-	11, // 34: synapsefs.admin.v1.Admin.DeleteVolume:output_type -> synapsefs.admin.v1.VolumeStatus
-	13, // 35: synapsefs.admin.v1.Admin.Mount:output_type -> synapsefs.admin.v1.MountStatus
-	15, // 36: synapsefs.admin.v1.Admin.Unmount:output_type -> synapsefs.admin.v1.UnmountReply
-	17, // 37: synapsefs.admin.v1.Admin.Mounts:output_type -> synapsefs.admin.v1.MountsReply
-	19, // 38: synapsefs.admin.v1.Admin.Wait:output_type -> synapsefs.admin.v1.WaitReply
-	21, // 39: synapsefs.admin.v1.Admin.Conflicts:output_type -> synapsefs.admin.v1.ConflictsReply
-	25, // 40: synapsefs.admin.v1.Admin.DismissConflicts:output_type -> synapsefs.admin.v1.DismissConflictsReply
-	27, // 41: synapsefs.admin.v1.Admin.History:output_type -> synapsefs.admin.v1.HistoryReply
-	30, // 42: synapsefs.admin.v1.Admin.ReadVersion:output_type -> synapsefs.admin.v1.ReadVersionReply
-	32, // 43: synapsefs.admin.v1.Admin.Restore:output_type -> synapsefs.admin.v1.RestoreReply
-	29, // [29:44] is the sub-list for method output_type
-	14, // [14:29] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	35, // 5: synapsefs.admin.v1.CreateVolumeRequest.options:type_name -> synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
+	36, // 6: synapsefs.admin.v1.VolumeStatus.options:type_name -> synapsefs.admin.v1.VolumeStatus.OptionsEntry
+	13, // 7: synapsefs.admin.v1.MountVolumeRequest.flags:type_name -> synapsefs.admin.v1.MountFlags
+	13, // 8: synapsefs.admin.v1.RemountRequest.flags:type_name -> synapsefs.admin.v1.MountFlags
+	15, // 9: synapsefs.admin.v1.MountsReply.mounts:type_name -> synapsefs.admin.v1.MountStatus
+	24, // 10: synapsefs.admin.v1.ConflictsReply.conflicts:type_name -> synapsefs.admin.v1.Conflict
+	25, // 11: synapsefs.admin.v1.Conflict.lost:type_name -> synapsefs.admin.v1.Origin
+	25, // 12: synapsefs.admin.v1.Conflict.against:type_name -> synapsefs.admin.v1.Origin
+	30, // 13: synapsefs.admin.v1.HistoryReply.versions:type_name -> synapsefs.admin.v1.PastVersion
+	25, // 14: synapsefs.admin.v1.PastVersion.written:type_name -> synapsefs.admin.v1.Origin
+	25, // 15: synapsefs.admin.v1.PastVersion.until:type_name -> synapsefs.admin.v1.Origin
+	0,  // 16: synapsefs.admin.v1.Admin.Status:input_type -> synapsefs.admin.v1.NodeStatusRequest
+	2,  // 17: synapsefs.admin.v1.Admin.Peers:input_type -> synapsefs.admin.v1.PeersRequest
+	5,  // 18: synapsefs.admin.v1.Admin.ForgetPeer:input_type -> synapsefs.admin.v1.ForgetPeerRequest
+	7,  // 19: synapsefs.admin.v1.Admin.ListVolumes:input_type -> synapsefs.admin.v1.ListVolumesRequest
+	9,  // 20: synapsefs.admin.v1.Admin.CreateVolume:input_type -> synapsefs.admin.v1.CreateVolumeRequest
+	10, // 21: synapsefs.admin.v1.Admin.DeleteVolume:input_type -> synapsefs.admin.v1.DeleteVolumeRequest
+	12, // 22: synapsefs.admin.v1.Admin.Mount:input_type -> synapsefs.admin.v1.MountVolumeRequest
+	14, // 23: synapsefs.admin.v1.Admin.Remount:input_type -> synapsefs.admin.v1.RemountRequest
+	16, // 24: synapsefs.admin.v1.Admin.Unmount:input_type -> synapsefs.admin.v1.UnmountRequest
+	18, // 25: synapsefs.admin.v1.Admin.Mounts:input_type -> synapsefs.admin.v1.MountsRequest
+	20, // 26: synapsefs.admin.v1.Admin.Wait:input_type -> synapsefs.admin.v1.WaitRequest
+	22, // 27: synapsefs.admin.v1.Admin.Conflicts:input_type -> synapsefs.admin.v1.ConflictsRequest
+	26, // 28: synapsefs.admin.v1.Admin.DismissConflicts:input_type -> synapsefs.admin.v1.DismissConflictsRequest
+	28, // 29: synapsefs.admin.v1.Admin.History:input_type -> synapsefs.admin.v1.HistoryRequest
+	31, // 30: synapsefs.admin.v1.Admin.ReadVersion:input_type -> synapsefs.admin.v1.ReadVersionRequest
+	33, // 31: synapsefs.admin.v1.Admin.Restore:input_type -> synapsefs.admin.v1.RestoreRequest
+	1,  // 32: synapsefs.admin.v1.Admin.Status:output_type -> synapsefs.admin.v1.NodeStatus
+	3,  // 33: synapsefs.admin.v1.Admin.Peers:output_type -> synapsefs.admin.v1.PeersReply
+	6,  // 34: synapsefs.admin.v1.Admin.ForgetPeer:output_type -> synapsefs.admin.v1.ForgetPeerReply
+	8,  // 35: synapsefs.admin.v1.Admin.ListVolumes:output_type -> synapsefs.admin.v1.ListVolumesReply
+	11, // 36: synapsefs.admin.v1.Admin.CreateVolume:output_type -> synapsefs.admin.v1.VolumeStatus
+	11, // 37: synapsefs.admin.v1.Admin.DeleteVolume:output_type -> synapsefs.admin.v1.VolumeStatus
+	15, // 38: synapsefs.admin.v1.Admin.Mount:output_type -> synapsefs.admin.v1.MountStatus
+	15, // 39: synapsefs.admin.v1.Admin.Remount:output_type -> synapsefs.admin.v1.MountStatus
+	17, // 40: synapsefs.admin.v1.Admin.Unmount:output_type -> synapsefs.admin.v1.UnmountReply
+	19, // 41: synapsefs.admin.v1.Admin.Mounts:output_type -> synapsefs.admin.v1.MountsReply
+	21, // 42: synapsefs.admin.v1.Admin.Wait:output_type -> synapsefs.admin.v1.WaitReply
+	23, // 43: synapsefs.admin.v1.Admin.Conflicts:output_type -> synapsefs.admin.v1.ConflictsReply
+	27, // 44: synapsefs.admin.v1.Admin.DismissConflicts:output_type -> synapsefs.admin.v1.DismissConflictsReply
+	29, // 45: synapsefs.admin.v1.Admin.History:output_type -> synapsefs.admin.v1.HistoryReply
+	32, // 46: synapsefs.admin.v1.Admin.ReadVersion:output_type -> synapsefs.admin.v1.ReadVersionReply
+	34, // 47: synapsefs.admin.v1.Admin.Restore:output_type -> synapsefs.admin.v1.RestoreReply
+	32, // [32:48] is the sub-list for method output_type
+	16, // [16:32] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -2428,7 +2602,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

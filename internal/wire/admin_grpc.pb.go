@@ -30,6 +30,7 @@ const (
 	Admin_CreateVolume_FullMethodName     = "/synapsefs.admin.v1.Admin/CreateVolume"
 	Admin_DeleteVolume_FullMethodName     = "/synapsefs.admin.v1.Admin/DeleteVolume"
 	Admin_Mount_FullMethodName            = "/synapsefs.admin.v1.Admin/Mount"
+	Admin_Remount_FullMethodName          = "/synapsefs.admin.v1.Admin/Remount"
 	Admin_Unmount_FullMethodName          = "/synapsefs.admin.v1.Admin/Unmount"
 	Admin_Mounts_FullMethodName           = "/synapsefs.admin.v1.Admin/Mounts"
 	Admin_Wait_FullMethodName             = "/synapsefs.admin.v1.Admin/Wait"
@@ -59,6 +60,8 @@ type AdminClient interface {
 	DeleteVolume(ctx context.Context, in *DeleteVolumeRequest, opts ...grpc.CallOption) (*VolumeStatus, error)
 	// Mount returns when the mount serves: when the replica has caught up.
 	Mount(ctx context.Context, in *MountVolumeRequest, opts ...grpc.CallOption) (*MountStatus, error)
+	// Remount changes whether a mount is read-only, and its flags.
+	Remount(ctx context.Context, in *RemountRequest, opts ...grpc.CallOption) (*MountStatus, error)
 	// Unmount returns when the mount and its guard are gone.
 	Unmount(ctx context.Context, in *UnmountRequest, opts ...grpc.CallOption) (*UnmountReply, error)
 	Mounts(ctx context.Context, in *MountsRequest, opts ...grpc.CallOption) (*MountsReply, error)
@@ -150,6 +153,16 @@ func (c *adminClient) Mount(ctx context.Context, in *MountVolumeRequest, opts ..
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(MountStatus)
 	err := c.cc.Invoke(ctx, Admin_Mount_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Remount(ctx context.Context, in *RemountRequest, opts ...grpc.CallOption) (*MountStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MountStatus)
+	err := c.cc.Invoke(ctx, Admin_Remount_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -264,6 +277,8 @@ type AdminServer interface {
 	DeleteVolume(context.Context, *DeleteVolumeRequest) (*VolumeStatus, error)
 	// Mount returns when the mount serves: when the replica has caught up.
 	Mount(context.Context, *MountVolumeRequest) (*MountStatus, error)
+	// Remount changes whether a mount is read-only, and its flags.
+	Remount(context.Context, *RemountRequest) (*MountStatus, error)
 	// Unmount returns when the mount and its guard are gone.
 	Unmount(context.Context, *UnmountRequest) (*UnmountReply, error)
 	Mounts(context.Context, *MountsRequest) (*MountsReply, error)
@@ -311,6 +326,9 @@ func (UnimplementedAdminServer) DeleteVolume(context.Context, *DeleteVolumeReque
 }
 func (UnimplementedAdminServer) Mount(context.Context, *MountVolumeRequest) (*MountStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method Mount not implemented")
+}
+func (UnimplementedAdminServer) Remount(context.Context, *RemountRequest) (*MountStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method Remount not implemented")
 }
 func (UnimplementedAdminServer) Unmount(context.Context, *UnmountRequest) (*UnmountReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Unmount not implemented")
@@ -479,6 +497,24 @@ func _Admin_Mount_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServer).Mount(ctx, req.(*MountVolumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Remount_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemountRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Remount(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Remount_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Remount(ctx, req.(*RemountRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -654,6 +690,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Mount",
 			Handler:    _Admin_Mount_Handler,
+		},
+		{
+			MethodName: "Remount",
+			Handler:    _Admin_Remount_Handler,
 		},
 		{
 			MethodName: "Unmount",

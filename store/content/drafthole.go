@@ -121,6 +121,20 @@ func (d *Draft) Allocate(off, length int64, keepSize bool) error {
 	return nil
 }
 
+// Taken returns how many bytes of disk the draft has for itself.
+func (d *Draft) Taken() (int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.f == nil {
+		return 0, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(d.f.Fd()), &st); err != nil {
+		return 0, fmt.Errorf("stat draft %q: %w", d.name, err)
+	}
+	return st.Blocks * 512, nil
+}
+
 func (d *Draft) allocateLocked(off, end int64, keepSize bool) error {
 	if err := d.beginChangeLocked(); err != nil {
 		return err
