@@ -54,9 +54,9 @@ type Node struct {
 	Config string // its configuration file
 	Log    string // what the daemon wrote to stderr
 	Bind   string // its gossip address
+	State  string // its state directory
 
 	command []string // the daemon's, up to its subcommand
-	state   string
 	child   *exec.Cmd // nil if not running
 	exited  chan struct{}
 }
@@ -87,7 +87,7 @@ func (c *Cluster) Add() (*Node, error) {
 		Socket: filepath.Join(dir, "run", "admin.sock"),
 		Config: filepath.Join(dir, "synapsefs.yaml"),
 		Log:    filepath.Join(dir, "daemon.log"),
-		state:  filepath.Join(dir, "state"),
+		State:  filepath.Join(dir, "state"),
 	}
 	if err := os.MkdirAll(nd.Mount, 0o755); err != nil {
 		return nil, err
@@ -105,7 +105,7 @@ func (c *Cluster) Add() (*Node, error) {
 		join = append(join, before.Bind)
 	}
 	text, err := yaml.Marshal(map[string]any{
-		"node": name, "cluster": c.Name, "state-dir": nd.state, "keys": keyDir,
+		"node": name, "cluster": c.Name, "state-dir": nd.State, "keys": keyDir,
 		"admin-socket": nd.Socket, "bind": nd.Bind, "replica-bind": replicaBind,
 		"advertise": advertise, "join": join, "bootstrap": len(join) == 0,
 	})
