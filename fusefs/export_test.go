@@ -1,5 +1,7 @@
 package fusefs
 
+import "github.com/synapsefs/synapsefs/fusefs/kernel"
+
 // Pause stops the revealer, so that what is merged stays pending.
 func (m *Mounted) Pause() (resume func()) {
 	m.revealer.gate.Lock()
@@ -8,3 +10,11 @@ func (m *Mounted) Pause() (resume func()) {
 
 // KillHelper ends the helper process; it is started again after a second.
 func (m *Mounted) KillHelper() { m.fs.helper.Close() }
+
+// HelperRuns returns nil if the helper runs.
+func (m *Mounted) HelperRuns() error {
+	if m.fs.helper.Gone() == nil {
+		return kernel.ErrHelperGone
+	}
+	return nil
+}

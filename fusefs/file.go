@@ -22,6 +22,9 @@ func writes(flags uint32) bool { return flags&syscall.O_ACCMODE != syscall.O_RDO
 
 // Open opens a file. Readers have no handle, writers a record in the store.
 func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if fs.sealed.Load() {
+		return fuse.ENOSYS // the kernel opens by itself from now on, and keeps the pages
+	}
 	if fs.helper.Is(&in.InHeader) {
 		out.OpenFlags = openReader // it writes nothing
 		return fuse.OK
@@ -160,6 +163,9 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 // Write goes to the draft that all handles of the file share. One of dirty
 // pages of a mapping may carry any handle.
 func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	if s, ro := fs.refuse(); ro { // somebody has made a sealed mount writable
+		return 0, s
+	}
 	node := store.NodeID(in.NodeId)
 	kill := in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0
 	n, err := fs.vol.WriteAt(node, store.Handle(in.Fh), data, int64(in.Offset), kill)
@@ -171,6 +177,9 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 
 // Flush is called at each close of a descriptor, Release at the last.
 func (fs *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	if fs.sealed.Load() {
+		return fuse.ENOSYS // never asked again
+	}
 	if in.Fh == 0 {
 		return fuse.OK
 	}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,6 +37,9 @@ type FS struct {
 	log      *slog.Logger
 
 	epoch uint64 // of the connection; fixed before the first request
+
+	// sealed: the kernel refuses writers, so that it need not ask for opens.
+	sealed atomic.Bool
 
 	mu      sync.Mutex // guards what follows
 	handles map[store.Handle]openHandle

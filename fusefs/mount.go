@@ -101,6 +101,9 @@ func start(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 		// The guard stays: it may be there since before, and a retry reuses it.
 		return nil, errors.Join(err, conn.Unmount(kernel.UnmountOptions{Lazy: true}))
 	}
+	if opts.ReadOnly {
+		m.seal()
+	}
 	if len(opts.HelperExec) > 0 {
 		m.startHelper(opts.HelperExec)
 		m.tasks.Go(func() { m.keepHelper(opts.HelperExec) })
@@ -108,6 +111,16 @@ func start(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 	m.tasks.Go(m.revealer.run)
 	go m.finish()
 	return m, nil
+}
+
+// seal has the kernel refuse changes of a read-only mount, where we may; then
+// opens need not be asked for.
+func (m *Mounted) seal() {
+	if err := m.conn.Seal(); err != nil {
+		m.fs.log.Info("opens of a read-only mount are slow", "err", err)
+		return
+	}
+	m.fs.sealed.Store(true)
 }
 
 func (m *Mounted) startHelper(exec []string) bool {

@@ -134,7 +134,7 @@ func openRoot(setup []byte) (*helperRoot, error) {
 	if f.bad {
 		return nil, errFrame
 	}
-	place, err := root.openPlace()
+	place, err := root.mount.open()
 	if err != nil {
 		return nil, err
 	}
@@ -147,6 +147,10 @@ func openRoot(setup []byte) (*helperRoot, error) {
 		return nil, fmt.Errorf("clone the mount %s: %w", root.mount.point, err)
 	}
 	defer unix.Close(tree)
+	// The place may be read-only for users.
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return nil, fmt.Errorf("make the clone of %s writable: %w", root.mount.point, err)
+	}
 	// open_by_handle_at wants a descriptor without O_PATH.
 	root.fd, err = unix.Openat(tree, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -154,24 +158,6 @@ func openRoot(setup []byte) (*helperRoot, error) {
 	}
 	root.cloned = true
 	return root, nil
-}
-
-// openPlace opens the mountpoint and makes sure that our mount is on top.
-func (r *helperRoot) openPlace() (int, error) {
-	fd, err := unix.Open(r.mount.point, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("open %s: %w", r.mount.point, err)
-	}
-	var st unix.Statx_t
-	err = unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st)
-	if err == nil && int(st.Mnt_id) != r.mount.id {
-		err = fmt.Errorf("another mount lies over it: %w", unix.EXDEV)
-	}
-	if err != nil {
-		unix.Close(fd)
-		return -1, fmt.Errorf("open %s: %w", r.mount.point, err)
-	}
-	return fd, nil
 }
 
 // exitWhenUnmounted ends the process when the mount is gone from its place:

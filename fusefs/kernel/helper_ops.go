@@ -162,7 +162,7 @@ func touchMtime(fd int) error {
 // the daemon takes an inode that nobody pins as one that nobody watches.
 func (e *executor) openDir(d Dir) (int, error) {
 	if !e.root.cloned {
-		place, err := e.root.openPlace()
+		place, err := e.root.mount.open()
 		if err != nil {
 			return -1, err
 		}

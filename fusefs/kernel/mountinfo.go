@@ -142,3 +142,21 @@ func canonical(dir string) (string, error) {
 	defer unix.Close(fd)
 	return os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
+
+// open opens the mountpoint as a place and makes sure that this mount is on top.
+func (e mountEntry) open() (int, error) {
+	fd, err := unix.Open(e.point, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open %s: %w", e.point, err)
+	}
+	var st unix.Statx_t
+	err = unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st)
+	if err == nil && int(st.Mnt_id) != e.id {
+		err = fmt.Errorf("another mount lies over it: %w", unix.EXDEV)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("open %s: %w", e.point, err)
+	}
+	return fd, nil
+}
