@@ -13,7 +13,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-full sim race bench lint generate check clean
+.PHONY: help setup build demo test test-full torn-full sim race bench lint generate check clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +32,11 @@ test: setup ## all tests, real mounts included; PKGS=./store/... for some
 	$(GO) vet $(PKGS)
 	$(GO) test -count=1 -timeout 15m $(TESTARGS) $(PKGS)
 
-test-full: test ## make test, and the random programs on two mounts for a minute
+test-full: test torn-full ## make test, and the random programs on two mounts for a minute
 	$(GO) test -count=1 -run TestP4RandomPrograms ./fusefs -stress.time=60s
+
+torn-full: setup ## 10,000 remote replacements of files that are being read
+	$(GO) test -count=1 -timeout 60m -run TestP2TornReads -v ./internal/e2e -torn.replacements=10000
 
 # Seeds from FIRST on; a failing one is made small and printed as one line to run.
 SEEDS ?= 1000000
