@@ -92,6 +92,7 @@ func start(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 	}
 	fs := newFS(v, opts.ID, &opts, newWorkQueue())
 	fs.epoch = conn.Epoch()
+	fs.backer = conn
 	m := &Mounted{conn: conn, fs: fs, revealer: newRevealer(fs, conn), done: make(chan struct{})}
 	// From here on no change is missed.
 	m.cancel = v.AddViewer(opts.ID, fs.shown)
@@ -167,6 +168,7 @@ func (m *Mounted) finish() {
 	m.fs.helper.Close() // keepHelper may have just started one
 	m.revealer.tasks.Wait()
 	m.cancel()
+	m.fs.leaveAll()
 	m.fs.releaseAll()
 	close(m.done)
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/synapsefs/synapsefs/internal/mutation"
 	"github.com/synapsefs/synapsefs/store/content"
@@ -20,8 +21,14 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 	d.io.Lock()
 	defer d.io.Unlock()
 	defer d.note()
+	if err := d.lookDirect(); err != nil {
+		return diskError(err)
+	}
 	if !d.rec.Created && !d.rec.Dirty {
 		if !final {
+			if d.directly.Load() != nil { // nobody will say when it is written
+				v.publishLater(d)
+			}
 			return nil
 		}
 		return v.dropDraft(d, handle)
@@ -30,6 +37,9 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		v.mu.Lock()
 		err := v.read(func(t *tree) error { return v.letGoLocked(t, d) })
 		v.mu.Unlock()
+		if err == nil {
+			err = d.quiet()
+		}
 		if err != nil {
 			return err // else it would be hashed for nothing
 		}
@@ -66,6 +76,10 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 	}
 	if final {
 		return v.removeDraftFile(d)
+	}
+	if dd := d.directly.Load(); dd != nil {
+		dd.Recorded()
+		v.publishLater(d)
 	}
 	return nil
 }
@@ -108,7 +122,7 @@ func (v *Volume) draftLinks(t *tree, d *draft, i *crdt.Inode) (links []crdt.Link
 // reopenDraft opens a draft's file again after its final publication, which
 // closed it, could not be recorded.
 func (v *Volume) reopenDraft(d *draft, closed bool) error {
-	if !closed || d.file == nil {
+	if !closed || d.file == nil || d.directly.Load() != nil {
 		return nil
 	}
 	if err := d.file.Close(); err != nil {
@@ -150,12 +164,13 @@ func (v *Volume) draftContent(d *draft, final bool) (*crdt.Content, error) {
 	if d.file == nil {
 		return &crdt.Content{Hash: emptyHash, Mtime: d.time()}, nil
 	}
+	mtime := d.time() // first: it may be written past us
 	p, err := d.file.Publish(final, v.db.opts.InlineLimit)
 	if err != nil {
 		return nil, err
 	}
 	return &crdt.Content{
-		Size: p.Size, Mtime: d.time(), Hash: p.Hash, Manifest: p.Manifest != nil, Inline: p.Inline,
+		Size: p.Size, Mtime: mtime, Hash: p.Hash, Manifest: p.Manifest != nil, Inline: p.Inline,
 	}, nil
 }
 
@@ -361,7 +376,15 @@ func (v *Volume) removeDraftFile(d *draft) error {
 			return err
 		}
 	}
-	err := d.file.Remove()
+	var err error
+	if dd := d.directly.Load(); dd != nil {
+		err = v.dropDirect(d, dd)
+	} else {
+		err = d.file.Remove()
+		v.db.backingMu.Lock()
+		d.began = false
+		v.db.backingMu.Unlock()
+	}
 	d.file = nil
 	return err
 }
@@ -376,6 +399,9 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 		return err
 	}
 	if err := v.recoverNodes(drafts); err != nil {
+		return err
+	}
+	if err := v.dropLeftDrafts(drafts); err != nil {
 		return err
 	}
 	// What was not closed gives its names back first; then new files take
@@ -433,6 +459,28 @@ func (v *Volume) recoverNodes(drafts map[NodeID]draftRecord) error {
 	})
 }
 
+// dropLeftDrafts removes files of drafts that had no record yet, or none any
+// more, when the daemon ended.
+func (v *Volume) dropLeftDrafts(drafts map[NodeID]draftRecord) error {
+	names, err := v.db.content.Drafts()
+	if err != nil {
+		return err
+	}
+	known := make(map[string]bool, len(drafts))
+	for node := range drafts {
+		known[v.draftName(node)] = true
+	}
+	prefix := v.id.String() + "-"
+	for _, name := range names {
+		if strings.HasPrefix(name, prefix) && !known[name] {
+			if err := v.db.content.RemoveDraft(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 func (v *Volume) draftRecords() (map[NodeID]draftRecord, error) {
 	drafts := map[NodeID]draftRecord{}
 	err := v.db.kv.view(func(t txn) error {
@@ -478,6 +526,13 @@ func (v *Volume) recoverDraft(node NodeID, rec draftRecord, unclean bool) (*draf
 	}
 	if small, ok := d.file.(*content.SmallDraft); ok && small.Closed() != nil {
 		d.mtime, d.rec.Flushed = *small.Closed(), true
+	}
+	if d.rec.Flushed && d.rec.Direct != nil {
+		at, err := v.db.content.DraftMtime(d.name)
+		if err != nil {
+			return nil, err
+		}
+		d.rec.Flushed = at == *d.rec.Direct
 	}
 	if d.rec.Flushed || d.rec.Synced {
 		return d, nil

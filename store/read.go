@@ -128,7 +128,7 @@ func (v *Volume) attr(t *tree, node NodeID) (Attr, error) {
 
 func (v *Volume) fileAttr(a *Attr, i *crdt.Inode, rec *nodeRecord) {
 	if d := v.draftOf(a.Node); d != nil {
-		if st := d.stat.Load(); st != nil && st.shown {
+		if st := d.seen(); st != nil && st.shown {
 			a.Size, a.Mtime = st.size, st.mtime
 			if a.Ctime.Before(a.Mtime) {
 				a.Ctime = a.Mtime
@@ -156,28 +156,43 @@ func (v *Volume) contentOf(node NodeID) (version *crdt.Version, inline []byte, e
 		return nil, nil, err
 	}
 	err = v.read(func(t *tree) error {
-		if rec != nil && rec.Frozen != nil {
-			if version = rec.Frozen; !version.Manifest {
-				inline, err = t.inline(ino, version.ID)
-			}
-			return err
-		}
-		i, err := t.Inode(ino)
-		if err != nil {
-			return err
-		}
-		if i == nil {
-			return fmt.Errorf("%w: inode %d", ErrStale, ino)
-		}
-		if version = i.Shown(); version == nil {
-			version = i.Latest()
-		}
-		if version != nil && !version.Manifest {
+		version, err = versionIn(t, ino, rec)
+		if err == nil && version != nil && !version.Manifest {
 			inline, err = t.inline(ino, version.ID)
 		}
 		return err
 	})
 	return version, inline, err
+}
+
+// versionOf is contentOf without the bytes.
+func (v *Volume) versionOf(node NodeID) (version *crdt.Version, err error) {
+	ino, rec, err := v.node(node)
+	if err != nil {
+		return nil, err
+	}
+	err = v.read(func(t *tree) error {
+		version, err = versionIn(t, ino, rec)
+		return err
+	})
+	return version, err
+}
+
+func versionIn(t *tree, ino crdt.Ino, rec *nodeRecord) (*crdt.Version, error) {
+	if rec != nil && rec.Frozen != nil {
+		return rec.Frozen, nil
+	}
+	i, err := t.Inode(ino)
+	if err != nil {
+		return nil, err
+	}
+	if i == nil {
+		return nil, fmt.Errorf("%w: inode %d", ErrStale, ino)
+	}
+	if shown := i.Shown(); shown != nil {
+		return shown, nil
+	}
+	return i.Latest(), nil
 }
 
 // ReadAt reads what the node shows. At the end of the file it returns fewer
