@@ -102,6 +102,10 @@ func (fs *FS) back(node store.NodeID, h store.Handle) (*store.Backing, int32, er
 	if fs.backer == nil || fs.noBacking.Load() {
 		return nil, 0, nil
 	}
+	// Small files are opened all the time, for them the store is not asked.
+	if h == 0 && fs.shown.toldSize(node) < store.BackedFrom {
+		return nil, 0, nil
+	}
 	b, err := fs.vol.OpenBacking(node, h)
 	if err != nil && h == 0 { // reading will say so, if it is of any matter
 		fs.log.Debug("open", "err", err)

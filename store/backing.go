@@ -10,10 +10,11 @@ import (
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
+// BackedFrom is the least size in bytes of a published file that is read past
+// us. To open a smaller one so costs more than it saves.
+const BackedFrom = content.BlockSize
+
 const (
-	// backedFrom is the least size of a published file that is read past us.
-	// To open a smaller one so costs more than it saves.
-	backedFrom = content.BlockSize
 	// backedFree is how much disk must be free for a file to be written past
 	// us: nobody counts what is written then. See DB.room.
 	backedFree = 4 << 30
@@ -166,7 +167,7 @@ func openAgain(f *os.File) (*os.File, error) { return os.Open(fmt.Sprintf("/proc
 // backVersion makes the file that holds the node's published version its backing.
 func (v *Volume) backVersion(node NodeID) (*Backing, error) {
 	version, err := v.versionOf(node)
-	if err != nil || version == nil || !version.Manifest || version.Size < backedFrom {
+	if err != nil || version == nil || !version.Manifest || version.Size < BackedFrom {
 		return nil, err
 	}
 	m, err := v.db.manifests.get(version.Hash, v.db.manifest)
