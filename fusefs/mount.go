@@ -234,6 +234,7 @@ type Stats struct {
 	Pending       int // names among them
 	Nodes         int // that the kernel knows
 	Frozen        int // of them, old versions that somebody still uses
+	Direct        int // open files that the kernel reads and writes without us
 }
 
 // Stats returns the counters.
@@ -245,6 +246,7 @@ func (m *Mounted) Stats() Stats {
 		Queue:         m.fs.shown.queue.length(),
 	}
 	m.fs.shown.counts(&s)
+	s.Direct = m.fs.direct()
 	return s
 }
 

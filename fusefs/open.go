@@ -2,6 +2,8 @@ package fusefs
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -150,4 +152,19 @@ func (fs *FS) leaveAll() {
 		}
 	}
 	clear(fs.opens)
+}
+
+// direct counts the open files that the kernel has a backing of.
+func (fs *FS) direct() (n int) {
+	fs.mu.Lock()
+	all := slices.Collect(maps.Values(fs.opens))
+	fs.mu.Unlock()
+	for _, o := range all {
+		o.mu.Lock()
+		if o.backing != nil {
+			n++
+		}
+		o.mu.Unlock()
+	}
+	return n
 }
