@@ -154,15 +154,12 @@ func (v *Volume) backDraft(node NodeID, d *content.DirectDraft) (*Backing, error
 	if b := v.useBacking(node); b != nil {
 		return b, nil
 	}
-	f, err := openAgain(d.File())
+	f, err := d.Open()
 	if err != nil {
 		return nil, err
 	}
 	return v.putBacking(&Backing{node: node, file: f, link: d.Link()})
 }
-
-// openAgain opens a file that is open once more, for reading.
-func openAgain(f *os.File) (*os.File, error) { return os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd())) }
 
 // backVersion makes the file that holds the node's published version its backing.
 func (v *Volume) backVersion(node NodeID) (*Backing, error) {

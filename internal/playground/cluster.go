@@ -56,7 +56,7 @@ type Node struct {
 	Bind   string // its gossip address
 	State  string // its state directory
 
-	command []string // the daemon's, up to its subcommand
+	command []string  // the daemon's, up to its subcommand
 	child   *exec.Cmd // nil if not running
 	exited  chan struct{}
 }

@@ -3,11 +3,13 @@ package content
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
+	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -41,11 +43,20 @@ type signature struct {
 
 // CreateDirectDraft makes an empty one that has been changed at a time.
 func (s *Store) CreateDirectDraft(name string, at crdt.Time) (*DirectDraft, error) {
-	d, err := s.CreateDraft(name, Base{}, 0, 0)
-	if err != nil {
-		return nil, err
+	if err := checkDraftName(name); err != nil {
+		return nil, fmt.Errorf("create draft %q: %w", name, err)
 	}
-	return d.Direct(at)
+	const flags = os.O_RDONLY | os.O_CREATE | os.O_EXCL
+	f, err := os.OpenFile(s.draftPath(name), flags, 0o600)
+	if errors.Is(err, os.ErrExist) { // left over: it may be an immutable one by now
+		if err = os.Remove(s.draftPath(name)); err == nil {
+			f, err = os.OpenFile(s.draftPath(name), flags, 0o600)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create draft %q: %w", name, err)
+	}
+	return &DirectDraft{store: s, name: name, f: f, floor: at}, nil
 }
 
 // Direct makes an empty draft a direct one, and ends this one.
@@ -149,8 +160,14 @@ func fileSize(f *os.File) int64 {
 	return st.Size()
 }
 
-// File is open on the draft's file, for reading.
-func (d *DirectDraft) File() *os.File { return d.f }
+// Open returns another descriptor of the draft's file, for reading.
+func (d *DirectDraft) Open() (*os.File, error) {
+	fd, err := unix.FcntlInt(d.f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open draft %q: %w", d.name, err)
+	}
+	return os.NewFile(uintptr(fd), d.f.Name()), nil
+}
 
 // Link names the immutable file that the draft's file has become.
 func (d *DirectDraft) Link() *FileID {
@@ -351,30 +368,55 @@ func (d *DirectDraft) Publish(final bool, inlineLimit int) (Published, error) {
 	if err != nil {
 		return Published{}, fmt.Errorf("publish draft %q: %w", d.name, err)
 	}
-	f, err := os.OpenFile(d.store.draftPath(d.name), os.O_RDWR, 0)
+	var p Published
+	if before.size <= int64(inlineLimit) {
+		p, err = d.inline(before.size)
+	} else {
+		p, err = d.publish(before, final, inlineLimit)
+	}
 	if err != nil {
 		return Published{}, fmt.Errorf("publish draft %q: %w", d.name, err)
 	}
-	plain := d.store.newDraft(d.name, Base{}, f, 0, before.size)
-	plain.link = d.Link()
-	if err := plain.findDirty(); err != nil {
-		return Published{}, errors.Join(fmt.Errorf("publish draft %q: %w", d.name, err), f.Close())
-	}
-	p, err := plain.Publish(final, inlineLimit)
 	d.mu.Lock()
-	d.link, d.taken = plain.link, before
+	d.taken = before
 	d.mu.Unlock()
-	if err := errors.Join(err, plain.Close()); err != nil {
-		return Published{}, err
+	if final {
+		return p, nil
 	}
 	after, err := d.sign()
-	if err == nil && !final && after != before {
+	if err == nil && after != before {
 		err = ErrBusy
 	}
 	if err != nil {
 		return Published{}, fmt.Errorf("publish draft %q: %w", d.name, err)
 	}
 	return p, nil
+}
+
+func (d *DirectDraft) inline(size int64) (Published, error) {
+	b := make([]byte, size)
+	if _, err := d.f.ReadAt(b, 0); err != nil && err != io.EOF {
+		return Published{}, err
+	}
+	return Published{Size: size, Hash: blake3.Sum256(b), Inline: b}, nil
+}
+
+// publish has a Draft of the same file do it.
+func (d *DirectDraft) publish(as signature, final bool, inlineLimit int) (Published, error) {
+	f, err := os.OpenFile(d.store.draftPath(d.name), os.O_RDWR, 0)
+	if err != nil {
+		return Published{}, err
+	}
+	plain := d.store.newDraft(d.name, Base{}, f, 0, as.size)
+	plain.link = d.Link()
+	if err := plain.findDirty(); err != nil {
+		return Published{}, errors.Join(err, f.Close())
+	}
+	p, err := plain.Publish(final, inlineLimit)
+	d.mu.Lock()
+	d.link = plain.link
+	d.mu.Unlock()
+	return p, errors.Join(err, plain.Close())
 }
 
 // ErrBusy says that a file was written while it was read.
