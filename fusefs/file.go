@@ -41,10 +41,15 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 			return fs.status("open", err)
 		}
 	}
-	return fs.status("open", fs.openWrite(&in.InHeader, node, trunc, out))
+	return fs.status("open", fs.openWrite(&in.InHeader, node, in.Flags, out))
 }
 
-func (fs *FS) openWrite(h *fuse.InHeader, node store.NodeID, trunc bool, out *fuse.OpenOut) error {
+// appends reports whether a file is opened to be written at its end alone.
+func appends(flags uint32) bool {
+	return flags&syscall.O_APPEND != 0 && flags&syscall.O_ACCMODE == syscall.O_WRONLY
+}
+
+func (fs *FS) openWrite(h *fuse.InHeader, node store.NodeID, flags uint32, out *fuse.OpenOut) error {
 	ino, ok := fs.vol.Inode(node)
 	if !ok {
 		return store.ErrStale
@@ -52,12 +57,12 @@ func (fs *FS) openWrite(h *fuse.InHeader, node store.NodeID, trunc bool, out *fu
 	// Counted first: from the first moment on its publications are our own.
 	fs.shown.opened(ino)
 	defer fs.shown.closed(ino)
-	return fs.enter(node, openWriter, out, func() (store.Handle, error) {
-		handle, err := fs.vol.OpenWrite(fs.request(h), node, trunc)
+	return fs.enter(node, openWriter, out, func() (store.Handle, bool, error) {
+		handle, err := fs.vol.OpenWrite(fs.request(h), node, flags&syscall.O_TRUNC != 0)
 		if err == nil {
 			fs.keepHandle(handle, node, ino)
 		}
-		return handle, err
+		return handle, appends(flags), err
 	})
 }
 
@@ -107,7 +112,7 @@ func (fs *FS) create(in *fuse.CreateIn, name string, out *fuse.CreateOut) error 
 		return err
 	}
 	fs.keepHandle(h, a.Node, a.Ino)
-	err = fs.enter(a.Node, openWriter, &out.OpenOut, func() (store.Handle, error) { return h, nil })
+	err = fs.enter(a.Node, openWriter, &out.OpenOut, func() (store.Handle, bool, error) { return h, appends(in.Flags), nil })
 	if err != nil {
 		return err
 	}
@@ -138,7 +143,7 @@ func (fs *FS) createMerged(in *fuse.CreateIn, key nameKey, p pendingName, out *f
 	}
 	fs.shown.drop(key)
 	if writes(in.Flags) {
-		if err := fs.openWrite(&in.InHeader, a.Node, in.Flags&syscall.O_TRUNC != 0, &out.OpenOut); err != nil {
+		if err := fs.openWrite(&in.InHeader, a.Node, in.Flags, &out.OpenOut); err != nil {
 			return err
 		}
 	} else if err := fs.enter(a.Node, openReader, &out.OpenOut, nil); err != nil {

@@ -32,7 +32,7 @@ type backer interface {
 // enter counts an open that the kernel will release, and lets open, which may be
 // nil, do its part: how the node is open stays as it is meanwhile. Then it fills
 // in the reply. flags are those of an open by the page cache.
-func (fs *FS) enter(node store.NodeID, flags uint32, out *fuse.OpenOut, open func() (store.Handle, error)) error {
+func (fs *FS) enter(node store.NodeID, flags uint32, out *fuse.OpenOut, open func() (h store.Handle, appends bool, err error)) error {
 	fs.mu.Lock()
 	o := fs.opens[node]
 	if o == nil {
@@ -43,18 +43,19 @@ func (fs *FS) enter(node store.NodeID, flags uint32, out *fuse.OpenOut, open fun
 	fs.mu.Unlock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	h := store.Handle(0)
+	var h store.Handle
+	var appends bool
 	var err error
 	if open != nil {
-		h, err = open()
+		h, appends, err = open()
 	}
 	switch {
 	case err != nil:
 	case !o.decided:
-		o.backing, o.id, err = fs.back(node, h)
+		o.backing, o.id, err = fs.back(node, h, appends)
 		o.decided = err == nil
 	case o.backing != nil && h != 0:
-		err = fs.backWriter(node, h)
+		err = fs.backWriter(node, h, appends)
 	}
 	if err != nil {
 		fs.leave(node)
@@ -100,7 +101,7 @@ func (fs *FS) leave(node store.NodeID) {
 }
 
 // back finds the file that the kernel is to have for a node.
-func (fs *FS) back(node store.NodeID, h store.Handle) (*store.Backing, int32, error) {
+func (fs *FS) back(node store.NodeID, h store.Handle, appends bool) (*store.Backing, int32, error) {
 	if fs.backer == nil || fs.noBacking.Load() {
 		return nil, 0, nil
 	}
@@ -108,7 +109,7 @@ func (fs *FS) back(node store.NodeID, h store.Handle) (*store.Backing, int32, er
 	if h == 0 && fs.shown.toldSize(node) < store.BackedFrom {
 		return nil, 0, nil
 	}
-	b, err := fs.vol.OpenBacking(node, h)
+	b, err := fs.vol.OpenBacking(node, h, appends)
 	if err != nil && h == 0 { // reading will say so, if it is of any matter
 		fs.log.Debug("open", "err", err)
 		return nil, 0, nil
@@ -126,8 +127,8 @@ func (fs *FS) back(node store.NodeID, h store.Handle) (*store.Backing, int32, er
 }
 
 // backWriter makes the file that the kernel has for a node the draft's own.
-func (fs *FS) backWriter(node store.NodeID, h store.Handle) error {
-	b, err := fs.vol.OpenBacking(node, h)
+func (fs *FS) backWriter(node store.NodeID, h store.Handle, appends bool) error {
+	b, err := fs.vol.OpenBacking(node, h, appends)
 	if err != nil || b == nil {
 		return err
 	}

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -168,17 +171,25 @@ func readAllOf(t *testing.T, f *os.File) []byte {
 // TestNoOpWhileHeld: an open for writing without a write is none, whatever
 // readers have (fieldcases 15).
 func TestNoOpWhileHeld(t *testing.T) {
+	for _, size := range []int{5, 100_000, bulkSize} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) { testNoOpWhileHeld(t, size) })
+	}
+}
+
+func testNoOpWhileHeld(t *testing.T, size int) {
 	n := fstest.Mount(t, fstest.Options{Store: store.Options{PublishInterval: time.Millisecond}})
 	path := n.Dir + "/f"
-	ops(t, n, func() { must(t, os.WriteFile(path, bulk('1', bulkSize), 0o644)) })
+	ops(t, n, func() { must(t, os.WriteFile(path, bytes.Repeat([]byte("1"), size), 0o644)) })
 	before := stat(t, path)
 	for _, held := range []bool{false, true} {
 		if held {
 			holdRead(t, path)
 		}
 		for range 3 {
-			if got := ops(t, n, func() { must(t, open(t, path, os.O_RDWR|os.O_APPEND).Close()) }); got != 0 {
-				t.Errorf("held %v: %d ops", held, got)
+			for _, flags := range []int{os.O_RDWR | os.O_APPEND, os.O_WRONLY | os.O_APPEND, os.O_WRONLY} {
+				if got := ops(t, n, func() { must(t, open(t, path, flags).Close()) }); got != 0 {
+					t.Errorf("held %v, flags %x: %d ops", held, flags, got)
+				}
 			}
 		}
 		if after := stat(t, path); after.Mtim != before.Mtim || after.Ctim != before.Ctim {
@@ -254,5 +265,54 @@ func TestTimesOfDirectWrites(t *testing.T) {
 		if got := stat(t, dir+"/f").Mtim; got.Nano() != at.UnixNano() {
 			t.Errorf("in the end: %v in %s", got, dir)
 		}
+	}
+}
+
+// TestP2AppendsArePublished: of a file that is appended to and never closed, what
+// was there at some moment is published time and again, and never more than was
+// written, nor out of order.
+func TestP2AppendsArePublished(t *testing.T) {
+	p := fstest.MountPair(t, fstest.Options{Store: store.Options{PublishInterval: 20 * time.Millisecond}})
+	path := p.A.Dir + "/log"
+	writeFile(t, path, "line 0000000\n")
+	p.Sync()
+	f := open(t, path, os.O_WRONLY|os.O_APPEND)
+	var lines atomic.Int64
+	var stop atomic.Bool
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for n := int64(1); !stop.Load(); n++ {
+			if _, err := fmt.Fprintf(f, "line %07d\n", n); err != nil {
+				t.Error(err)
+				return
+			}
+			lines.Store(n)
+		}
+	})
+	seen := 0
+	fstest.Eventually(t, func() error {
+		b, err := os.ReadFile(p.B.Dir + "/log")
+		must(t, err)
+		for n, line := range strings.Split(strings.TrimSuffix(string(b), "\n"), "\n") {
+			if want := fmt.Sprintf("line %07d", n); line != want && !strings.HasPrefix(want, line) {
+				t.Fatalf("line %d is %q", n, line)
+			}
+		}
+		if len(b) > 13 {
+			seen++
+		}
+		if seen < 5 {
+			return fmt.Errorf("%d bytes arrived, %d lines are written", len(b), lines.Load())
+		}
+		return nil
+	})
+	stop.Store(true)
+	writer.Wait()
+	must(t, f.Close())
+	p.Sync()
+	b, err := os.ReadFile(p.B.Dir + "/log")
+	must(t, err)
+	if want := 13 * (lines.Load() + 1); int64(len(b)) != want {
+		t.Errorf("%d bytes, want %d", len(b), want)
 	}
 }

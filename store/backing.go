@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -43,18 +44,19 @@ type Backing struct {
 func (b *Backing) File() *os.File { return b.file }
 
 // OpenBacking returns the file that backs a node, nil if it is better served by
-// ReadAt and WriteAt. h is a write handle of the node, or 0. Every call is to
+// ReadAt and WriteAt. h is a write handle of the node, or 0; appends says that it
+// writes at the end alone. Every call is to
 // be followed by CloseBacking. What may be written past us is published only
 // when nobody has it open or mapped for writing.
-func (v *Volume) OpenBacking(node NodeID, h Handle) (*Backing, error) {
-	b, err := v.openBacking(node, h)
+func (v *Volume) OpenBacking(node NodeID, h Handle, appends bool) (*Backing, error) {
+	b, err := v.openBacking(node, h, appends)
 	if err != nil {
 		return nil, fmt.Errorf("back node %x: %w", uint64(node), err)
 	}
 	return b, nil
 }
 
-func (v *Volume) openBacking(node NodeID, h Handle) (*Backing, error) {
+func (v *Volume) openBacking(node NodeID, h Handle, appends bool) (*Backing, error) {
 	if h == 0 {
 		if b := v.useBacking(node); b != nil {
 			return b, nil
@@ -71,7 +73,7 @@ func (v *Volume) openBacking(node NodeID, h Handle) (*Backing, error) {
 		return nil, nil
 	case h != 0:
 		d.io.Lock()
-		err := v.direct(d)
+		err := v.direct(d, appends)
 		d.io.Unlock()
 		if err != nil {
 			return nil, err
@@ -97,9 +99,15 @@ func (v *Volume) useBacking(node NodeID) *Backing {
 	return b
 }
 
-// direct makes a draft that nobody has written yet, and of which no base shows,
-// one that may be written past us. The caller holds mu, and io for writing.
-func (v *Volume) direct(d *draft) error {
+// direct makes a draft that nobody has written yet one that may be written past
+// us, if no base shows of it, or if it is to be appended to and a copy of its
+// base costs no more than the first write would. The caller holds mu, and io
+// for writing.
+func (v *Volume) direct(d *draft, appends bool) error {
+	if dd := d.directly.Load(); dd != nil {
+		dd.Writer(appends)
+		return nil
+	}
 	if v.hasBacking(d.node) {
 		err := v.begin(d, 1<<62)
 		v.publishLater(d) // nobody will say when it is written
@@ -113,6 +121,9 @@ func (v *Volume) direct(d *draft) error {
 	switch f := d.file.(type) {
 	case nil:
 		if !d.rec.Created {
+			if appends {
+				return v.beginAppends(d)
+			}
 			return nil
 		}
 		dd, err = v.db.content.CreateDirectDraft(d.name, d.mtime)
@@ -135,11 +146,50 @@ func (v *Volume) direct(d *draft) error {
 	if err != nil {
 		return diskError(err)
 	}
+	dd.Writer(appends)
+	v.setDirect(d, dd)
+	return nil
+}
+
+func (v *Volume) setDirect(d *draft, dd *content.DirectDraft) {
 	d.file = dd
 	v.db.backingMu.Lock()
 	d.began = true
 	v.db.backingMu.Unlock()
 	d.directly.Store(dd)
+}
+
+// beginAppends begins a draft with a copy of what its node shows.
+func (v *Volume) beginAppends(d *draft) error {
+	version, inline, err := v.contentOf(d.node)
+	if err != nil || version == nil || version.Size > content.BlockSize {
+		return err
+	}
+	b := inline
+	if version.Manifest {
+		m, err := v.db.manifests.get(version.Hash, v.db.manifest)
+		if err != nil {
+			return err
+		}
+		b = make([]byte, version.Size)
+		if _, err := v.db.content.ReadAt(m, b, 0); err != nil && err != io.EOF {
+			return unreadable(err)
+		}
+	}
+	dd, err := v.db.content.CreateDirectDraft(d.name, version.Mtime)
+	if err != nil {
+		return diskError(err)
+	}
+	if _, err = dd.WriteAt(b, 0); err == nil {
+		err = dd.MarkClean(version.Mtime)
+	}
+	if err != nil {
+		return diskError(errors.Join(err, dd.Remove()))
+	}
+	dd.Writer(true)
+	d.rec.Base = version.ID
+	v.setDirect(d, dd)
+	v.publishLater(d) // nobody will say when it is written
 	return nil
 }
 

@@ -32,6 +32,8 @@ type DirectDraft struct {
 	taken signature  // of what Publish returned last
 	floor crdt.Time  // its mtime is at least that
 	set   crdt.Time  // explicitly
+	wrote bool       // there was a Writer
+	grows bool       // and each wrote at the end alone
 	done  bool
 }
 
@@ -158,6 +160,14 @@ func fileSize(f *os.File) int64 {
 		return 0
 	}
 	return st.Size()
+}
+
+// Writer says that somebody is about to write, at the end alone or anywhere.
+func (d *DirectDraft) Writer(appends bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.grows = appends && (d.grows || !d.wrote)
+	d.wrote = true
 }
 
 // Open returns another descriptor of the draft's file, for reading.
@@ -301,6 +311,7 @@ func (d *DirectDraft) WriteAt(p []byte, off int64) (n int, err error) {
 
 // Truncate sets the size in bytes.
 func (d *DirectDraft) Truncate(size int64) error {
+	d.Writer(false)
 	return d.write("truncate", func(f *os.File) error { return f.Truncate(size) })
 }
 
@@ -362,7 +373,7 @@ func (d *DirectDraft) Remove() error { return errors.Join(d.Close(), d.store.Rem
 // Publish stores what the file holds; see [Draft.Publish]. The draft goes on,
 // final or not. If it is final, the file may have become an immutable one; the
 // caller has made sure that it is quiet. If it is not, and somebody has written
-// meanwhile, Publish fails with ErrBusy.
+// meanwhile other than at the end, Publish fails with ErrBusy.
 func (d *DirectDraft) Publish(final bool, inlineLimit int) (Published, error) {
 	before, err := d.sign()
 	if err != nil {
@@ -383,8 +394,11 @@ func (d *DirectDraft) Publish(final bool, inlineLimit int) (Published, error) {
 	if final {
 		return p, nil
 	}
+	d.mu.Lock()
+	grows := d.grows
+	d.mu.Unlock()
 	after, err := d.sign()
-	if err == nil && after != before {
+	if err == nil && after != before && !(grows && after.size >= before.size) {
 		err = ErrBusy
 	}
 	if err != nil {
