@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -314,5 +315,40 @@ func TestP2AppendsArePublished(t *testing.T) {
 	must(t, err)
 	if want := 13 * (lines.Load() + 1); int64(len(b)) != want {
 		t.Errorf("%d bytes, want %d", len(b), want)
+	}
+}
+
+// TestLargeFilesChangedInPlace: a file that nobody reads is changed in place by
+// all ways of opening it, and no other version or file of its bytes with it.
+func TestLargeFilesChangedInPlace(t *testing.T) {
+	for _, flags := range []int{os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_APPEND, os.O_WRONLY | syscall.O_DSYNC} {
+		for _, size := range []int{100, 200_000, bulkSize} {
+			t.Run(fmt.Sprintf("%x %d", flags, size), func(t *testing.T) {
+				p := fstest.MountPair(t, fstest.Options{})
+				path, want := p.A.Dir+"/f", bulk('1', size)
+				must(t, os.WriteFile(path, want, 0o644))
+				must(t, os.WriteFile(p.A.Dir+"/twin", want, 0o644))
+				p.Sync()
+				old := holdRead(t, p.B.Dir+"/f")
+				for n := range 3 {
+					f := open(t, path, flags)
+					text := fmt.Sprintf("change %d", n)
+					_, err := f.WriteString(text)
+					must(t, err)
+					must(t, f.Close())
+					if flags&os.O_APPEND != 0 {
+						want = append(bytes.Clone(want), text...)
+					} else {
+						want = append([]byte(text), want[len(text):]...)
+					}
+					p.Sync()
+					expectFile(t, path, want)
+					expectFile(t, p.B.Dir+"/f", want)
+				}
+				old("elsewhere", bulk('1', size))
+				expectFile(t, p.A.Dir+"/twin", bulk('1', size))
+				expectFile(t, p.B.Dir+"/twin", bulk('1', size))
+			})
+		}
 	}
 }

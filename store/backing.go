@@ -63,7 +63,10 @@ func (v *Volume) openBacking(node NodeID, h Handle, appends bool) (*Backing, err
 		}
 	}
 	d := v.draftOf(node)
-	if d == nil {
+	switch {
+	case d == nil && h != 0:
+		return nil, nil // released meanwhile
+	case d == nil:
 		return v.backVersion(node)
 	}
 	d.mu.Lock()
@@ -82,8 +85,8 @@ func (v *Volume) openBacking(node NodeID, h Handle, appends bool) (*Backing, err
 	if dd, ok := d.file.(*content.DirectDraft); ok {
 		return v.backDraft(node, dd)
 	}
-	if d.file != nil || d.shown() {
-		return nil, nil
+	if h != 0 || d.file != nil || d.shown() {
+		return nil, nil // an immutable file is nobody's to write
 	}
 	return v.backVersion(node)
 }
@@ -315,23 +318,33 @@ func (v *Volume) adopt(d *draft, b *Backing, mtime crdt.Time) (*content.DirectDr
 }
 
 // dropDirect ends a draft that was written past us and is published. If kernels
-// have its file still, it stays, for the next draft to adopt.
+// have its file still, it stays, for the next draft to adopt. The caller holds
+// mu, and io for writing.
 func (v *Volume) dropDirect(d *draft, dd *content.DirectDraft) error {
+	d.note() // nothing shows any more, and what was noted is old
+	if v.keepBacking(d, dd.Link()) {
+		return dd.Close()
+	}
+	return dd.Remove()
+}
+
+// keepBacking ends that a draft is written past us, and reports whether kernels
+// have its file, which link names if it is an immutable one now.
+func (v *Volume) keepBacking(d *draft, link *content.FileID) bool {
 	v.db.backingMu.Lock()
 	defer v.db.backingMu.Unlock()
-	d.note() // nothing shows any more, and what was noted is old
 	d.directly.Store(nil)
 	d.began = false
 	b := v.backings[d.node]
 	if b == nil {
-		return dd.Remove()
+		return false
 	}
 	b.named = true
-	if link := dd.Link(); link != nil && b.link == nil {
+	if link != nil && b.link == nil {
 		b.link = link
 		v.db.backed[*link] = true
 	}
-	return dd.Close()
+	return true
 }
 
 // lookDirect takes over what was written past us. The caller holds io for

@@ -204,7 +204,7 @@ func (v *Volume) ReadAt(node NodeID, p []byte, off int64) (int, error) {
 			d.io.RUnlock()
 			return 0, nil
 		}
-		if d.shown() {
+		if d.shown() || d.directly.Load() != nil {
 			defer d.io.RUnlock()
 			n, err := d.file.ReadAt(p, off)
 			return n, eof(err)
@@ -276,7 +276,7 @@ func (v *Volume) extents(node NodeID) (func(int64) (content.ExtentKind, int64, e
 	if d := v.draftOf(node); d != nil {
 		d.io.RLock()
 		defer d.io.RUnlock()
-		if d.shown() && d.file != nil {
+		if d.file != nil && (d.shown() || d.directly.Load() != nil) {
 			return d.file.Extent, d.file.Size(), nil
 		}
 	}
