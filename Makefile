@@ -13,7 +13,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test test-full suites-full xfstests pjdfstest sim race bench lint generate check clean
+.PHONY: help setup build install demo test test-full torn-full suites-full xfstests pjdfstest sim race bench lint generate check clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,8 +40,11 @@ test: setup ## all tests, real mounts included; PKGS=./store/... for some
 	$(GO) vet $(PKGS)
 	$(GO) test -count=1 -timeout 15m $(TESTARGS) $(PKGS)
 
-test-full: test ## make test, and the random programs on two mounts for a minute
+test-full: test torn-full ## make test, and the random programs on two mounts for a minute
 	$(GO) test -count=1 -run TestP4RandomPrograms ./fusefs -stress.time=60s
+
+torn-full: setup ## 10,000 remote replacements of files that are being read
+	$(GO) test -count=1 -timeout 60m -run TestP2TornReads -v ./internal/e2e -torn.replacements=10000
 
 suites-full: setup ## the suites of others at full length, with and without faults of the peers: an hour
 	$(GO) test -count=1 -timeout 0 -v -run 'Suites' ./internal/e2e -suites.full

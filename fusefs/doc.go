@@ -22,6 +22,19 @@
 //     node is not outside, whatever his mount: he changes the file in place, as
 //     on a local disk, and the other mounts drop their pages when he closes.
 //
+// # What the kernel reads and writes itself
+//
+// New files, files that are rewritten from nothing or appended to, and large
+// files that are one file of the store, are opened by passthrough: the kernel
+// reads and writes a [store.Backing] and we hear of open, flush and release
+// alone. From a node's first open to its last release there is one way, and one
+// file, for all (FS.enter); a version from elsewhere is another node. What is
+// written so is found by the file's times, at flush, release and stat, and is
+// published when nobody has it open or mapped for writing any more.
+//
+// On a read-only mount the kernel refuses writers by itself (kernel.Conn.Remount),
+// so it is not asked for opens at all, and there is no passthrough.
+//
 // # Shown and merged
 //
 // What the store has merged is not yet what programs on this node see. A name
@@ -65,4 +78,5 @@
 // store.Volume's locks, then shown.mu, then workQueue.mu or a leaf of the
 // volume (Volume.Node, Volume.Kept). shown.mu is never
 // held during a call of the volume or the kernel. revealer.mu is a leaf.
+// openFile.mu comes before all of these, and FS.mu is a leaf.
 package fusefs

@@ -25,28 +25,31 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 	if fs.sealed.Load() {
 		return fuse.ENOSYS // the kernel opens by itself from now on, and keeps the pages
 	}
+	node := store.NodeID(in.NodeId)
 	if fs.helper.Is(&in.InHeader) {
-		out.OpenFlags = openReader // it writes nothing
-		return fuse.OK
+		return fs.enterHelper(node, out) // it writes nothing
 	}
 	trunc := in.Flags&syscall.O_TRUNC != 0
 	if !writes(in.Flags) && !trunc {
-		out.OpenFlags = openReader
-		return fuse.OK
+		return fs.status("open", fs.enter(node, openReader, out, nil))
 	}
 	if s, ro := fs.refuse(); ro {
 		return s
 	}
-	node := store.NodeID(in.NodeId)
 	if in.Mode&fuse.OPEN_KILL_SUIDGID != 0 && trunc {
 		if err := fs.killSetID(&in.InHeader, node); err != nil {
 			return fs.status("open", err)
 		}
 	}
-	return fs.status("open", fs.openWrite(&in.InHeader, node, trunc, out))
+	return fs.status("open", fs.openWrite(&in.InHeader, node, in.Flags, out))
 }
 
-func (fs *FS) openWrite(h *fuse.InHeader, node store.NodeID, trunc bool, out *fuse.OpenOut) error {
+// appends reports whether a file is opened to be written at its end alone.
+func appends(flags uint32) bool {
+	return flags&syscall.O_APPEND != 0 && flags&syscall.O_ACCMODE == syscall.O_WRONLY
+}
+
+func (fs *FS) openWrite(h *fuse.InHeader, node store.NodeID, flags uint32, out *fuse.OpenOut) error {
 	ino, ok := fs.vol.Inode(node)
 	if !ok {
 		return store.ErrStale
@@ -54,13 +57,13 @@ func (fs *FS) openWrite(h *fuse.InHeader, node store.NodeID, trunc bool, out *fu
 	// Counted first: from the first moment on its publications are our own.
 	fs.shown.opened(ino)
 	defer fs.shown.closed(ino)
-	handle, err := fs.vol.OpenWrite(fs.request(h), node, trunc)
-	if err != nil {
-		return err
-	}
-	fs.keepHandle(handle, node, ino)
-	out.Fh, out.OpenFlags = uint64(handle), openWriter
-	return nil
+	return fs.enter(node, openWriter, out, func() (store.Handle, bool, error) {
+		handle, err := fs.vol.OpenWrite(fs.request(h), node, flags&syscall.O_TRUNC != 0)
+		if err == nil {
+			fs.keepHandle(handle, node, ino)
+		}
+		return handle, appends(flags), err
+	})
 }
 
 // killSetID clears what a write by somebody else must clear.
@@ -80,8 +83,10 @@ func (fs *FS) killSetID(h *fuse.InHeader, node store.NodeID) error {
 // Create makes a file and opens it.
 func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	if fs.helper.Is(&in.InHeader) {
-		out.OpenFlags = openReader
-		return fs.answerNew(&in.InHeader, name, &out.EntryOut)
+		if s := fs.answerNew(&in.InHeader, name, &out.EntryOut); s != fuse.OK {
+			return s
+		}
+		return fs.enterHelper(store.NodeID(out.NodeId), &out.OpenOut)
 	}
 	if s, ro := fs.refuse(); ro {
 		return s
@@ -106,9 +111,21 @@ func (fs *FS) create(in *fuse.CreateIn, name string, out *fuse.CreateOut) error 
 	if err != nil {
 		return err
 	}
+	return fs.enterMade(gen, a, h, in, out)
+}
+
+// enterMade is the reply to an open that made its file.
+func (fs *FS) enterMade(gen uint64, a store.Attr, h store.Handle, in *fuse.CreateIn, out *fuse.CreateOut) error {
 	fs.keepHandle(h, a.Node, a.Ino)
-	out.Fh, out.OpenFlags = uint64(h), openWriter
-	return fs.replyMade(gen, a, &out.EntryOut)
+	err := fs.enter(a.Node, openWriter, &out.OpenOut, func() (store.Handle, bool, error) { return h, appends(in.Flags), nil })
+	if err != nil {
+		return err
+	}
+	if err = fs.replyMade(gen, a, &out.EntryOut); err != nil {
+		fs.leave(a.Node)
+		fs.release(store.Request{Mount: fs.mount}, h)
+	}
+	return err
 }
 
 // createMerged answers the creation of a name that the caller does not see
@@ -131,11 +148,11 @@ func (fs *FS) createMerged(in *fuse.CreateIn, key nameKey, p pendingName, out *f
 	}
 	fs.shown.drop(key)
 	if writes(in.Flags) {
-		if err := fs.openWrite(&in.InHeader, a.Node, in.Flags&syscall.O_TRUNC != 0, &out.OpenOut); err != nil {
+		if err := fs.openWrite(&in.InHeader, a.Node, in.Flags, &out.OpenOut); err != nil {
 			return err
 		}
-	} else {
-		out.OpenFlags = openReader
+	} else if err := fs.enter(a.Node, openReader, &out.OpenOut, nil); err != nil {
+		return err
 	}
 	return fs.replyNew(a, &out.EntryOut)
 }
@@ -154,9 +171,7 @@ func (fs *FS) tmpfile(in *fuse.CreateIn, out *fuse.CreateOut) error {
 	if err != nil {
 		return err
 	}
-	fs.keepHandle(h, a.Node, a.Ino)
-	out.Fh, out.OpenFlags = uint64(h), openWriter
-	return fs.replyMade(gen, a, &out.EntryOut)
+	return fs.enterMade(gen, a, h, in, out)
 }
 
 // Read fills the kernel's buffer.
@@ -213,6 +228,7 @@ func (fs *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 
 // Release publishes the file if this was its last write handle.
 func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	fs.leave(store.NodeID(in.NodeId))
 	if in.Fh != 0 {
 		fs.release(fs.request(&in.InHeader), store.Handle(in.Fh))
 	}

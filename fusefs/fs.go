@@ -43,8 +43,12 @@ type FS struct {
 	// sealed: the kernel refuses writers, so that it need not ask for opens.
 	sealed atomic.Bool
 
+	backer    backer      // nil: no passthrough; fixed before the first request
+	noBacking atomic.Bool // the kernel has refused
+
 	mu      sync.Mutex // guards what follows
 	handles map[store.Handle]openHandle
+	opens   map[store.NodeID]*openFile
 }
 
 // openHandle is an open file description that may write.
@@ -63,6 +67,7 @@ func newFS(v *store.Volume, id store.MountID, opts *Options, queue *workQueue) *
 		staging:       newStagingName(),
 		log:           opts.Log,
 		handles:       make(map[store.Handle]openHandle),
+		opens:         make(map[store.NodeID]*openFile),
 	}
 	fs.readOnly.Store(opts.ReadOnly)
 	fs.noAtime.Store(opts.Flags.NoAtime)

@@ -33,6 +33,9 @@ type Options struct {
 	// Guard lays a dead mount below, so that the bare mountpoint is an error
 	// and never an empty directory. Needs root.
 	Guard bool
+	// Passthrough has the kernel read and write large and new files itself, by
+	// files of the store: faster. All mounts of a volume are to agree on it.
+	Passthrough bool
 	// MaxBackground bounds the kernel's asynchronous requests in flight: more
 	// helps a slow disk, less saves memory. 0 means 64.
 	MaxBackground int
@@ -94,6 +97,9 @@ func start(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 	}
 	fs := newFS(v, opts.ID, &opts, newWorkQueue())
 	fs.epoch = conn.Epoch()
+	if opts.Passthrough {
+		fs.backer = conn
+	}
 	m := &Mounted{conn: conn, fs: fs, revealer: newRevealer(fs, conn), done: make(chan struct{})}
 	// From here on no change is missed.
 	m.cancel = v.AddViewer(opts.ID, fs.shown)
@@ -169,6 +175,7 @@ func (m *Mounted) finish() {
 	m.fs.helper.Close() // keepHelper may have just started one
 	m.revealer.tasks.Wait()
 	m.cancel()
+	m.fs.leaveAll()
 	m.fs.releaseAll()
 	close(m.done)
 }
@@ -252,6 +259,7 @@ type Stats struct {
 	Pending       int // names among them
 	Nodes         int // that the kernel knows
 	Frozen        int // of them, old versions that somebody still uses
+	Direct        int // open files that the kernel reads and writes without us
 }
 
 // Stats returns the counters.
@@ -263,6 +271,7 @@ func (m *Mounted) Stats() Stats {
 		Queue:         m.fs.shown.queue.length(),
 	}
 	m.fs.shown.counts(&s)
+	s.Direct = m.fs.direct()
 	return s
 }
 

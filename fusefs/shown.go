@@ -37,6 +37,7 @@ type knownNode struct {
 	born     uint32 // generation, as last told
 	mode     uint32 // as last told, for telling what a change changed
 	uid, gid uint32
+	size     int64 // as last told
 }
 
 // shown is what the kernel knows and what programs see, as against what the
@@ -157,7 +158,7 @@ func (s *shown) knowLocked(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
 	node := s.nodeOfLocked(a)
 	k := s.nodes[node]
 	k.ino, k.dir = a.Ino, a.Kind == crdt.KindDir
-	k.mode, k.uid, k.gid = a.Mode, a.UID, a.GID
+	k.mode, k.uid, k.gid, k.size = a.Mode, a.UID, a.GID, a.Size
 	k.lookups++
 	k.born = s.born[node]
 	s.nodes[node] = k
@@ -238,9 +239,16 @@ func (s *shown) told(node uint64, a *store.Attr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if k, ok := s.nodes[store.NodeID(node)]; ok {
-		k.mode, k.uid, k.gid = a.Mode, a.UID, a.GID
+		k.mode, k.uid, k.gid, k.size = a.Mode, a.UID, a.GID, a.Size
 		s.nodes[store.NodeID(node)] = k
 	}
+}
+
+// toldSize is the size of a file that the kernel was told last.
+func (s *shown) toldSize(node store.NodeID) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.nodes[node].size
 }
 
 // onItsWay bounds how long a reply may take to reach the kernel.

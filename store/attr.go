@@ -83,7 +83,7 @@ func (v *Volume) attrBut(t *tree, node NodeID) (a Attr, i *crdt.Inode, rec *node
 
 func (v *Volume) fileAttr(a *Attr, i *crdt.Inode, rec *nodeRecord) {
 	if d := v.draftOf(a.Node); d != nil {
-		if st := d.stat.Load(); st != nil && st.shown {
+		if st := d.seen(); st != nil && st.shown {
 			a.Size, a.Mtime = st.size, st.mtime
 			a.Blocks = blocks(v.allocated(d, st.size))
 			if a.Ctime.Before(st.ctime) {

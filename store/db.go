@@ -124,6 +124,9 @@ type DB struct {
 	stopSpace func()        // ends watchSpace; nil if it has not begun
 	syncs     syncGroup
 
+	backingMu sync.Mutex              // a leaf; guards what follows, all Volume.backings and draft.began
+	backed    map[content.FileID]bool // immutable files that are a Backing
+
 	mu      sync.Mutex // guards what follows
 	volumes map[VolumeID]*Volume
 	closed  bool
@@ -160,7 +163,7 @@ type replicaRecord struct {
 // ErrLocked, ErrNewerFormat, ErrDamaged, or of the file system.
 func Open(o Options) (*DB, error) {
 	o.setDefaults()
-	db := &DB{opts: o, volumes: map[VolumeID]*Volume{}}
+	db := &DB{opts: o, volumes: map[VolumeID]*Volume{}, backed: map[content.FileID]bool{}}
 	db.reserve.Store(o.ReserveBytes)
 	if err := db.open(); err != nil {
 		for _, v := range db.volumes {

@@ -10,7 +10,8 @@
 // # Lock order
 //
 // pruning.turn; Volume.joinMu; draft.mu, draft.io; Volume.sealMu; Volume.mu; Volume.setsMu;
-// the transaction. Volume.nodesMu and Volume.draftsMu are leaves and guard maps
+// the transaction. DB.backingMu comes after draft.io and before Volume.draftsMu.
+// Volume.nodesMu and Volume.draftsMu are leaves and guard maps
 // only; viewers may take them. Viewers are called with Volume.mu held, merge callbacks with no lock,
 // seal callbacks with Volume.sealMu: they must not seal.
 //

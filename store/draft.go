@@ -29,9 +29,11 @@ type draftRecord struct {
 	Mtime     crdt.Time      // as of the flush
 	MtimeSet  bool           // by utimensat after the last write
 	Abandoned bool           // its writer died before closing it: kept aside
+	Direct    *crdt.Time     `json:",omitempty"` // of the flush: its file's mtime; written past us since if that is another
 }
 
-// draftFile is where a draft's bytes are: content.SmallDraft, or content.Draft.
+// draftFile is where a draft's bytes are: content.SmallDraft, content.Draft, or
+// content.DirectDraft.
 type draftFile interface {
 	ReadAt(p []byte, off int64) (int, error)
 	WriteAt(p []byte, off int64) (int, error)
@@ -64,9 +66,13 @@ type draft struct {
 	mtime crdt.Time // of the last write
 	ctime crdt.Time // of the last write or setting of the mtime; zero after a restart
 
-	stat  atomic.Pointer[draftStat] // what attr shows, so that it waits for no publication
-	taken atomic.Int64              // bytes of disk, as attr found last
-	by    atomic.Uint64             // the MountID that opened it last
+	stat atomic.Pointer[draftStat] // what attr shows, so that it waits for no publication
+	// directly is file if it may be written past us.
+	directly atomic.Pointer[content.DirectDraft]
+	began    bool          // file is, or is about to be, set; guarded by DB.backingMu
+	mapped   time.Duration // how long to wait for its mappings to go; guarded by mu
+	taken    atomic.Int64  // bytes of disk, as attr found last
+	by       atomic.Uint64 // the MountID that opened it last
 
 	dir     crdt.Ino    // of an inode that is not published: where it was made; guarded by mu
 	flushed atomic.Bool // closed after its last write, not yet released
@@ -155,7 +161,7 @@ func (v *Volume) overshadows(node NodeID) bool {
 	if d == nil {
 		return false
 	}
-	st := d.stat.Load()
+	st := d.seen()
 	return st != nil && st.shown
 }
 
@@ -181,6 +187,11 @@ func (d *draft) size() int64 {
 
 // time is the mtime that the draft shows. The caller holds io.
 func (d *draft) time() crdt.Time {
+	if dd := d.directly.Load(); dd != nil {
+		if _, mtime, _, err := dd.Stat(); err == nil {
+			return mtime
+		}
+	}
 	if d.rec.MtimeSet {
 		return d.rec.Mtime
 	}
@@ -348,7 +359,9 @@ func (v *Volume) publishLater(d *draft) {
 		if d.rec.Truncated { // meanwhile: half of it is not to be seen
 			return
 		}
-		if err := v.publish(d, false); err != nil {
+		if err := v.publish(d, false); errors.Is(err, content.ErrBusy) {
+			v.publishLater(d)
+		} else if err != nil {
 			v.db.opts.Log.Warn("publish open file", "volume", v.Name(), "inode", uint64(d.rec.Ino), "err", err)
 			v.publishLater(d)
 		}
@@ -364,10 +377,17 @@ func (v *Volume) Flush(node NodeID, h Handle) error {
 	}
 	d.io.Lock()
 	defer d.io.Unlock()
-	if !d.shown() {
-		return nil
+	if err := d.lookDirect(); err != nil || !d.shown() {
+		return err
 	}
 	d.flushed.Store(true)
+	if dd := d.directly.Load(); dd != nil {
+		at, err := dd.FileMtime()
+		if err != nil || d.rec.Flushed && d.rec.Direct != nil && *d.rec.Direct == at {
+			return err
+		}
+		d.rec.Direct, d.rec.Flushed = &at, false
+	}
 	if d.rec.Flushed {
 		return nil
 	}
@@ -410,22 +430,20 @@ const finishRetry = time.Second
 // cannot be published now (no room) is kept and tried again. The caller holds mu.
 func (v *Volume) finish(d *draft, h Handle) error {
 	err := v.publish(d, true, h)
+	if errors.Is(err, errMapped) {
+		d.flushed.Store(d.mapped < settleLimit)
+		d.mapped = min(max(2*d.mapped, mappedRetry), maxMappedRetry)
+		v.after(d, d.mapped, func() { v.finishUnlessOpen(d, h) })
+		return nil
+	}
+	d.mapped = 0
 	if errors.Is(err, errKept) {
 		d.flushed.Store(false) // Settle need not wait for it
 		return nil
 	}
 	if err != nil {
 		v.db.opts.Log.Warn("publish closed file", "volume", v.Name(), "inode", uint64(d.rec.Ino), "err", err)
-		v.after(d, finishRetry, func() {
-			v.draftsMu.Lock()
-			open := d.handles > 0
-			v.draftsMu.Unlock()
-			if open {
-				v.publishLater(d)
-			} else {
-				v.finish(d, h) //nolint:errcheck // logs and tries again
-			}
-		})
+		v.after(d, finishRetry, func() { v.finishUnlessOpen(d, h) })
 		return err
 	}
 	v.draftsMu.Lock()
@@ -437,6 +455,17 @@ func (v *Volume) finish(d *draft, h Handle) error {
 	v.published = make(chan struct{})
 	v.draftsMu.Unlock()
 	return nil
+}
+
+func (v *Volume) finishUnlessOpen(d *draft, h Handle) {
+	v.draftsMu.Lock()
+	open := d.handles > 0
+	v.draftsMu.Unlock()
+	if open {
+		v.publishLater(d)
+	} else {
+		v.finish(d, h) //nolint:errcheck // logs and tries again
+	}
 }
 
 // Fsync returns when the file's draft, and everything committed before, is on
@@ -463,8 +492,8 @@ func (v *Volume) syncDraft(d *draft) error {
 	}
 	d.io.Lock()
 	defer d.io.Unlock()
-	if d.file != file || d.rec.Synced || !d.shown() {
-		return nil
+	if err := d.lookDirect(); err != nil || d.file != file || d.rec.Synced || !d.shown() {
+		return err
 	}
 	d.rec.Mtime, d.rec.Synced = d.time(), true
 	return v.saveDraft(d)

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -323,4 +324,41 @@ func TestP2UnlinkedAndHeldOpen(t *testing.T) {
 	absent(t, a, root, "log")
 	give(t, a, b)
 	same(t, a, b)
+}
+
+// TestP2RenamesOverEachOther: files renamed one over another, each before its
+// close, and with other links: at every moment peers have something at the name.
+func TestP2RenamesOverEachOther(t *testing.T) {
+	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 0, 2}, {0, 2, 1}, {1, 2, 0}, {2, 0, 1}} {
+		for _, links := range []bool{false, true} {
+			a, b := pair(t, longHold)
+			write(t, a, root, "X", "old")
+			write(t, a, root, "l", "old")
+			give(t, a, b)
+			var open []writing
+			for n := range 3 {
+				w := create(t, a, root, "tmp").write(fmt.Sprint("new ", n), 0)
+				open = append(open, w)
+				check(t, a.Rename(Request{}, root, "tmp", root, "X", crdt.RenameReplace), nil)
+				if links {
+					must(a.Link(Request{}, w.node, root, "tmp2"))
+					check(t, a.Rename(Request{}, root, "tmp2", root, "l", crdt.RenameReplace), nil)
+				}
+			}
+			for _, n := range order {
+				open[n].close()
+				check(t, a.sealNow(), nil)
+				give(t, a, b)
+				for _, name := range []string{"X", "l"} {
+					if _, _, err := b.Lookup(root, name); err != nil {
+						t.Errorf("order %v, links %v: after %d is closed: %s: %v", order, links, n, name, err)
+					}
+				}
+			}
+			if got := read(t, b, root, "X"); got != "new 2" {
+				t.Errorf("order %v: %q", order, got)
+			}
+			same(t, a, b)
+		}
+	}
 }

@@ -18,8 +18,13 @@ func (v *Volume) begin(d *draft, keep int64) error {
 	if d.file != nil {
 		return nil
 	}
+	b := v.beginning(d)
+	if b != nil {
+		defer v.CloseBacking(b) //nolint:errcheck // it has other users
+	}
 	var base content.Base
 	var size int64
+	var mtime crdt.Time
 	rec := d.rec
 	if !rec.Created {
 		version, inline, err := v.contentOf(d.node)
@@ -27,9 +32,9 @@ func (v *Volume) begin(d *draft, keep int64) error {
 			return err
 		}
 		if version != nil {
-			rec.Base = version.ID
+			rec.Base, mtime = version.ID, version.Mtime
 			size = min(version.Size, keep)
-			if version.Manifest && size > 0 {
+			if version.Manifest && size > 0 && b == nil {
 				m, err := v.db.manifest(version.Hash)
 				if err != nil {
 					return err
@@ -40,7 +45,13 @@ func (v *Volume) begin(d *draft, keep int64) error {
 			}
 		}
 	}
-	f, err := v.createDraftFile(d.name, base, size)
+	var f draftFile
+	var err error
+	if b != nil {
+		f, err = v.adopt(d, b, mtime)
+	} else {
+		f, err = v.createDraftFile(d.name, base, size)
+	}
 	if err != nil {
 		return diskError(err)
 	}
@@ -226,6 +237,9 @@ func (v *Volume) Allocate(node NodeID, h Handle, mode uint32, off, length int64)
 	v.publishLater(d)
 	if err := v.grow(d, 1<<62); err != nil {
 		return err
+	}
+	if direct := d.directly.Load(); direct != nil {
+		return diskError(direct.Fallocate(mode, off, length))
 	}
 	file, ok := d.file.(*content.Draft)
 	if !ok {

@@ -1,10 +1,7 @@
 package store
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
-	"maps"
 	"os"
 	"slices"
 
@@ -20,8 +17,14 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 	d.io.Lock()
 	defer d.io.Unlock()
 	defer d.note()
+	if err := d.lookDirect(); err != nil {
+		return diskError(err)
+	}
 	if !d.rec.Created && !d.rec.Dirty {
 		if !final {
+			if d.directly.Load() != nil { // nobody will say when it is written
+				v.publishLater(d)
+			}
 			return nil
 		}
 		return v.dropDraft(d, handle)
@@ -30,6 +33,9 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		v.mu.Lock()
 		err := v.read(func(t *tree) error { return v.letGoLocked(t, d) })
 		v.mu.Unlock()
+		if err == nil {
+			err = d.quiet()
+		}
 		if err != nil {
 			return err // else it would be hashed for nothing
 		}
@@ -66,6 +72,10 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 	}
 	if final {
 		return v.removeDraftFile(d)
+	}
+	if dd := d.directly.Load(); dd != nil {
+		dd.Recorded()
+		v.publishLater(d)
 	}
 	return nil
 }
@@ -108,7 +118,7 @@ func (v *Volume) draftLinks(t *tree, d *draft, i *crdt.Inode) (links []crdt.Link
 // reopenDraft opens a draft's file again after its final publication, which
 // closed it, could not be recorded.
 func (v *Volume) reopenDraft(d *draft, closed bool) error {
-	if !closed || d.file == nil {
+	if !closed || d.file == nil || d.directly.Load() != nil {
 		return nil
 	}
 	if err := d.file.Close(); err != nil {
@@ -150,12 +160,13 @@ func (v *Volume) draftContent(d *draft, final bool) (*crdt.Content, error) {
 	if d.file == nil {
 		return &crdt.Content{Hash: emptyHash, Mtime: d.time()}, nil
 	}
+	mtime := d.time() // first: it may be written past us
 	p, err := d.file.Publish(final, v.db.opts.InlineLimit)
 	if err != nil {
 		return nil, err
 	}
 	return &crdt.Content{
-		Size: p.Size, Mtime: d.time(), Hash: p.Hash, Manifest: p.Manifest != nil, Inline: p.Inline,
+		Size: p.Size, Mtime: mtime, Hash: p.Hash, Manifest: p.Manifest != nil, Inline: p.Inline,
 	}, nil
 }
 
@@ -364,167 +375,15 @@ func (v *Volume) removeDraftFile(d *draft) error {
 			return err
 		}
 	}
-	err := d.file.Remove()
+	var err error
+	if dd := d.directly.Load(); dd != nil {
+		err = v.dropDirect(d, dd)
+	} else {
+		err = d.file.Remove()
+		v.db.backingMu.Lock()
+		d.began = false
+		v.db.backingMu.Unlock()
+	}
 	d.file = nil
-	return err
-}
-
-// recoverDrafts publishes, after a restart, the drafts that were closed after
-// their last write, or synced (P8). Those that were not are kept aside as
-// unfinished: the last version stands. After an unclean boot only what was
-// synced is known to be whole.
-func (v *Volume) recoverDrafts(unclean bool) error {
-	drafts, err := v.draftRecords()
-	if err != nil {
-		return err
-	}
-	if err := v.recoverNodes(drafts); err != nil {
-		return err
-	}
-	// What was not closed gives its names back first; then new files take
-	// theirs, with what stood there as they knew it.
-	var closed []*draft
-	for _, node := range slices.Sorted(maps.Keys(drafts)) {
-		rec := drafts[node]
-		d, err := v.recoverDraft(node, rec, unclean)
-		if err != nil {
-			return fmt.Errorf("recover draft of inode %d: %w", rec.Ino, err)
-		}
-		switch {
-		case d != nil && rec.Created:
-			closed = slices.Insert(closed, 0, d)
-		case d != nil:
-			closed = append(closed, d)
-		}
-	}
-	for _, d := range closed {
-		d.mu.Lock()
-		err := v.publish(d, true)
-		d.mu.Unlock()
-		if err != nil {
-			return fmt.Errorf("publish recovered draft of inode %d: %w", d.rec.Ino, err)
-		}
-	}
-	if err := v.db.deletePrefix(v.keys.key('w')); err != nil {
-		return err
-	}
-	clear(v.nodes)
-	return v.clearNodes()
-}
-
-// recoverNodes finds what the nodes of drafts mean: files that were made again
-// have other numbers. Those of an attempt to begin anew that was broken off name
-// inodes that are not known.
-func (v *Volume) recoverNodes(drafts map[NodeID]draftRecord) error {
-	return v.read(func(t *tree) error {
-		for node := range drafts {
-			var r nodeRecord
-			ok, err := getJSON(t.t, v.keys.key('n', uint64(node)), &r)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				continue
-			}
-			if i, err := t.Inode(r.Ino); err != nil {
-				return err
-			} else if i != nil {
-				v.nodes[node] = &r
-			}
-		}
-		return nil
-	})
-}
-
-func (v *Volume) draftRecords() (map[NodeID]draftRecord, error) {
-	drafts := map[NodeID]draftRecord{}
-	err := v.db.kv.view(func(t txn) error {
-		return t.scan(v.keys.key('d'), nil, func(key, value []byte) (bool, error) {
-			var r draftRecord
-			if err := json.Unmarshal(value, &r); err != nil {
-				return false, fmt.Errorf("%w: draft record %x: %w", ErrDamaged, key, err)
-			}
-			drafts[NodeID(v.keys.tail(key, 0))] = r
-			return true, nil
-		})
-	})
-	return drafts, err
-}
-
-// removeDrafts removes the bytes of all drafts of a volume that is deleted.
-func (v *Volume) removeDrafts() error {
-	drafts, err := v.draftRecords()
-	for node := range drafts {
-		err = errors.Join(err, v.removeDraftBytes(v.draftName(node)))
-	}
-	return err
-}
-
-// removeDraftBytes removes what there is of a draft that is not open.
-func (v *Volume) removeDraftBytes(name string) error {
-	small, ok, err := v.db.content.OpenSmallDraft(name)
-	if ok {
-		err = small.Remove()
-	}
-	return errors.Join(err, v.db.content.RemoveDraft(name))
-}
-
-// recoverDraft returns a draft that was closed or synced; another one is
-// abandoned.
-func (v *Volume) recoverDraft(node NodeID, rec draftRecord, unclean bool) (*draft, error) {
-	d := &draft{node: node, name: v.draftName(node), rec: rec}
-	d.mtime = rec.Mtime
-	switch {
-	case rec.Abandoned:
-		v.unfinished++
-		return nil, nil
-	case unclean && !rec.Synced:
-		return nil, v.abandon(d)
-	}
-	if err := v.openDraftFile(d); err != nil {
-		return nil, err
-	}
-	if small, ok := d.file.(*content.SmallDraft); ok && small.Closed() != nil {
-		d.mtime, d.rec.Flushed = *small.Closed(), true
-	}
-	if d.rec.Flushed || d.rec.Synced {
-		return d, nil
-	}
-	if d.file != nil {
-		if err := d.file.Close(); err != nil {
-			return nil, err
-		}
-	}
-	return nil, v.abandon(d)
-}
-
-// abandon keeps the bytes of a draft that was not closed, and takes it out of
-// the view.
-func (v *Volume) abandon(d *draft) error {
-	if !d.rec.Created && !d.rec.Dirty {
-		return v.dropDraft(d, nil)
-	}
-	named := true
-	err := v.change(0, func(c *change) error {
-		if d.rec.Created {
-			i, err := c.Inode(d.rec.Ino)
-			if err != nil {
-				return err
-			}
-			named = i == nil || len(i.Links) > 0
-			if err := c.retract(d.rec.Ino); err != nil {
-				return err
-			}
-		}
-		if !named { // made by O_TMPFILE: it was to go with its writer
-			return c.forgetDraft(d, nil)
-		}
-		d.rec.Abandoned = true
-		return v.putDraft(c.t, d)
-	})
-	if err == nil && !named {
-		return v.removeDraftBytes(d.name)
-	}
-	v.unfinished++
 	return err
 }

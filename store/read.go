@@ -79,28 +79,43 @@ func (v *Volume) contentOf(node NodeID) (version *crdt.Version, inline []byte, e
 		return nil, nil, err
 	}
 	err = v.read(func(t *tree) error {
-		if rec != nil && rec.Frozen != nil {
-			if version = rec.Frozen; !version.Manifest {
-				inline, err = t.inline(ino, version.ID)
-			}
-			return err
-		}
-		i, err := t.Inode(ino)
-		if err != nil {
-			return err
-		}
-		if i == nil {
-			return fmt.Errorf("%w: inode %d", ErrStale, ino)
-		}
-		if version = i.Shown(); version == nil {
-			version = i.Latest()
-		}
-		if version != nil && !version.Manifest {
+		version, err = versionIn(t, ino, rec)
+		if err == nil && version != nil && !version.Manifest {
 			inline, err = t.inline(ino, version.ID)
 		}
 		return err
 	})
 	return version, inline, err
+}
+
+// versionOf is contentOf without the bytes.
+func (v *Volume) versionOf(node NodeID) (version *crdt.Version, err error) {
+	ino, rec, err := v.node(node)
+	if err != nil {
+		return nil, err
+	}
+	err = v.read(func(t *tree) error {
+		version, err = versionIn(t, ino, rec)
+		return err
+	})
+	return version, err
+}
+
+func versionIn(t *tree, ino crdt.Ino, rec *nodeRecord) (*crdt.Version, error) {
+	if rec != nil && rec.Frozen != nil {
+		return rec.Frozen, nil
+	}
+	i, err := t.Inode(ino)
+	if err != nil {
+		return nil, err
+	}
+	if i == nil {
+		return nil, fmt.Errorf("%w: inode %d", ErrStale, ino)
+	}
+	if shown := i.Shown(); shown != nil {
+		return shown, nil
+	}
+	return i.Latest(), nil
 }
 
 // ReadAt reads what the node shows. At the end of the file it returns fewer
@@ -112,7 +127,7 @@ func (v *Volume) ReadAt(node NodeID, p []byte, off int64) (int, error) {
 			d.io.RUnlock()
 			return 0, nil
 		}
-		if d.shown() {
+		if d.shown() || d.directly.Load() != nil {
 			defer d.io.RUnlock()
 			n, err := d.file.ReadAt(p, off)
 			return n, eof(err)
@@ -184,7 +199,7 @@ func (v *Volume) extents(node NodeID) (func(int64) (content.ExtentKind, int64, e
 	if d := v.draftOf(node); d != nil {
 		d.io.RLock()
 		defer d.io.RUnlock()
-		if d.shown() && d.file != nil {
+		if d.file != nil && (d.shown() || d.directly.Load() != nil) {
 			return d.file.Extent, d.file.Size(), nil
 		}
 	}

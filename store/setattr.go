@@ -140,9 +140,23 @@ func (v *Volume) truncate(r Request, node NodeID, ino crdt.Ino, size int64, h Ha
 func (v *Volume) setMtime(r Request, node NodeID, ino crdt.Ino, t crdt.Time) error {
 	if d := v.draftOf(node); d != nil {
 		d.io.Lock()
-		if d.shown() {
+		dd := d.directly.Load()
+		if d.shown() || dd != nil {
 			defer d.io.Unlock()
 			defer d.note()
+			if dd != nil {
+				if err := dd.SetMtime(t); err != nil {
+					return err
+				}
+				d.rec.Dirty = true
+				if d.rec.Direct != nil { // it is as closed as it was
+					at, err := dd.FileMtime()
+					if err != nil {
+						return err
+					}
+					d.rec.Direct = &at
+				}
+			}
 			d.rec.Mtime, d.rec.MtimeSet = t, true
 			d.ctime = crdt.TimeOf(v.db.opts.Now().UnixNano())
 			return v.db.kv.update(func(tx txn) error {

@@ -77,6 +77,8 @@ type Volume struct {
 	published chan struct{}      // closed and renewed when a draft is finished
 	handles   map[Handle]NodeID
 
+	backings map[NodeID]*Backing // guarded by DB.backingMu
+
 	pruning pruneQueue // of history
 	limits  atomic.Pointer[Limits]
 
@@ -89,8 +91,8 @@ func newVolume(db *DB, id VolumeID, r replicaRecord) *Volume {
 		db: db, id: id, keys: newKeyspace(id, r.Gen), twoStates: r.TwoStates, next: r.Next,
 		replica: r.Replica, name: r.Name, portion: snapChunk,
 		vector: crdt.Vector{}, deps: map[crdt.ReplicaID]crdt.Seq{},
-		viewers: map[MountID]Viewer{},
-		onSeal:  map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){}, onCollect: map[int]func(){},
+		viewers: map[MountID]Viewer{}, backings: map[NodeID]*Backing{},
+		onSeal: map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){}, onCollect: map[int]func(){},
 		nodes: map[NodeID]*nodeRecord{}, current: map[crdt.Ino]NodeID{},
 		drafts: map[NodeID]*draft{}, births: map[crdt.Ino]birth{}, wakeSealer: func() {}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
@@ -48,9 +49,17 @@ func newDaemonCommand(env *environment) *cobra.Command {
 // environment's GOMEMLIMIT overrides it.
 const memoryTarget = 128 << 20
 
+// leastProcs is the least GOMAXPROCS, unless the environment sets it: a thread
+// that comes back from the kernel with a request does not wait for one of those
+// that hash, or are about to be woken.
+const leastProcs = 4
+
 func runDaemon(ctx context.Context, cfg *config.Config) error {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryTarget)
+	}
+	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < leastProcs {
+		runtime.GOMAXPROCS(leastProcs)
 	}
 	n, err := node.Start(ctx, cfg, cfg.Logger(os.Stderr))
 	if errors.Is(err, context.Canceled) {

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -172,9 +173,6 @@ func TestPruneBringsForget(t *testing.T) {
 func TestPassthrough(t *testing.T) {
 	fs, c := serve(t, Options{})
 	backing := t.TempDir()
-	if err := c.PassthroughWorks(backing); err != nil {
-		t.Skip(err)
-	}
 	if err := unix.Mknod(c.Dir()+"/f", unix.S_IFREG|0o600, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -184,6 +182,9 @@ func TestPassthrough(t *testing.T) {
 	}
 	defer f.Close()
 	id, err := c.RegisterBacking(int(f.Fd()))
+	if errors.Is(err, ErrNoPassthrough) || errors.Is(err, unix.ELOOP) {
+		t.Skip(err)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

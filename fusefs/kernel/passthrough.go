@@ -28,8 +28,11 @@ type backingMap struct {
 // RegisterBacking hands an open file to the kernel, for OpenOut.BackingID.
 // A node has one id for as long as it is open anywhere. fd may be closed
 // afterwards. Needs CAP_SYS_ADMIN (EPERM); a file on a stacked filesystem
-// such as overlay gives ELOOP. May be called from a handler.
+// such as overlay gives ELOOP, a kernel without passthrough ErrNoPassthrough. May be called from a handler.
 func (c *Conn) RegisterBacking(fd int) (int32, error) {
+	if c.Negotiated()&fuse.CAP_PASSTHROUGH == 0 {
+		return 0, ErrNoPassthrough
+	}
 	m := backingMap{fd: int32(fd)}
 	var id uintptr
 	err := c.withFD(func(dev int) (err error) {
@@ -60,24 +63,6 @@ func ioctl(fd int, request uintptr, arg unsafe.Pointer) (uintptr, error) {
 		return 0, errno
 	}
 	return r, nil
-}
-
-// PassthroughWorks returns nil if files below backingDir can back files of
-// this mount, else the reason why not. Call it once after Serve.
-func (c *Conn) PassthroughWorks(backingDir string) error {
-	if c.Negotiated()&fuse.CAP_PASSTHROUGH == 0 {
-		return ErrNoPassthrough
-	}
-	fd, err := unix.Open(backingDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return fmt.Errorf("probe passthrough: create a file in %s: %w", backingDir, err)
-	}
-	defer unix.Close(fd)
-	id, err := c.RegisterBacking(fd)
-	if err != nil {
-		return fmt.Errorf("probe passthrough: %w", err)
-	}
-	return c.UnregisterBacking(id)
 }
 
 // Negotiated returns the capabilities (fuse.CAP_*) that both sides agreed

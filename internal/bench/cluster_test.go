@@ -15,6 +15,8 @@ import (
 	"github.com/synapsefs/synapsefs/internal/playground"
 )
 
+var passthrough = flag.Bool("passthrough", false, "measure with the option of that name")
+
 var given = flag.String("binary", "", "a synapsefs `FILE` to measure, instead of a fresh build")
 
 // newCluster starts n daemons with one volume mounted on each.
@@ -35,7 +37,7 @@ func newClusterOn(b *testing.B, n int, hosts []playground.Host) *playground.Clus
 	if err != nil {
 		b.Fatal(err)
 	}
-	c.Hosts = hosts
+	c.Hosts, c.Passthrough = hosts, *passthrough
 	for range n {
 		if _, err := c.Add(); err != nil {
 			b.Fatal(err)

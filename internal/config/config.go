@@ -39,6 +39,7 @@ type Config struct {
 	PublishInterval time.Duration
 	Hold            time.Duration
 	CatchUpTimeout  time.Duration
+	Passthrough     bool
 	MaxClockSkew    time.Duration
 
 	// What it keeps for those that are away.

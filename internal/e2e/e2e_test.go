@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -66,6 +67,8 @@ func start(t *testing.T, n int) *playground.Cluster {
 	return c
 }
 
+var passthrough = flag.Bool("passthrough", false, "run the daemons with the option of that name")
+
 // prepare makes n nodes that do not run.
 func prepare(t *testing.T, n int) *playground.Cluster {
 	t.Helper()
@@ -73,9 +76,15 @@ func prepare(t *testing.T, n int) *playground.Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := playground.New(dir, binary, n)
+	c, err := playground.New(dir, binary, 0)
 	if err != nil {
 		t.Fatal(err)
+	}
+	c.Passthrough = *passthrough
+	for range n {
+		if _, err := c.Add(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {

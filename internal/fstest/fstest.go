@@ -188,8 +188,8 @@ func MountPair(t testing.TB, opts Options) *Pair {
 		opts.Store.Hold = 5 * time.Millisecond
 	}
 	p := &Pair{t: t, A: mount(t, id, opts), B: mount(t, id, opts)}
-	p.ab = newPipe(t, p.A.Volume, p.B.Volume)
-	p.ba = newPipe(t, p.B.Volume, p.A.Volume)
+	p.ab = newPipe(t, p.A, p.B)
+	p.ba = newPipe(t, p.B, p.A)
 	return p
 }
 
@@ -229,21 +229,22 @@ func (p *Pair) Sync() {
 	})
 }
 
-// pipe delivers one replica's batches to another, in order.
+// pipe delivers one replica's batches to another, in order, and the large
+// content that they name.
 type pipe struct {
-	to   *store.Volume
-	wake chan struct{}
+	from, to *Node
+	wake     chan struct{}
 
 	mu    sync.Mutex
 	queue []*store.Batch
 	held  bool
 }
 
-func newPipe(t testing.TB, from, to *store.Volume) *pipe {
-	p := &pipe{to: to, wake: make(chan struct{}, 1)}
+func newPipe(t testing.TB, from, to *Node) *pipe {
+	p := &pipe{from: from, to: to, wake: make(chan struct{}, 1)}
 	ctx, stop := context.WithCancel(context.Background())
-	unseal := from.OnSeal(p.push)
-	unmerge := to.OnMerge(func(crdt.Vector) { p.kick() }) // what waited may be next now
+	unseal := from.Volume.OnSeal(p.push)
+	unmerge := to.Volume.OnMerge(func(crdt.Vector) { p.kick() }) // what waited may be next now
 	var tasks sync.WaitGroup
 	tasks.Go(func() { p.run(ctx, t) })
 	t.Cleanup(func() {
@@ -276,6 +277,52 @@ func (p *pipe) hold(held bool) {
 	p.kick()
 }
 
+func (p *pipe) deliver(b *store.Batch) error {
+	err := p.to.Volume.Merge(b)
+	if !errors.Is(err, store.ErrNoContent) {
+		return err
+	}
+	wants, err := p.to.Volume.Wants(b)
+	for _, h := range wants {
+		if err == nil {
+			err = p.copyContent(h)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return p.to.Volume.Merge(b)
+}
+
+// copyContent copies what a manifest lists, and then the manifest.
+func (p *pipe) copyContent(h crdt.Hash) error {
+	from, to := p.from.DB.Content(), p.to.DB.Content()
+	m, ok, err := from.Manifest(h)
+	if err != nil || !ok {
+		return fmt.Errorf("manifest %x is at neither end: %w", h[:], err)
+	}
+	missing, err := to.Missing(m)
+	if err != nil {
+		return err
+	}
+	in, err := to.NewIncoming()
+	if err != nil {
+		return err
+	}
+	defer in.Abort()
+	for _, block := range missing {
+		b, err := from.Block(block)
+		if err == nil {
+			err = in.Put(block, b)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	encoded, _ := m.Encode()
+	return errors.Join(in.Commit(), p.to.DB.Index().PutManifest(h, encoded))
+}
+
 func (p *pipe) run(ctx context.Context, t testing.TB) {
 	for {
 		p.mu.Lock()
@@ -286,7 +333,7 @@ func (p *pipe) run(ctx context.Context, t testing.TB) {
 		p.mu.Unlock()
 		var err error
 		if b != nil {
-			err = p.to.Merge(b)
+			err = p.deliver(b)
 		}
 		switch {
 		case b != nil && err == nil:

@@ -76,13 +76,14 @@ func (n *Node) fill(ctx context.Context, m *mount, r MountRequest) error {
 		return fmt.Errorf("mount volume %q: %w", r.Volume, err)
 	}
 	fs, err := fusefs.Mount(ctx, v, m.info.Dir, fusefs.Options{
-		ID:         m.id,
-		ReadOnly:   r.ReadOnly,
-		Flags:      r.Flags,
-		AllowOther: r.AllowOther,
-		Guard:      os.Geteuid() == 0, // P11; a user cannot lay one
-		HelperExec: fusefs.SelfHelper(),
-		Log:        n.log,
+		ID:          m.id,
+		ReadOnly:    r.ReadOnly,
+		Flags:       r.Flags,
+		AllowOther:  r.AllowOther,
+		Guard:       os.Geteuid() == 0, // P11; a user cannot lay one
+		Passthrough: n.cfg.Passthrough,
+		HelperExec:  fusefs.SelfHelper(),
+		Log:         n.log,
 	})
 	if err != nil {
 		return err

@@ -38,6 +38,8 @@ type Cluster struct {
 	// Hosts are where the nodes run, in order; nodes beyond them run on
 	// loopback. To be set before Add.
 	Hosts []Host
+	// Passthrough is the option of that name. To be set before Add.
+	Passthrough bool
 }
 
 // A Host is a network of its own on this machine: a namespace.
@@ -54,9 +56,9 @@ type Node struct {
 	Config string // its configuration file
 	Log    string // what the daemon wrote to stderr
 	Bind   string // its gossip address
+	State  string // its state directory
 
-	command []string // the daemon's, up to its subcommand
-	state   string
+	command []string  // the daemon's, up to its subcommand
 	child   *exec.Cmd // nil if not running
 	exited  chan struct{}
 }
@@ -87,7 +89,7 @@ func (c *Cluster) Add() (*Node, error) {
 		Socket: filepath.Join(dir, "run", "admin.sock"),
 		Config: filepath.Join(dir, "synapsefs.yaml"),
 		Log:    filepath.Join(dir, "daemon.log"),
-		state:  filepath.Join(dir, "state"),
+		State:  filepath.Join(dir, "state"),
 	}
 	if err := os.MkdirAll(nd.Mount, 0o755); err != nil {
 		return nil, err
@@ -105,9 +107,9 @@ func (c *Cluster) Add() (*Node, error) {
 		join = append(join, before.Bind)
 	}
 	text, err := yaml.Marshal(map[string]any{
-		"node": name, "cluster": c.Name, "state-dir": nd.state, "keys": keyDir,
+		"node": name, "cluster": c.Name, "state-dir": nd.State, "keys": keyDir,
 		"admin-socket": nd.Socket, "bind": nd.Bind, "replica-bind": replicaBind,
-		"advertise": advertise, "join": join, "bootstrap": len(join) == 0,
+		"advertise": advertise, "join": join, "bootstrap": len(join) == 0, "passthrough": c.Passthrough,
 	})
 	if err != nil {
 		return nil, err

@@ -41,9 +41,13 @@
 // recorded the publication, [Store.OpenDraft] sees the second link and gives
 // the draft a file of its own.
 //
+// A [DirectDraft] is written by kernels, which do not say when: what it holds is
+// asked of its file. It has no base, and whether it was closed after its last
+// write is told by its mtime, which the caller records at the close.
+//
 // # Locks
 //
-// Lock order: Draft.publishing, Draft.mu, Incoming.mu, then Store.mu and
+// Lock order: DirectDraft.mu, Draft.publishing, Draft.mu, Incoming.mu, then Store.mu and
 // fileCache.mu, which are leaves. Store.mu and fileCache.mu are not held
 // during I/O other than open and close. The Index is called with Draft.mu held.
 package content

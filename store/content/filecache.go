@@ -27,6 +27,7 @@ type openFile struct {
 	element *list.Element
 	readers int
 	evicted bool
+	unread  chan struct{} // not nil: closed when the last reader is done
 }
 
 func newFileCache(limit int, path func(FileID) string) *fileCache {
@@ -72,7 +73,32 @@ func (c *fileCache) release(o *openFile) {
 	o.readers--
 	if o.evicted && o.readers == 0 {
 		o.f.Close()
+		if o.unread != nil {
+			close(o.unread)
+		}
 	}
+}
+
+// forget returns when nobody reads any more what was at a file's place when it
+// was called.
+func (c *fileCache) forget(id FileID) {
+	c.mu.Lock()
+	o, ok := c.byID[id]
+	if !ok {
+		c.mu.Unlock()
+		return
+	}
+	c.recent.Remove(o.element)
+	delete(c.byID, id)
+	o.evicted = true
+	if o.readers == 0 {
+		o.f.Close()
+		c.mu.Unlock()
+		return
+	}
+	o.unread = make(chan struct{})
+	c.mu.Unlock()
+	<-o.unread
 }
 
 // trimLocked evicts the least recently used files beyond limit.

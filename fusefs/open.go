@@ -1,0 +1,171 @@
+package fusefs
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/synapsefs/synapsefs/store"
+)
+
+// An openFile is a node that the kernel has open, and how. From the first open
+// to the last release the kernel takes one way: by its page cache, or by a file
+// of ours that it reads and writes itself (passthrough). Any other way is EIO.
+type openFile struct {
+	opens int // guarded by FS.mu
+
+	mu      sync.Mutex // guards what follows; no FS.mu within
+	decided bool
+	backing *store.Backing // nil: by the page cache
+	id      int32          // of backing, to the kernel
+}
+
+// backer is what gives our files to the kernel: kernel.Conn.
+type backer interface {
+	RegisterBacking(fd int) (int32, error)
+	UnregisterBacking(id int32) error
+}
+
+// enter counts an open that the kernel will release, and lets open, which may be
+// nil, do its part: how the node is open stays as it is meanwhile. Then it fills
+// in the reply. flags are those of an open by the page cache.
+func (fs *FS) enter(node store.NodeID, flags uint32, out *fuse.OpenOut, open func() (h store.Handle, appends bool, err error)) error {
+	fs.mu.Lock()
+	o := fs.opens[node]
+	if o == nil {
+		o = &openFile{}
+		fs.opens[node] = o
+	}
+	o.opens++
+	fs.mu.Unlock()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var h store.Handle
+	var appends bool
+	var err error
+	if open != nil {
+		h, appends, err = open()
+	}
+	switch {
+	case err != nil:
+	case !o.decided:
+		o.backing, o.id, err = fs.back(node, h, appends)
+		o.decided = err == nil
+	case o.backing != nil && h != 0:
+		err = fs.backWriter(node, h, appends)
+	}
+	if err != nil {
+		fs.leave(node)
+		fs.release(store.Request{Mount: fs.mount}, h)
+		return err
+	}
+	out.Fh, out.OpenFlags = uint64(h), flags
+	if o.backing != nil {
+		out.OpenFlags = flags&^fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_PASSTHROUGH
+		out.BackingID = o.id
+	}
+	return nil
+}
+
+// enterHelper is enter for the helper, who has no use for the file.
+func (fs *FS) enterHelper(node store.NodeID, out *fuse.OpenOut) fuse.Status {
+	fs.mu.Lock()
+	o := fs.opens[node]
+	if o == nil {
+		o = &openFile{decided: true}
+		fs.opens[node] = o
+	}
+	fs.mu.Unlock()
+	return fs.status("open", fs.enter(node, openReader, out, nil))
+}
+
+// leave is the kernel's release of an open.
+func (fs *FS) leave(node store.NodeID) {
+	fs.mu.Lock()
+	o := fs.opens[node]
+	last := false
+	if o != nil { // else it was opened before
+		o.opens--
+		last = o.opens == 0
+	}
+	if last {
+		delete(fs.opens, node)
+	}
+	fs.mu.Unlock()
+	if last && o.backing != nil { // nobody else has it any more
+		fs.unback(o)
+	}
+}
+
+// back finds the file that the kernel is to have for a node.
+func (fs *FS) back(node store.NodeID, h store.Handle, appends bool) (*store.Backing, int32, error) {
+	if fs.backer == nil || fs.noBacking.Load() {
+		return nil, 0, nil
+	}
+	// Small files are opened all the time, for them the store is not asked.
+	if h == 0 && fs.shown.toldSize(node) < store.BackedFrom {
+		return nil, 0, nil
+	}
+	b, err := fs.vol.OpenBacking(node, h, appends)
+	if err != nil && h == 0 { // reading will say so, if it is of any matter
+		fs.log.Debug("open", "err", err)
+		return nil, 0, nil
+	}
+	if err != nil || b == nil {
+		return nil, 0, err
+	}
+	id, err := fs.backer.RegisterBacking(int(b.File().Fd()))
+	if err != nil { // it will not do the next time either
+		fs.noBacking.Store(true)
+		fs.log.Info("large files are read and written through the daemon", "err", err)
+		return nil, 0, fs.vol.CloseBacking(b)
+	}
+	return b, id, nil
+}
+
+// backWriter makes the file that the kernel has for a node the draft's own.
+func (fs *FS) backWriter(node store.NodeID, h store.Handle, appends bool) error {
+	b, err := fs.vol.OpenBacking(node, h, appends)
+	if err != nil || b == nil {
+		return err
+	}
+	return fs.vol.CloseBacking(b)
+}
+
+func (fs *FS) unback(o *openFile) {
+	if err := errors.Join(fs.backer.UnregisterBacking(o.id), fs.vol.CloseBacking(o.backing)); err != nil {
+		fs.log.Warn("release", "err", err)
+	}
+}
+
+// leaveAll gives back what a connection that has ended had open.
+func (fs *FS) leaveAll() {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for _, o := range fs.opens {
+		if o.backing != nil {
+			if err := fs.vol.CloseBacking(o.backing); err != nil {
+				fs.log.Warn("release", "err", err)
+			}
+		}
+	}
+	clear(fs.opens)
+}
+
+// direct counts the open files that the kernel has a backing of.
+func (fs *FS) direct() (n int) {
+	fs.mu.Lock()
+	all := slices.Collect(maps.Values(fs.opens))
+	fs.mu.Unlock()
+	for _, o := range all {
+		o.mu.Lock()
+		if o.backing != nil {
+			n++
+		}
+		o.mu.Unlock()
+	}
+	return n
+}
