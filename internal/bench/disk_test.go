@@ -159,7 +159,7 @@ func (p *places) measure(b *testing.B, r diskRow) {
 }
 
 func awaitDir(dir string) error {
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(poll) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(poll) {
 		if _, err := os.Stat(dir); err == nil || time.Now().After(deadline) {
 			return err
 		}
