@@ -54,19 +54,8 @@ func content(t *testing.T, nd *playground.Node, name string) string {
 // tell what lost, bring it back, and take it off the list everywhere.
 func TestP5ConflictsOfTwoNodesCutApart(t *testing.T) {
 	w := network(t, 2)
-	c := prepare(t, 0)
-	c.Hosts = w.Hosts
-	for range w.Hosts {
-		if _, err := c.Add(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := c.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	c := startOn(t, w)
 	a, b := c.Nodes[0], c.Nodes[1]
-	mount(t, a, true)
-	mount(t, b, false)
 	for _, name := range []string{"edited", "dismissed"} {
 		write(t, a, name, "base\n")
 	}

@@ -29,17 +29,9 @@ func network(t *testing.T, n int) *playground.Network {
 	return w
 }
 
-func cut(t *testing.T, how func(int) error, host int) {
+// startOn starts a node with the volume mounted on each host.
+func startOn(t *testing.T, w *playground.Network) *playground.Cluster {
 	t.Helper()
-	if err := how(host); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// A node whose traffic is blocked goes on, and so do the others; healed, all
-// have everything.
-func TestP1CutAndHeal(t *testing.T) {
-	w := network(t, 3)
 	c := prepare(t, 0)
 	c.Hosts = w.Hosts
 	for range w.Hosts {
@@ -53,6 +45,21 @@ func TestP1CutAndHeal(t *testing.T) {
 	for i, nd := range c.Nodes {
 		mount(t, nd, i == 0)
 	}
+	return c
+}
+
+func cut(t *testing.T, how func(int) error, host int) {
+	t.Helper()
+	if err := how(host); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A node whose traffic is blocked goes on, and so do the others; healed, all
+// have everything.
+func TestP1CutAndHeal(t *testing.T) {
+	w := network(t, 3)
+	c := startOn(t, w)
 	write(t, c.Nodes[0], "both", "before")
 	equal(t, c.Nodes...)
 

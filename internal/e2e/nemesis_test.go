@@ -84,19 +84,7 @@ func TestP4SuitesUnderFaults(t *testing.T) {
 	}
 	t.Logf("-program.seed=%d", seed)
 	w := network(t, 3)
-	c := prepare(t, 0)
-	c.Hosts = w.Hosts
-	for range w.Hosts {
-		if _, err := c.Add(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := c.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	for i, nd := range c.Nodes {
-		mount(t, nd, i == 0)
-	}
+	c := startOn(t, w)
 
 	end := make(chan struct{})
 	var nemeses sync.WaitGroup
