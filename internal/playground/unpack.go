@@ -25,6 +25,7 @@ type Source struct {
 	Name string
 	open func() (io.ReadCloser, error) // as a tar stream
 	mode fs.FileMode                   // given to every entry besides its own
+	at   time.Time                     // if not zero, the mtime of all entries: they have none
 }
 
 // OpenSource names a tree: a .tar.gz file, a directory, or, for "", the small
@@ -32,7 +33,7 @@ type Source struct {
 func OpenSource(path string) (Source, error) {
 	if path == "" {
 		tree, err := fs.Sub(shipped, "testdata/synapse-small")
-		return Source{Name: "the small tree that comes with synapsefs", open: packed(tree), mode: 0o200}, err // embedding loses the bit
+		return Source{Name: "the small tree that comes with synapsefs", open: packed(tree), mode: 0o200, at: time.Now()}, err // embedding loses the bit, and all times
 	}
 	fi, err := os.Stat(path)
 	if err != nil {
@@ -85,7 +86,7 @@ func (s Source) Unpack(ctx context.Context, dir string) error {
 		return fmt.Errorf("unpack %s: %w", s.Name, err)
 	}
 	defer stream.Close()
-	u := &unpacker{dir: dir, mode: s.mode}
+	u := &unpacker{dir: dir, mode: s.mode, at: s.at}
 	if err := u.all(ctx, tar.NewReader(stream)); err != nil {
 		return fmt.Errorf("unpack %s: %w", s.Name, err)
 	}
@@ -95,6 +96,7 @@ func (s Source) Unpack(ctx context.Context, dir string) error {
 type unpacker struct {
 	dir  string
 	mode fs.FileMode
+	at   time.Time
 	dirs []*tar.Header // whose times are set last
 }
 
@@ -185,13 +187,13 @@ func (u *unpacker) finish(h *tar.Header) error {
 			}
 		}
 	}
+	if !u.at.IsZero() {
+		return setMtime(path, u.at)
+	}
 	return setMtime(path, h.ModTime)
 }
 
 func setMtime(path string, t time.Time) error {
-	if t.IsZero() || t.Unix() == 0 {
-		return nil // an embedded file has none
-	}
 	now := unix.NsecToTimespec(t.UnixNano())
 	return unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{now, now}, unix.AT_SYMLINK_NOFOLLOW)
 }
