@@ -214,6 +214,9 @@ type snapshotPeer struct {
 	as      crdt.ReplicaID // that will have it
 }
 
+// Node implements store.SnapshotSource.
+func (s *snapshotPeer) Node() string { return s.node }
+
 // Read implements store.SnapshotSource.
 func (s *snapshotPeer) Read(ctx context.Context, r store.SnapshotRequest) (func() ([]byte, error), error) {
 	client, err := s.cluster.client(s.node)

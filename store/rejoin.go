@@ -65,7 +65,7 @@ func (v *Volume) BeginAnew(ctx context.Context, source SnapshotSource) error {
 	if err != nil {
 		return fmt.Errorf("begin anew: %w", err)
 	}
-	a := &anew{v: v, s: s, done: map[crdt.Dot]bool{}}
+	a := &anew{v: v, s: s, from: source.Node(), done: map[crdt.Dot]bool{}}
 	if err = s.JoinSnapshot(ctx, source); err == nil {
 		err = a.compare(ctx, source)
 	}
@@ -136,6 +136,7 @@ func (v *Volume) dropGeneration(gen uint32, butStaged bool) error {
 // anew is one replica that begins anew.
 type anew struct {
 	v, s   *Volume // as it is, and as it will be
+	from   string  // node of the snapshot's sender
 	rebase *crdt.Rebase
 	agreed crdt.Seq          // own ops up to there the snapshot's sender has, the very same
 	exact  bool              // and no other

@@ -68,6 +68,8 @@ func (p *peer) Content(_ context.Context, h crdt.Hash) error {
 	return copyContent(p.from.db, p.to.db, h)
 }
 
+func (p *peer) Node() string { return p.from.db.opts.Dir }
+
 func (p *peer) Verify(*Batch) error { return nil }
 
 func join(t testing.TB, from, to *Volume) {

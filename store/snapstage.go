@@ -14,6 +14,8 @@ import (
 
 // A SnapshotSource is a peer that a snapshot is taken from.
 type SnapshotSource interface {
+	// Node is the peer's name.
+	Node() string
 	// Read asks for a part of the peer's state; next gives its chunks and
 	// io.EOF after the last.
 	Read(ctx context.Context, r SnapshotRequest) (next func() ([]byte, error), err error)

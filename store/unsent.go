@@ -188,12 +188,13 @@ func (a *anew) compareBatch(b *Batch, last crdt.Seq) error {
 
 // known is up to which own op peers have the same: the snapshot's, if it is one
 // of this journal, or what some peer was known to have. One that must begin anew
-// for the snapshot's sender, as this one, does not bring it.
+// for the snapshot's sender, as this one, does not bring it; and what the sender
+// itself had, under any id, the snapshot says: it may have been restored since.
 func (a *anew) known(t txn, theirs crdt.VectorEntry) (most crdt.Seq, err error) {
 	v := a.v
 	ends := []crdt.VectorEntry{theirs}
 	for id, m := range v.roster.members {
-		if e := m.Acked[v.replica]; !a.s.roster.out[id] && !a.s.collected.Excludes(id, m.Acked) {
+		if e := m.Acked[v.replica]; m.Node != a.from && !a.s.roster.out[id] && !a.s.collected.Excludes(id, m.Acked) {
 			ends = append(ends, e)
 		}
 	}

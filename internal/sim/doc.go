@@ -17,9 +17,6 @@
 // took different ops of one that was restored; backups of machines that lost
 // power.
 //
-// Known to fail: seed 25860. A replica that begins anew does not make again what a
-// peer said to have that was restored from a backup since, and lost it.
-//
 // A world holds nodes and wires and a queue of events; every source of
 // randomness and time is drawn from the seed. A program is a list of 64-bit
 // words, each of which is a step: a program that fails is made smaller by

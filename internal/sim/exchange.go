@@ -204,6 +204,9 @@ type snapshotSource struct {
 	as      crdt.ReplicaID // that will have it
 }
 
+// Node implements store.SnapshotSource.
+func (s *snapshotSource) Node() string { return s.from.name }
+
 // Read implements store.SnapshotSource.
 func (s *snapshotSource) Read(ctx context.Context, r store.SnapshotRequest) (func() ([]byte, error), error) {
 	var chunks [][]byte
