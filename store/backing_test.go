@@ -166,11 +166,14 @@ func TestP2MappedIsNotPublished(t *testing.T) {
 		t.Fatalf("%d drafts, want the one that is still written", n)
 	}
 	must(f.WriteString(", and written"))
+	v.draftsMu.Lock()
+	published := v.published
+	v.draftsMu.Unlock()
 	check(t, f.Close(), nil)
-	for deadline := time.Now().Add(10 * time.Second); v.Stats().OpenDrafts > 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("it is not published")
-		}
+	select {
+	case <-published:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it is not published")
 	}
 	if got := read(t, v, root, "f"); !strings.HasSuffix(got, "and written") {
 		t.Errorf("%q", got)

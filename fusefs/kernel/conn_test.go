@@ -182,7 +182,7 @@ func TestPassthrough(t *testing.T) {
 	}
 	defer f.Close()
 	id, err := c.RegisterBacking(int(f.Fd()))
-	if errors.Is(err, ErrNoPassthrough) || errors.Is(err, unix.ELOOP) {
+	if (errors.Is(err, ErrNoPassthrough) || errors.Is(err, unix.ELOOP)) && os.Getenv("CI") == "" {
 		t.Skip(err)
 	}
 	if err != nil {

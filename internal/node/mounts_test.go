@@ -13,9 +13,7 @@ import (
 // and the new one goes on when the old one ends.
 func TestMountOverDetached(t *testing.T) {
 	mountable(t)
-	if os.Geteuid() != 0 {
-		t.Skip("umount needs root")
-	}
+	rooted(t)
 	for name, detach := range map[string]func(*Node, string) error{
 		"umount --force": func(n *Node, dir string) error { _, err := n.Unmount(dir, true); return err },
 		"umount(8) -l":   func(_ *Node, dir string) error { return unix.Unmount(dir, unix.MNT_DETACH) },
@@ -57,9 +55,7 @@ func TestMountOverDetached(t *testing.T) {
 // umount(8) tells the daemon nothing: a mount right after it is not refused.
 func TestMountRightAfterUmount(t *testing.T) {
 	mountable(t)
-	if os.Geteuid() != 0 {
-		t.Skip("umount needs root")
-	}
+	rooted(t)
 	dir := mountpoint(t)
 	n := start(t, newCluster(t).config())
 	for range 20 {

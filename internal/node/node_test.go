@@ -102,6 +102,18 @@ func mountable(t *testing.T) {
 	}
 }
 
+// rooted skips what only root may do; in CI that is no excuse.
+func rooted(t *testing.T) {
+	t.Helper()
+	switch {
+	case os.Geteuid() == 0:
+	case os.Getenv("CI") != "":
+		t.Fatal("needs root")
+	default:
+		t.Skip("needs root")
+	}
+}
+
 // mountpoint is a directory for a mount. Nodes that end later than this test
 // would leave a guard there: call it before they start.
 func mountpoint(t *testing.T) string {
