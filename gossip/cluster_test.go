@@ -388,6 +388,9 @@ func TestP11JoinBySnapshot(t *testing.T) {
 	large := make([]byte, 3<<20+17)
 	rand.NewChaCha8([32]byte{1}).Read(large)
 	x.write(t, "large", large)
+	if err := x.v.Settle(); err != nil { // what is in no batch yet, x does not say that it has
+		t.Fatal(err)
+	}
 	x.start(t)
 	y.start(t, x)
 	if err := y.cluster.WaitReady(timeout(t), testVolume); err != nil {
