@@ -42,6 +42,10 @@ type Options struct {
 	// Memory, if set, is the database, instead of one in Dir.
 	Memory *Memory
 	Log    *slog.Logger
+	// Mounted are mounts, of each volume, whose kernels live on although the
+	// daemon that served them has ended (P9). What they have open stays open.
+	// Each is to be followed by Volume.AddViewer or Volume.Unmounted.
+	Mounted map[VolumeID][]MountID
 
 	// InlineLimit is the largest file, in bytes, that travels in its op.
 	// More means fewer round trips for readers, and longer batches.

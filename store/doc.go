@@ -52,7 +52,7 @@
 //	  n <node>              switched node id
 //	  d <node>              draft
 //	  r <ino>               removals that wait for an inode's publication
-//	  w <handle>            write handle
+//	  w <handle>            write handle: its node and mount
 //	  x <slot>              request done (exactly-once)
 //	  A <ino>               access time, of this node alone
 //	  s r <position>        staged range of a snapshot, by where it ends

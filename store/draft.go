@@ -18,6 +18,7 @@ import (
 type draftRecord struct {
 	Ino       crdt.Ino
 	Created   bool           // the inode itself is not published
+	Dir       crdt.Ino       `json:",omitempty"` // of such an inode: where it was made
 	Truncated bool           // begun by O_TRUNC: published only at the end
 	Unlinked  bool           `json:",omitempty"` // begun when the file was seen to be removed
 	Base      crdt.VersionID // what the draft began from
@@ -284,7 +285,7 @@ func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, trunc bool) (h Han
 		} else if ok {
 			h, again = was, v.handleOf(was) == d.node
 		}
-		if err := c.t.set(c.keys.key('w', uint64(h)), fmt.Appendf(nil, "%d", uint64(d.node))); err != nil {
+		if err := v.putHandle(c.t, h, writeHandle{d.node, r.Mount}); err != nil {
 			return err
 		}
 		return c.setDone(r, ino, h)

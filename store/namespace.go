@@ -55,6 +55,7 @@ func (v *Volume) createOpen(r Request, dir NodeID, name string, n NewNode) (a At
 		d.rec = draftRecord{Ino: i.Ino, Created: true, Dirty: true, Truncated: true}
 		if name != "" {
 			d.dir = own[1].Parent
+			d.rec.Dir = d.dir
 		}
 		d.by.Store(uint64(r.Mount))
 		d.note()
@@ -72,7 +73,7 @@ func (v *Volume) createOpen(r Request, dir NodeID, name string, n NewNode) (a At
 				v.bornLocked(d.dir, i.Time)
 			}
 		})
-		return c.t.set(c.keys.key('w', uint64(h)), fmt.Appendf(nil, "%d", uint64(d.node)))
+		return v.putHandle(c.t, h, writeHandle{d.node, r.Mount})
 	})
 	if err != nil {
 		return Attr{}, 0, err

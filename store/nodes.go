@@ -133,8 +133,11 @@ func (v *Volume) Kept(id NodeID) bool {
 	return r != nil && r.Frozen != nil
 }
 
-// knownLocked reports whether some mount's kernel knows a node.
+// knownLocked reports whether some mount's kernel knows, or may know, a node.
 func (v *Volume) knownLocked(id NodeID) bool {
+	if len(v.awaited) > 0 {
+		return true
+	}
 	for _, w := range v.viewers {
 		if w.Knows(id) {
 			return true

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/synapsefs/synapsefs/store/content"
+	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // recoverDrafts publishes, after a restart, the drafts that were closed after
@@ -20,7 +21,16 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 	if err != nil {
 		return err
 	}
-	if err := v.recoverNodes(drafts); err != nil {
+	open, err := v.resumeHandles()
+	if err != nil {
+		return err
+	}
+	if len(v.awaited) > 0 {
+		err = v.loadNodes()
+	} else {
+		err = v.recoverNodes(drafts)
+	}
+	if err != nil {
 		return err
 	}
 	if err := v.dropLeftDrafts(drafts); err != nil {
@@ -29,8 +39,15 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 	// What was not closed gives its names back first; then new files take
 	// theirs, with what stood there as they knew it.
 	var closed []*draft
+	if err := v.resumeDrafts(drafts, open); err != nil {
+		return err
+	}
 	for _, node := range slices.Sorted(maps.Keys(drafts)) {
 		rec := drafts[node]
+		if len(open.handles[node]) > 0 {
+			continue
+		}
+		rec.Flushed = rec.Flushed || len(v.awaited) > 0 && !open.lost[node] // all that had it open have closed it
 		d, err := v.recoverDraft(node, rec, unclean)
 		if err != nil {
 			return fmt.Errorf("recover draft of inode %d: %w", rec.Ino, err)
@@ -43,15 +60,12 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 		}
 	}
 	for _, d := range closed {
-		d.mu.Lock()
-		err := v.publish(d, true)
-		d.mu.Unlock()
-		if err != nil {
+		if err := v.finishReleased(d); err != nil {
 			return fmt.Errorf("publish recovered draft of inode %d: %w", d.rec.Ino, err)
 		}
 	}
-	if err := v.db.deletePrefix(v.keys.key('w')); err != nil {
-		return err
+	if len(v.awaited) > 0 {
+		return nil
 	}
 	clear(v.nodes)
 	return v.clearNodes()
@@ -153,6 +167,9 @@ func (v *Volume) recoverDraft(node NodeID, rec draftRecord, unclean bool) (*draf
 	}
 	if small, ok := d.file.(*content.SmallDraft); ok && small.Closed() != nil {
 		d.mtime, d.rec.Flushed = *small.Closed(), true
+	}
+	if d.rec.Flushed && d.mtime == (crdt.Time{}) {
+		d.mtime = v.lastWrite(d)
 	}
 	if d.rec.Flushed && d.rec.Direct != nil {
 		at, err := v.db.content.DraftMtime(d.name)

@@ -42,6 +42,8 @@ type Volume struct {
 	deps       map[crdt.ReplicaID]crdt.Seq // merged since the last own op
 	queue      sealQueue
 	viewers    map[MountID]Viewer
+	awaited    map[MountID]bool // of Options.Mounted, without a viewer yet
+	resumed    map[MountID]map[Handle]NodeID
 	unfinished int // drafts whose writer died before closing them
 	roster     roster
 	journal    journal
@@ -91,10 +93,13 @@ func newVolume(db *DB, id VolumeID, r replicaRecord) *Volume {
 		db: db, id: id, keys: newKeyspace(id, r.Gen), twoStates: r.TwoStates, next: r.Next,
 		replica: r.Replica, name: r.Name, portion: snapChunk,
 		vector: crdt.Vector{}, deps: map[crdt.ReplicaID]crdt.Seq{},
-		viewers: map[MountID]Viewer{}, backings: map[NodeID]*Backing{},
+		viewers: map[MountID]Viewer{}, awaited: map[MountID]bool{}, resumed: map[MountID]map[Handle]NodeID{}, backings: map[NodeID]*Backing{},
 		onSeal: map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){}, onCollect: map[int]func(){},
 		nodes: map[NodeID]*nodeRecord{}, current: map[crdt.Ino]NodeID{},
 		drafts: map[NodeID]*draft{}, births: map[crdt.Ino]birth{}, wakeSealer: func() {}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
+	}
+	for _, m := range db.opts.Mounted[id] {
+		v.awaited[m] = true
 	}
 	v.ready.Store(r.Ready)
 	v.SetLimits(Limits{})
@@ -137,6 +142,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, s start) (*Volume, error) 
 		return nil, err
 	}
 	v.startSealer()
+	v.publishResumed()
 	_, v.stopKeeper = db.opts.Scheduler.Loop(v.keep)
 	_, v.stopPruner = db.opts.Scheduler.Loop(v.pruner())
 	return v, nil
@@ -311,6 +317,7 @@ func (v *Volume) AddViewer(m MountID, w Viewer) (cancel func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.viewers[m] = w
+	v.arrivedLocked(m)
 	return func() {
 		v.mu.Lock()
 		delete(v.viewers, m)
