@@ -128,6 +128,8 @@ type DB struct {
 	stopSpace func()        // ends watchSpace; nil if it has not begun
 	syncs     syncGroup
 
+	allocating sync.Mutex // one fallocate at a time looks at the disk and takes some; a leaf
+
 	backingMu sync.Mutex              // a leaf; guards what follows, all Volume.backings and draft.began
 	backed    map[content.FileID]bool // immutable files that are a Backing
 

@@ -260,8 +260,9 @@ func (v *Volume) Allocate(node NodeID, h Handle, mode uint32, off, length int64)
 // allocateStep is how much disk is taken before it is looked at again.
 const allocateStep = 16 << 20
 
-// allocate takes disk step by step and then does do: all at once could be what
-// the database needs. What cannot be had is refused before any is taken.
+// allocate takes disk step by step, one caller at a time, and then does do: all
+// at once could be what the database needs. What cannot be had is refused before
+// any is taken.
 func (v *Volume) allocate(file *content.Draft, off, length int64, do func() error) error {
 	if length > math.MaxInt64-off {
 		return unix.EFBIG
@@ -274,13 +275,21 @@ func (v *Volume) allocate(file *content.Draft, off, length int64, do func() erro
 		return err
 	}
 	for done := int64(0); done < length; done += allocateStep {
-		n := min(allocateStep, length-done)
-		if err := v.db.roomFor(int(n)); err != nil {
-			return err
-		}
-		if err := file.Allocate(off+done, n, true); err != nil {
+		if err := v.allocateSome(file, off+done, min(allocateStep, length-done)); err != nil {
 			return err
 		}
 	}
 	return do()
+}
+
+func (v *Volume) allocateSome(file *content.Draft, off, length int64) error {
+	v.db.allocating.Lock()
+	defer v.db.allocating.Unlock()
+	if err := v.db.checkSpace(); err != nil {
+		return err
+	}
+	if err := v.db.room(); err != nil {
+		return err
+	}
+	return file.Allocate(off, length, true)
 }
