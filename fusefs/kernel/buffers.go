@@ -24,7 +24,7 @@ type buffers struct {
 	in, out []byte
 }
 
-func mapBuffers() (*buffers, error) {
+func mapBuffers(maxWrite int) (*buffers, error) {
 	inSize, outSize := pageSize+maxWrite+pageSize, maxWrite+pageSize
 	m, err := unix.Mmap(-1, 0, inSize+outSize, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
@@ -48,7 +48,7 @@ func (c *Conn) takeBuffers() (*buffers, error) {
 		return b, nil
 	}
 	c.mu.Unlock()
-	return mapBuffers()
+	return mapBuffers(c.maxWrite())
 }
 
 func (c *Conn) giveBuffers(b *buffers) {

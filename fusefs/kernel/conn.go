@@ -1,10 +1,10 @@
 package kernel
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log"
 	"math/rand/v2"
 	"path/filepath"
 	"sync"
@@ -35,19 +35,26 @@ const (
 
 // A Conn is one connection to the kernel's FUSE: a mount and its descriptor.
 type Conn struct {
-	// Fixed by Mount.
-	mount mountEntry
-	epoch uint64
-	opts  Options
+	// Fixed by Mount or Attach, but for opts.Keeper, which mu guards.
+	mount      mountEntry
+	epoch      uint64
+	generation uint64
+	attached   bool // an earlier process made the mount
+	opts       Options
 
-	// Fixed by Serve before the first reader starts.
-	server  *fuse.ProtocolServer
-	initIn  []byte
-	initOut []byte
+	// Fixed by Attach as far as it was kept, then by Serve before the first
+	// reader starts.
+	server   *fuse.ProtocolServer
+	initIn   []byte
+	initOut  []byte
+	initDone bool // the kernel has initOut
 
+	alive      atomic.Int32 // readers
 	idle       atomic.Int32 // readers in or about to enter read(2)
 	interrupts atomic.Int64 // INTERRUPTs that came
 	readers    sync.WaitGroup
+	draining   atomic.Bool
+	unmounted  atomic.Bool   // the kernel said so
 	done       chan struct{} // closed when the last reader has left
 
 	fdMu sync.RWMutex // read: somebody uses fd; write: it is being closed
@@ -62,7 +69,7 @@ type Conn struct {
 
 func newConn(fd int, mount mountEntry, opts Options) *Conn {
 	epoch := rand.Uint64() // seeded by the system
-	return &Conn{fd: fd, mount: mount, opts: opts, epoch: epoch | 1, done: make(chan struct{})}
+	return &Conn{fd: fd, mount: mount, opts: opts, epoch: epoch | 1, generation: 1, done: make(chan struct{})}
 }
 
 // Dir returns the mountpoint as the kernel spells it.
@@ -91,12 +98,18 @@ func (c *Conn) Serve(fs fuse.RawFileSystem) error {
 	if again {
 		return fmt.Errorf("serve %s: called twice or after Close", c.mount.point)
 	}
-	c.server = fuse.NewProtocolServer(fs, c.protocolOptions())
-	if err := c.negotiate(); err != nil {
-		c.finish(nil)
+	c.server = newServer(fs, c.protocolOptions())
+	err := c.negotiate()
+	if err == nil && c.attached {
+		err = c.recall()
+	}
+	if err != nil {
+		c.unmounted.Store(errors.Is(err, ErrUnmounted))
+		c.finish(err)
 		return fmt.Errorf("serve %s: %w", c.mount.point, err)
 	}
 	c.idle.Store(idleReaders)
+	c.alive.Store(idleReaders)
 	c.readers.Add(idleReaders)
 	for range idleReaders {
 		go c.read()
@@ -105,57 +118,35 @@ func (c *Conn) Serve(fs fuse.RawFileSystem) error {
 		c.readers.Wait()
 		c.finish(nil)
 	}()
-	c.stopPolling()
+	if !c.isKept() {
+		c.stopPolling()
+	}
 	return nil
 }
 
-func (c *Conn) protocolOptions() *fuse.MountOptions {
-	background := c.opts.MaxBackground
-	if background <= 0 {
-		background = 64
+// recall has the kernel send again what an earlier process read and did not
+// answer. The readers' memory is there before, so that they read at once.
+func (c *Conn) recall() error {
+	if negotiated(c.initOut)&capResend == 0 {
+		return ErrNoResend
 	}
-	// Without KILLPRIV_V2 each write asks for security.capability.
-	capabilities := uint64(fuse.CAP_EXPORT_SUPPORT | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_HAS_RESEND | fuse.CAP_ATOMIC_O_TRUNC)
-	if c.opts.ACL {
-		// A default ACL takes the place of the umask; who sets an ACL may lose setgid.
-		capabilities |= fuse.CAP_DONT_MASK | fuse.CAP_SETXATTR_EXT
+	var ready []*buffers
+	defer func() {
+		for _, b := range ready {
+			c.giveBuffers(b)
+		}
+	}()
+	for range idleReaders {
+		b, err := c.takeBuffers()
+		if err != nil {
+			return err
+		}
+		ready = append(ready, b)
 	}
-	return &fuse.MountOptions{
-		Name:              "synapsefs",
-		MaxWrite:          maxWrite,
-		MaxBackground:     min(background, 65535),
-		ExtraCapabilities: capabilities,
-		EnableAcl:         c.opts.ACL,
-		MaxStackDepth:     1,
-		Logger:            c.opts.Logger,
-		Debug:             c.opts.Debug,
-	}
-}
-
-// negotiate reads INIT, which comes before all else, and answers it.
-func (c *Conn) negotiate() error {
-	b, err := c.takeBuffers()
-	if err != nil {
+	if err := c.Resend(); err != nil {
 		return err
 	}
-	defer c.giveBuffers(b)
-	n, err := c.receive(b.in)
-	if err != nil {
-		return fmt.Errorf("read INIT: %w", err)
-	}
-	if opcode(b.in[:n]) != opInit {
-		return fmt.Errorf("the first request has opcode %d, not INIT", opcode(b.in[:n]))
-	}
-	c.initIn = bytes.Clone(b.in[:n])
-	w, status := c.server.HandleRequest([][]byte{b.in[:n]}, [][]byte{b.out})
-	if w == 0 {
-		return fmt.Errorf("answer INIT: %w", unix.Errno(status))
-	}
-	c.initOut = bytes.Clone(b.out[:w])
-	if _, err := unix.Write(c.fd, b.out[:w]); err != nil {
-		return fmt.Errorf("write the reply to INIT: %w", err)
-	}
-	return nil
+	return alive(c.fd) // of one that has ended the kernel takes a resend, too
 }
 
 // receive reads one request. ErrUnmounted is the end of the connection.
@@ -169,7 +160,11 @@ func (c *Conn) receive(in []byte) (int, error) {
 			}
 			return n, nil
 		case unix.ENOENT, unix.EINTR, unix.EAGAIN: // interrupted before we got it
+			if c.draining.Load() {
+				return 0, ErrHandedOver
+			}
 		case unix.ENODEV, unix.ECONNABORTED: // ECONNABORTED: it ended while a request was being read
+			c.unmounted.Store(true)
 			return 0, ErrUnmounted
 		default:
 			return 0, fmt.Errorf("read request: %w", err)
@@ -181,6 +176,7 @@ func (c *Conn) receive(in []byte) (int, error) {
 // connection ends or enough others are idle. It enters counted as idle.
 func (c *Conn) read() {
 	defer c.readers.Done()
+	defer c.alive.Add(-1)
 	b, err := c.takeBuffers()
 	if err != nil {
 		c.idle.Add(-1)
@@ -190,13 +186,22 @@ func (c *Conn) read() {
 	defer c.giveBuffers(b)
 	in, out := [][]byte{nil}, [][]byte{b.out}
 	for {
+		if c.draining.Load() {
+			c.idle.Add(-1)
+			return
+		}
 		n, err := c.receive(b.in)
 		if err != nil {
 			c.idle.Add(-1)
 			c.fail(err)
 			return
 		}
+		if c.leaving(b.in[:n]) {
+			c.idle.Add(-1)
+			return
+		}
 		if c.idle.Add(-1) == 0 && c.becomeIdle() {
+			c.alive.Add(1)
 			c.readers.Add(1) // we are counted, so Wait has not passed
 			go c.read()
 		}
@@ -252,6 +257,14 @@ func (c *Conn) answer(in, out [][]byte) {
 	}
 }
 
+func (c *Conn) logf(format string, args ...any) {
+	if c.opts.Logger != nil {
+		c.opts.Logger.Printf(format, args...)
+	} else {
+		log.Printf(format, args...)
+	}
+}
+
 func opcode(in []byte) uint32 { return binary.NativeEndian.Uint32(in[4:]) }
 
 func wantsReply(in []byte) bool {
@@ -269,9 +282,9 @@ func errorReply(out, in []byte, errno int32) int {
 	return outHeaderSize
 }
 
-// fail remembers why a reader left, if not because of an unmount.
+// fail remembers why a reader left, if not in good order.
 func (c *Conn) fail(err error) {
-	if errors.Is(err, ErrUnmounted) {
+	if errors.Is(err, ErrUnmounted) || errors.Is(err, ErrHandedOver) {
 		return
 	}
 	c.mu.Lock()
@@ -290,25 +303,34 @@ func (c *Conn) finish(err error) {
 	unix.Close(c.fd)
 	c.fd = -1
 	c.fdMu.Unlock()
+	if c.unmounted.Load() {
+		if err := c.keeper().Drop(c.epoch); err != nil {
+			c.logf("%s has ended, and its keeper does not take it: %v", c.mount.point, err)
+		}
+	}
 	c.dropBuffers()
 	close(c.done)
 }
 
 // Wait returns when the connection has ended: the mount and all bind mounts
-// of it are gone, or it was aborted. A reader's failure is returned. After it
-// no method of the filesystem runs.
+// of it are gone, or it was aborted; or, with ErrHandedOver, when Drain is
+// through. A reader's failure is returned. After it no method of the
+// filesystem runs.
 func (c *Conn) Wait() error {
 	<-c.done
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.failed == nil && c.draining.Load() && !c.unmounted.Load() {
+		return ErrHandedOver
+	}
 	return c.failed
 }
 
 // Done is closed when Wait would return.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// Close ends a connection that was never served. For a served one it does
-// nothing: unmount it.
+// Close lets go of a connection that was never served, which ends it if nobody
+// keeps it. For a served one it does nothing: unmount it.
 func (c *Conn) Close() {
 	c.mu.Lock()
 	again := c.served || c.ended
@@ -322,6 +344,11 @@ func (c *Conn) Close() {
 // stopPolling makes the kernel ask for POLL once, which go-fuse answers with
 // ENOSYS, so that it never asks again. Otherwise a Go program that opens a
 // file of a mount it serves itself can wait for itself in epoll_ctl(2).
+//
+// Not for a mount that is kept: a process that is killed in a call on its own
+// mount does not end before the call does, nobody answers it, and the next one
+// waits for that end. Nor can the way to the mount be walked while a mount above
+// it still waits to be taken over. Who serves kept mounts must not use them.
 func (c *Conn) stopPolling() {
 	const name = ".go-fuse-epoll-hack" // known to go-fuse
 	fd, err := unix.Open(filepath.Join(c.mount.point, name), unix.O_RDONLY|unix.O_CLOEXEC, 0)

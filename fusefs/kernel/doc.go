@@ -18,8 +18,29 @@
 //
 // # The process that serves a mount does not use it
 //
-// Except for one open at the start (see Conn.Serve), which makes the kernel
-// stop sending POLL; without it Go's own poller can wait for itself.
+// Except for one open at the start (see Conn.Serve) of a mount that nobody
+// keeps, which makes the kernel stop sending POLL; without it Go's own poller
+// can wait for itself.
+//
+// # A mount outlives the process that serves it
+//
+// With Options.Keeper another process holds the mount's descriptor, too. The
+// connection then goes on when this process dies: callers wait, and the next
+// one, by Attach and Serve, answers INIT to itself as it was answered before,
+// has the kernel send again what was read and not answered, and reads on. What
+// it has to obey:
+//
+//   - Never while the one before may still answer (Drain, or its end).
+//   - A request with bit 63 of Unique set was sent again and may have been done:
+//     (Epoch, Unique without that bit) is how to find out.
+//   - What was answered must have left the process before. Node ids, handles
+//     and readdir cookies mean the same in the next one. FORGET is never sent
+//     again.
+//   - It does not use its mounts at all. A process that is killed in a call on a
+//     mount of its own does not end before somebody answers, and nobody may
+//     before it has ended.
+//
+// INTERRUPT is refused for good before INIT is answered: see refuseInterrupts.
 //
 // # Lock order
 //

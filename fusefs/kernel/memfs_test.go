@@ -21,6 +21,7 @@ type memFS struct {
 	nodes   map[uint64]*memNode
 	last    uint64
 	calls   []memCall
+	again   int                      // requests that were sent again
 	forgot  map[uint64]chan struct{} // closed at the node's first FORGET
 	backing int32
 }
@@ -61,6 +62,9 @@ func (fs *memFS) makeNode(ino, parent uint64, mode uint32) *memNode {
 func (fs *memFS) enter(op, name string, h *fuse.InHeader) func() {
 	fs.mu.Lock()
 	fs.calls = append(fs.calls, memCall{op, name, fs.helper.Is(h)})
+	if h.Unique>>63 == 1 {
+		fs.again++
+	}
 	return fs.mu.Unlock
 }
 

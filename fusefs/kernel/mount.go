@@ -52,6 +52,10 @@ type Options struct {
 	// flight: more helps a slow backend, less saves memory (up to 2 MiB
 	// each). 0 means 64, at most 65535.
 	MaxBackground int
+	// Keeper makes the mount outlive this process. nil: nobody keeps it.
+	Keeper Keeper
+	// Note is kept with the mount, for who takes it over; it means nothing here.
+	Note []byte
 	// Logger takes what go-fuse has to say; nil means the standard logger.
 	Logger *log.Logger
 	// Debug logs each request. Slow.
@@ -79,11 +83,15 @@ func Mount(dir string, opts Options) (*Conn, error) {
 	if err == nil && (!ok || entry.fstype != FSType) {
 		err = errors.New("the new mount is not visible; was it unmounted at once?")
 	}
+	c := newConn(fd, entry, opts)
+	if err == nil {
+		err = c.keeper().Put(c.state(fd))
+	}
 	if err != nil {
 		unix.Close(fd)
 		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), detach(point, false))
 	}
-	return newConn(fd, entry, opts), nil
+	return c, nil
 }
 
 // prepare checks dir, clears leftovers, and lays the guard if asked.

@@ -67,11 +67,12 @@ func ioctl(fd int, request uintptr, arg unsafe.Pointer) (uintptr, error) {
 
 // Negotiated returns the capabilities (fuse.CAP_*) that both sides agreed
 // on, 0 before Serve.
-func (c *Conn) Negotiated() uint64 {
-	const flags, flags2 = outHeaderSize + 12, outHeaderSize + 32
-	if len(c.initOut) < flags2+4 {
+func (c *Conn) Negotiated() uint64 { return negotiated(c.initOut) }
+
+func negotiated(initOut []byte) uint64 {
+	if len(initOut) < initOutSize {
 		return 0
 	}
-	return uint64(binary.NativeEndian.Uint32(c.initOut[flags:])) |
-		uint64(binary.NativeEndian.Uint32(c.initOut[flags2:]))<<32
+	return uint64(binary.NativeEndian.Uint32(initOut[initOutFlags:])) |
+		uint64(binary.NativeEndian.Uint32(initOut[initOutFlags2:]))<<32
 }
