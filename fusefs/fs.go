@@ -109,9 +109,12 @@ func (fs *FS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) f
 // when the connection ends without a RELEASE.
 func (fs *FS) keepHandle(h store.Handle, node store.NodeID, ino crdt.Ino) {
 	fs.mu.Lock()
+	_, again := fs.handles[h] // by an open that was sent again
 	fs.handles[h] = openHandle{node, ino}
 	fs.mu.Unlock()
-	fs.shown.opened(ino)
+	if !again {
+		fs.shown.opened(ino)
+	}
 }
 
 func (fs *FS) takeHandle(h store.Handle) (openHandle, bool) {

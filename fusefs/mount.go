@@ -42,6 +42,11 @@ type Options struct {
 	// HelperExec starts the reveal helper: a program, with arguments, that
 	// calls kernel.RunHelper. Without it changes are shown without events.
 	HelperExec []string
+	// Keeper makes the mount outlive this process (P9), Note is kept with it.
+	// Ledger is then the file that tells a successor what was not shown yet.
+	Keeper kernel.Keeper
+	Note   []byte
+	Ledger string
 	// Log takes what happens. nil means slog.Default().
 	Log *slog.Logger
 	// Debug logs each request. Slow.
@@ -66,45 +71,55 @@ type Mounted struct {
 // Mount mounts a volume on a directory, which must be empty, and serves it
 // until it is unmounted. ctx bounds the start only.
 func Mount(ctx context.Context, v *store.Volume, dir string, opts Options) (*Mounted, error) {
-	if opts.Log == nil {
-		opts.Log = slog.Default()
+	opts.prepare(v, dir)
+	err := ctx.Err()
+	if err == nil && !v.Ready() {
+		err = ErrNotServed
 	}
-	if opts.ID == 0 {
-		opts.ID = store.MountID(rand.Uint64() | 1)
+	var m *Mounted
+	if err == nil {
+		m, err = mount(v, dir, opts)
 	}
-	opts.Log = opts.Log.With("volume", v.Name(), "mount", dir)
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("mount volume %q: %w", v.Name(), err)
-	}
-	if !v.Ready() {
-		return nil, fmt.Errorf("mount volume %q: %w", v.Name(), ErrNotServed)
-	}
-	m, err := start(v, dir, opts)
 	if err != nil {
 		return nil, fmt.Errorf("mount volume %q: %w", v.Name(), err)
 	}
 	return m, nil
 }
 
-func start(v *store.Volume, dir string, opts Options) (*Mounted, error) {
-	conn, err := kernel.Mount(dir, kernel.Options{
-		FSName: v.Name(), AllowOther: opts.AllowOther, Guard: opts.Guard,
-		Flags: opts.Flags, ACL: true, MaxBackground: opts.MaxBackground,
-		Logger: slog.NewLogLogger(opts.Log.Handler(), slog.LevelWarn), Debug: opts.Debug,
-	})
+func (o *Options) prepare(v *store.Volume, dir string) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.ID == 0 {
+		o.ID = store.MountID(rand.Uint64() | 1)
+	}
+	o.Log = o.Log.With("volume", v.Name(), "mount", dir)
+}
+
+func (o *Options) kernel(v *store.Volume) kernel.Options {
+	return kernel.Options{
+		FSName: v.Name(), AllowOther: o.AllowOther, Guard: o.Guard,
+		Flags: o.Flags, ACL: true, MaxBackground: o.MaxBackground,
+		Keeper: o.Keeper, Note: o.Note,
+		Logger: slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn), Debug: o.Debug,
+	}
+}
+
+func mount(v *store.Volume, dir string, opts Options) (*Mounted, error) {
+	if opts.Ledger != "" { // of an earlier mount there
+		if err := os.Remove(opts.Ledger); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+	}
+	conn, err := kernel.Mount(dir, opts.kernel(v))
 	if err != nil {
 		return nil, err
 	}
-	fs := newFS(v, opts.ID, &opts, newWorkQueue())
-	fs.epoch = conn.Epoch()
-	if opts.Passthrough {
-		fs.backer = conn
+	m, err := newMounted(v, conn, &opts)
+	if err == nil {
+		err = m.serve(v, opts.ID)
 	}
-	m := &Mounted{conn: conn, fs: fs, revealer: newRevealer(fs, conn), done: make(chan struct{})}
-	// From here on no change is missed.
-	m.cancel = v.AddViewer(opts.ID, fs.shown)
-	if err := conn.Serve(fs); err != nil {
-		m.cancel()
+	if err != nil {
 		conn.Close()
 		// The guard stays: it may be there since before, and a retry reuses it.
 		return nil, errors.Join(err, conn.Unmount(kernel.UnmountOptions{Lazy: true}))
@@ -112,13 +127,82 @@ func start(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 	if opts.ReadOnly {
 		m.seal(opts.Flags)
 	}
-	if len(opts.HelperExec) > 0 {
-		m.startHelper(opts.HelperExec)
-		m.tasks.Go(func() { m.keepHelper(opts.HelperExec) })
+	m.fs.bequeathMode()
+	m.start(opts.HelperExec)
+	return m, nil
+}
+
+// Attach takes over a mount of the volume whose daemon has ended, or has handed
+// it over. Nothing may have been merged into the volume since the store was
+// opened. Of opts the mount keeps what its first daemon said, but for Keeper,
+// Passthrough, HelperExec and Log; ID and Ledger must be the same. Errors are
+// those of kernel.Attach; kernel.ErrUnmounted says that the mount has ended,
+// which the volume is to be told (Volume.Unmounted). With any other error the
+// mount stays for who can serve it.
+func Attach(v *store.Volume, kept kernel.Kept, opts Options) (*Mounted, error) {
+	opts.prepare(v, kept.Dir)
+	m, err := attach(v, kept, opts)
+	if err != nil {
+		return nil, fmt.Errorf("take over a mount of volume %q: %w", v.Name(), err)
+	}
+	return m, nil
+}
+
+func attach(v *store.Volume, kept kernel.Kept, opts Options) (*Mounted, error) {
+	conn, err := kernel.Attach(kept, opts.kernel(v))
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMounted(v, conn, &opts)
+	if err == nil {
+		err = m.fs.adopt(conn)
+	}
+	if err == nil {
+		err = m.serve(v, opts.ID)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	m.start(opts.HelperExec)
+	return m, nil
+}
+
+func newMounted(v *store.Volume, conn *kernel.Conn, opts *Options) (*Mounted, error) {
+	fs := newFS(v, opts.ID, opts, newWorkQueue())
+	fs.epoch = conn.Epoch()
+	if opts.Passthrough {
+		fs.backer = conn
+	}
+	if opts.Ledger != "" {
+		l, err := openLedger(opts.Ledger, opts.Log)
+		if err != nil {
+			return nil, err
+		}
+		fs.inherit(l)
+	}
+	return &Mounted{conn: conn, fs: fs, revealer: newRevealer(fs, conn), done: make(chan struct{})}, nil
+}
+
+// serve lets the kernel ask; from here on no change is missed.
+func (m *Mounted) serve(v *store.Volume, id store.MountID) error {
+	m.cancel = v.AddViewer(id, m.fs.shown)
+	err := m.conn.Serve(m.fs)
+	if err != nil {
+		m.cancel()
+		m.fs.shown.ledger.close()
+	}
+	return err
+}
+
+// start begins to tell the kernel.
+func (m *Mounted) start(helper []string) {
+	if len(helper) > 0 {
+		m.startHelper(helper)
+		m.tasks.Go(func() { m.keepHelper(helper) })
 	}
 	m.tasks.Go(m.revealer.run)
 	go m.finish()
-	return m, nil
 }
 
 // seal has the kernel refuse changes of a read-only mount, where we may; then
@@ -166,22 +250,58 @@ func (m *Mounted) keepHelper(exec []string) {
 }
 
 // finish ends what belongs to the mount when its connection has ended, whoever
-// unmounted it.
+// unmounted it, or goes on elsewhere.
 func (m *Mounted) finish() {
 	m.err = m.conn.Wait()
+	m.quiet()
+	if errors.Is(m.err, kernel.ErrHandedOver) {
+		m.fs.vol.Await(m.fs.mount)
+		m.cancel()
+		m.fs.shown.ledger.close()
+	} else {
+		m.cancel()
+		m.fs.leaveAll()
+		m.fs.releaseAll()
+		if err := m.fs.shown.ledger.remove(); err != nil {
+			m.fs.log.Warn("unmount", "err", err)
+		}
+	}
+	close(m.done)
+}
+
+// quiet stops telling the kernel.
+func (m *Mounted) quiet() {
 	m.revealer.stop()
 	m.fs.helper.Close()
 	m.tasks.Wait()
 	m.fs.helper.Close() // keepHelper may have just started one
 	m.revealer.tasks.Wait()
-	m.cancel()
-	m.fs.leaveAll()
-	m.fs.releaseAll()
-	close(m.done)
+}
+
+// showFor bounds how long a hand-over waits for what is not shown yet; the
+// successor shows the rest.
+const showFor = time.Second
+
+// HandOver stops serving the mount, for the next daemon to take over; programs
+// that use it wait. Nothing may be merged into the volume any more. Should a
+// request not come to its end before ctx, this process must end all the same.
+func (m *Mounted) HandOver(ctx context.Context) error {
+	shown, cancel := context.WithTimeout(ctx, showFor)
+	m.WaitIdle(shown) //nolint:errcheck // as said above
+	cancel()
+	m.quiet() // first: nobody would answer the helper
+	if err := m.conn.Drain(ctx); err != nil {
+		return err
+	}
+	<-m.done
+	return nil
 }
 
 // Dir is the mountpoint as the kernel spells it.
 func (m *Mounted) Dir() string { return m.conn.Dir() }
+
+// ReadOnly reports whether the mount refuses changes.
+func (m *Mounted) ReadOnly() bool { return m.fs.readOnly.Load() }
 
 // Conn is the connection to the kernel.
 func (m *Mounted) Conn() *kernel.Conn { return m.conn }
@@ -225,6 +345,7 @@ func (m *Mounted) Remount(readOnly bool, flags kernel.Flags) error {
 	}
 	m.fs.readOnly.Store(readOnly)
 	m.fs.noAtime.Store(flags.NoAtime)
+	m.fs.bequeathMode()
 	return nil
 }
 

@@ -102,7 +102,7 @@ func (fs *FS) leave(node store.NodeID) {
 
 // back finds the file that the kernel is to have for a node.
 func (fs *FS) back(node store.NodeID, h store.Handle, appends bool) (*store.Backing, int32, error) {
-	if fs.backer == nil || fs.noBacking.Load() {
+	if fs.backer == nil || fs.noBacking.Load() || fs.shown.knownBefore(node) {
 		return nil, 0, nil
 	}
 	// Small files are opened all the time, for them the store is not asked.

@@ -10,10 +10,11 @@ import (
 type workKind uint8
 
 const (
-	workName  workKind = iota + 1 // show a pending name
-	workDrop                      // make the kernel look up a name that is no directory's
-	workInode                     // tell of an inode's attributes or content
-	workLetGo                     // drop what was kept of a file that the kernel has forgotten
+	workName      workKind = iota + 1 // show a pending name
+	workDrop                          // make the kernel look up a name that is no directory's
+	workInode                         // tell of an inode's attributes or content
+	workLetGo                         // drop what was kept of a file that the kernel has forgotten
+	workForgotten                     // ask whether the kernel has forgotten a node, of which it knew before this daemon
 )
 
 // work is one thing the revealer has to do.
@@ -21,7 +22,7 @@ type work struct {
 	kind workKind
 	key  nameKey      // workName, workDrop
 	ino  crdt.Ino     // workInode
-	node store.NodeID // workLetGo
+	node store.NodeID // workLetGo, workForgotten
 
 	// Of workInode. Attributes are dropped from the cache in any case.
 	old     store.NodeID // the node that kept the version before, or 0

@@ -85,24 +85,31 @@ func (r *revealer) run() {
 			return
 		}
 		r.gate.Lock()
-		r.do(w)
+		upTo := r.shown.promised()
+		if r.do(w) {
+			r.shown.kept(&w, upTo)
+		}
 		r.gate.Unlock()
 	}
 }
 
-func (r *revealer) do(w work) {
+// do does one work, and reports whether nothing is left of it to do.
+func (r *revealer) do(w work) bool {
 	switch w.kind {
 	case workName:
-		r.name(w.key)
+		return r.name(w.key)
 	case workDrop:
 		if dir, known := r.shown.knownDir(w.key.dir); known {
 			r.dropped(dir, w.key.name, crdt.Entry{})
 		}
 	case workInode:
-		r.inode(w)
+		return r.inode(w)
 	case workLetGo:
 		r.fs.vol.LetGo(w.node)
+	case workForgotten:
+		r.forgotten(w.node)
 	}
+	return true
 }
 
 // later pushes work again after some time.
@@ -173,13 +180,13 @@ func (r *revealer) tell(what string, send func(notifier) error) {
 }
 
 // name shows a pending name.
-func (r *revealer) name(k nameKey) {
+func (r *revealer) name(k nameKey) (done bool) {
 	for range maxTries {
 		st := r.shown.plan(k)
 		var err error
 		switch st.kind {
 		case stepNone:
-			return
+			return true
 		case stepReplace:
 			err = r.replace(st)
 		default:
@@ -192,20 +199,21 @@ func (r *revealer) name(k nameKey) {
 			r.log.Warn("a peer removed a directory that is in use as a mount point here; it stays until that is unmounted",
 				"dir", uint64(k.dir), "name", k.name)
 			r.later(work{kind: workName, key: k}, busyRetry)
-			return
+			return false
 		case r.ctx.Err() != nil:
-			return
+			return false
 		default:
 			r.fallback(st.expect.key, err)
 			if st.kind == stepReplace {
 				r.modified(st.dir, k.name, st.expect.entry)
 			}
 			if st.expect.key == k {
-				return
+				return true
 			}
 		}
 	}
 	r.fallback(k, errSlow)
+	return true
 }
 
 // reveal makes one call and returns nil if it has shown the name.

@@ -107,30 +107,31 @@ func (r *revealer) path(dir crdt.Ino) (string, error) {
 }
 
 // inode tells the kernel of an inode's new attributes or content.
-func (r *revealer) inode(w work) {
+func (r *revealer) inode(w work) (done bool) {
 	if !r.refresh(w) {
 		r.later(w, inFlight)
-		return
+		return false
 	}
 	if r.shown.replying(w.ino) {
 		r.later(work{kind: workInode, ino: w.ino}, onItsWay)
 	}
 	if w.old == 0 && !w.content && !w.attrib {
-		return
+		return true
 	}
 	names, err := r.fs.vol.Names(w.ino)
 	if err != nil {
 		r.log.Error("names of a changed file", "inode", uint64(w.ino), "err", err)
-		return
+		return true
 	}
 	for _, n := range names {
 		if _, pending := r.shown.get(nameKey{n.Dir, n.Name}); pending && w.tries < 3 {
 			w.tries++
 			r.queue.push(w) // behind the name, which is in the queue
-			return
+			return false
 		}
 	}
 	r.changed(w, names)
+	return true
 }
 
 // changed shows a file's change at each of its names.

@@ -33,6 +33,7 @@ type pendingName struct {
 type knownNode struct {
 	ino      crdt.Ino
 	lookups  uint64
+	before   bool // known since before this daemon: how often it was looked up is not known
 	dir      bool
 	born     uint32 // generation, as last told
 	mode     uint32 // as last told, for telling what a change changed
@@ -58,10 +59,14 @@ type shown struct {
 	changing map[crdt.Ino]struct{}
 	touched  map[crdt.Ino]uint64 // gen at the end of the last change of each
 	floor    uint64              // gen at which touched was emptied
-	undo     []func()            // takes the change back, last first
-	switched []switchedFile      // by the change
-	adopted  []crdt.Ino          // by the change: directories that took over a node
-	placed   []nameKey           // by the change
+	// ledger is what a successor would need; committed, how much of it is of
+	// changes that are.
+	ledger    *ledger
+	committed uint64
+	undo      []func()       // takes the change back, last first
+	switched  []switchedFile // by the change
+	adopted   []crdt.Ino     // by the change: directories that took over a node
+	placed    []nameKey      // by the change
 
 	nodes   map[store.NodeID]knownNode
 	current map[crdt.Ino]store.NodeID // the node of an inode's present version
@@ -162,6 +167,9 @@ func (s *shown) knowLocked(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
 	k.lookups++
 	k.born = s.born[node]
 	s.nodes[node] = k
+	if k.dir && store.NodeID(k.ino) != node {
+		s.meansLocked(node)
+	}
 	if _, old := s.frozen[node]; !old {
 		s.current[a.Ino] = node
 	}
@@ -287,14 +295,22 @@ func (s *shown) forget(node, n uint64) {
 	if !ok {
 		return
 	}
-	if k.lookups > n {
-		k.lookups -= n
+	if k.lookups > n || k.before {
+		k.lookups -= min(n, k.lookups)
 		s.nodes[id] = k
+		if k.before {
+			s.queue.push(work{kind: workForgotten, node: id})
+		}
 		return
 	}
+	s.forgetLocked(id, k)
+}
+
+func (s *shown) forgetLocked(id store.NodeID, k knownNode) {
 	delete(s.nodes, id)
 	delete(s.born, id)
 	delete(s.dead, id)
+	s.meansLocked(id)
 	if s.current[k.ino] == id {
 		delete(s.current, k.ino)
 	}
@@ -346,6 +362,7 @@ func (s *shown) moved(ino crdt.Ino) {
 func (s *shown) buriedLocked(dir crdt.Ino) {
 	if node, ok := s.current[dir]; ok {
 		s.born[node]++
+		s.meansLocked(node)
 	}
 }
 

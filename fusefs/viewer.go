@@ -56,6 +56,7 @@ func (s *shown) Prepare(c *store.Changes) (switched []crdt.Ino) {
 			s.switched = append(s.switched, switchedFile{i.Ino, old})
 		}
 	}
+	s.promiseLocked(c)
 	return switched
 }
 
@@ -151,6 +152,7 @@ func (s *shown) renumberLocked(node store.NodeID, from, to crdt.Ino) {
 	s.nodes[node] = k
 	delete(s.current, from)
 	s.current[to] = node
+	s.meansLocked(node)
 }
 
 // mustSwitchLocked reports whether a file's new content needs a new node id,
@@ -188,12 +190,13 @@ func (s *shown) Shows(ino crdt.Ino) bool {
 }
 
 // Aborted implements [store.Viewer].
-func (s *shown) Aborted(*store.Changes) {
+func (s *shown) Aborted(c *store.Changes) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for n := len(s.undo) - 1; n >= 0; n-- {
 		s.undo[n]()
 	}
+	s.brokenLocked(c)
 	s.settleLocked()
 }
 
@@ -213,7 +216,7 @@ func (s *shown) Committed(c *store.Changes) {
 		}
 	}
 	for _, k := range s.placed {
-		if _, ok := s.getLocked(k); ok {
+		if _, ok := s.getLocked(k); ok || s.ledger.promised(k) {
 			s.queue.push(work{kind: workName, key: k})
 		}
 	}
@@ -222,6 +225,12 @@ func (s *shown) Committed(c *store.Changes) {
 	}
 	for _, i := range c.Inodes {
 		s.tellInodeLocked(c, i, named[i.Ino])
+		if s.ledger.promisedInode(i.Ino) {
+			s.queue.push(work{kind: workInode, ino: i.Ino}) // joins what was just pushed
+		}
+	}
+	if s.ledger != nil {
+		s.committed = s.ledger.seq
 	}
 	s.settleLocked()
 }

@@ -302,13 +302,16 @@ func compose(effects []*crdt.Effects) *Changes {
 
 // done reports whether a request that the kernel sends again was done, and
 // the inode it made or opened.
-func (t *tree) done(r Request) (crdt.Ino, Handle, bool, error) {
+func (v *Volume) done(t *tree, r Request) (crdt.Ino, Handle, bool, error) {
 	if !r.Resent {
 		return 0, 0, false, nil
 	}
 	var rec doneRecord
 	ok, err := getJSON(t.t, t.doneKey(r), &rec)
 	ok = ok && rec.Epoch == r.Epoch && rec.Unique == r.Unique
+	if ok {
+		v.repeated.Add(1)
+	}
 	return rec.Ino, rec.Handle, ok, err
 }
 

@@ -280,7 +280,7 @@ func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, trunc bool) (h Han
 			return err
 		}
 		unlinked = len(links) == 0 && !i.Unpublished() && !v.showsLocked(ino)
-		if _, was, ok, err := c.done(r); err != nil {
+		if _, was, ok, err := v.done(c.tree, r); err != nil {
 			return err
 		} else if ok {
 			h, again = was, v.handleOf(was) == d.node
@@ -431,10 +431,15 @@ const finishRetry = time.Second
 // cannot be published now (no room) is kept and tried again. The caller holds mu.
 func (v *Volume) finish(d *draft, h Handle) error {
 	err := v.publish(d, true, h)
+	if err != nil && h != 0 { // it is closed all the same
+		if err := v.forgetHandles([]Handle{h}); err != nil {
+			v.db.opts.Log.Warn("close file", "volume", v.Name(), "inode", uint64(d.rec.Ino), "err", err)
+		}
+	}
 	if errors.Is(err, errMapped) {
 		d.flushed.Store(d.mapped < settleLimit)
 		d.mapped = min(max(2*d.mapped, mappedRetry), maxMappedRetry)
-		v.after(d, d.mapped, func() { v.finishUnlessOpen(d, h) })
+		v.after(d, d.mapped, func() { v.finishUnlessOpen(d) })
 		return nil
 	}
 	d.mapped = 0
@@ -444,7 +449,7 @@ func (v *Volume) finish(d *draft, h Handle) error {
 	}
 	if err != nil {
 		v.db.opts.Log.Warn("publish closed file", "volume", v.Name(), "inode", uint64(d.rec.Ino), "err", err)
-		v.after(d, finishRetry, func() { v.finishUnlessOpen(d, h) })
+		v.after(d, finishRetry, func() { v.finishUnlessOpen(d) })
 		return err
 	}
 	v.draftsMu.Lock()
@@ -458,14 +463,14 @@ func (v *Volume) finish(d *draft, h Handle) error {
 	return nil
 }
 
-func (v *Volume) finishUnlessOpen(d *draft, h Handle) {
+func (v *Volume) finishUnlessOpen(d *draft) {
 	v.draftsMu.Lock()
 	open := d.handles > 0
 	v.draftsMu.Unlock()
 	if open {
 		v.publishLater(d)
 	} else {
-		v.finish(d, h) //nolint:errcheck // logs and tries again
+		v.finish(d, 0) //nolint:errcheck // logs and tries again
 	}
 }
 

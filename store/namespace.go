@@ -113,7 +113,7 @@ func (v *Volume) create(r Request, dir NodeID, name string, n NewNode, h *Handle
 		return a, err
 	}
 	err = v.change(r.Mount, func(c *change) error {
-		if was, handle, ok, err := c.done(r); err != nil || ok {
+		if was, handle, ok, err := v.done(c.tree, r); err != nil || ok {
 			if err == nil {
 				*h = handle
 				a, err = v.attr(c.tree, v.Node(was))
@@ -178,7 +178,7 @@ func (v *Volume) Link(r Request, node, dir NodeID, name string) (Attr, error) {
 		return Attr{}, err
 	}
 	err = v.change(r.Mount, func(c *change) error {
-		if _, _, ok, err := c.done(r); err != nil || ok {
+		if _, _, ok, err := v.done(c.tree, r); err != nil || ok {
 			return err
 		}
 		i, err := c.Inode(inos[0])
@@ -224,7 +224,7 @@ func (v *Volume) remove(r Request, dir NodeID, name string, plan func(*crdt.Plan
 		return err
 	}
 	return v.change(r.Mount, func(c *change) error {
-		if _, _, ok, err := c.done(r); err != nil || ok {
+		if _, _, ok, err := v.done(c.tree, r); err != nil || ok {
 			return err
 		}
 		p := c.plan()
@@ -256,7 +256,7 @@ func (v *Volume) Rename(r Request, odir NodeID, oname string, ndir NodeID, nname
 		return err
 	}
 	return v.change(r.Mount, func(c *change) error {
-		if _, _, ok, err := c.done(r); err != nil || ok {
+		if _, _, ok, err := v.done(c.tree, r); err != nil || ok {
 			return err
 		}
 		p := c.plan()

@@ -176,7 +176,7 @@ func second[T any](_ T, err error) error { return err }
 
 func doneIn(v *Volume, r Request) (ino crdt.Ino, h Handle, done bool, err error) {
 	err = v.read(func(tr *tree) (err error) {
-		ino, h, done, err = tr.done(r)
+		ino, h, done, err = v.done(tr, r)
 		return err
 	})
 	return ino, h, done, err

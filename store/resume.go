@@ -194,7 +194,7 @@ func (v *Volume) finishReleased(d *draft) error {
 		d.note()
 		v.drafts[d.node] = d
 		if errors.Is(err, errMapped) {
-			v.after(d, mappedRetry, func() { v.finishUnlessOpen(d, 0) })
+			v.after(d, mappedRetry, func() { v.finishUnlessOpen(d) })
 		}
 		return nil
 	}
@@ -221,6 +221,14 @@ func (v *Volume) Unmounted(m MountID) error {
 	v.mu.Unlock()
 	v.letGoAll()
 	return errors.Join(errs...)
+}
+
+// Await says that a mount is handed over: its viewer will be canceled, and what
+// it has open stays open. Nothing may be merged into the volume any more.
+func (v *Volume) Await(m MountID) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.awaited[m] = true
 }
 
 // arrivedLocked ends the waiting for a mount.

@@ -16,7 +16,7 @@ func (v *Volume) SetAttr(r Request, node NodeID, s SetAttr) (Attr, error) {
 	}
 	again := false
 	if err := v.read(func(t *tree) (err error) {
-		_, _, again, err = t.done(r)
+		_, _, again, err = v.done(t, r)
 		return err
 	}); err != nil {
 		return Attr{}, err

@@ -30,6 +30,8 @@ type Volume struct {
 	ops    atomic.Uint64 // local ops committed since open
 	merged atomic.Uint64 // remote ops merged since open
 
+	repeated atomic.Uint64 // requests that came again and were done already, since open
+
 	forcedOut atomic.Uint64 // records dismissed for the conflict-limit since open
 
 	wakeSealer, stopSealer, stopKeeper, stopPruner func()
@@ -364,6 +366,7 @@ func subscribed[F any](v *Volume, to map[int]F) []F {
 type Stats struct {
 	Ops        uint64 // local ops committed since the daemon started
 	Merged     uint64 // remote ops merged since then
+	Repeated   uint64 // requests that the kernel sent again and that were done already, since then
 	Unsealed   int    // own ops that have not left yet
 	OpenDrafts int
 	Kept       int // of them, closed ones without a name that a kernel knows
@@ -394,6 +397,7 @@ func (v *Volume) Stats() Stats {
 	}
 	v.nodesMu.RUnlock()
 	s.Full = v.db.full.Load()
+	s.Repeated = v.repeated.Load()
 	s.ForcedOut = v.forcedOut.Load()
 	return s
 }

@@ -63,7 +63,7 @@ func (v *Volume) changeXattr(r Request, node NodeID, plan func(*crdt.Inode) ([]c
 		return err
 	}
 	return v.change(r.Mount, func(c *change) error {
-		if _, _, ok, err := c.done(r); err != nil || ok {
+		if _, _, ok, err := v.done(c.tree, r); err != nil || ok {
 			return err
 		}
 		i, err := c.Inode(ino)

@@ -23,6 +23,9 @@ const (
 	// to grow first.
 	idleReaders = 3
 
+	// resentBit of a request's Unique says that it was read before.
+	resentBit = 1 << 63
+
 	inHeaderSize  = 40
 	outHeaderSize = 16
 
@@ -52,6 +55,7 @@ type Conn struct {
 	alive      atomic.Int32 // readers
 	idle       atomic.Int32 // readers in or about to enter read(2)
 	interrupts atomic.Int64 // INTERRUPTs that came
+	resent     atomic.Int64 // requests that came again
 	readers    sync.WaitGroup
 	draining   atomic.Bool
 	unmounted  atomic.Bool   // the kernel said so
@@ -82,6 +86,13 @@ func (c *Conn) Mounted() (bool, error) { return mounted(c.mount) }
 // Epoch names this connection, at random and never 0. The kernel counts
 // requests from 1 again on each mount; (Epoch, unique) names one for ever.
 func (c *Conn) Epoch() uint64 { return c.epoch }
+
+// Resent counts the requests that an earlier process had read and not answered,
+// and that came again.
+func (c *Conn) Resent() uint64 { return uint64(c.resent.Load()) }
+
+// Kept reports whether the mount outlives this process.
+func (c *Conn) Kept() bool { return c.isKept() }
 
 // Init returns the kernel's INIT message and the reply to it, both whole.
 // Who takes the connection over has to negotiate the same again.
@@ -195,6 +206,9 @@ func (c *Conn) read() {
 			c.idle.Add(-1)
 			c.fail(err)
 			return
+		}
+		if binary.NativeEndian.Uint64(b.in[8:])&resentBit != 0 {
+			c.resent.Add(1)
 		}
 		if c.leaving(b.in[:n]) {
 			c.idle.Add(-1)

@@ -31,6 +31,8 @@ const startTimeout = 30 * time.Second
 // about its callers, and Start it after Conn.Serve.
 type Helper struct {
 	tid   atomic.Int32           // of the helper's thread, 0 while there is none
+	was   uint32                 // that of a dead daemon's helper; fixed by Follow
+	tell  func(thread uint32)    // fixed by Follow
 	token atomic.Pointer[string] // awaited by Handshake
 
 	mu  sync.Mutex
@@ -71,14 +73,25 @@ func (h *Helper) Handshake(header *fuse.InHeader, attr string) bool {
 	if !h.token.CompareAndSwap(token, nil) { // it is good once
 		return false
 	}
+	if h.tell != nil {
+		h.tell(header.Pid) // before it makes a call
+	}
 	h.tid.Store(int32(header.Pid))
 	return true
 }
 
-// Is reports whether the request was made by the helper.
+// Follow says that the mount was taken over: was is the thread of the last
+// daemon's helper, 0 if it had none. tell is called with that of each helper to
+// come, for the next Follow. To be called before Conn.Serve.
+func (h *Helper) Follow(was uint32, tell func(thread uint32)) { h.was, h.tell = was, tell }
+
+// Is reports whether the request was made by the helper, or is one that a dead
+// daemon's helper was waiting for and the kernel sends again: no later process
+// with the same number can have such a one.
 func (h *Helper) Is(header *fuse.InHeader) bool {
 	tid := h.tid.Load()
-	return tid != 0 && header.Pid == uint32(tid)
+	return tid != 0 && header.Pid == uint32(tid) ||
+		h.was != 0 && header.Pid == h.was && header.Unique&resentBit != 0
 }
 
 // Start runs execPath with args as the helper of c's mount; that program

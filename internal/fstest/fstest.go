@@ -49,7 +49,8 @@ type Node struct {
 	Mount  *fusefs.Mounted
 	DB     *store.DB
 
-	t testing.TB
+	t    testing.TB
+	opts Options // as they came out
 }
 
 // Mount mounts a new volume until the end of the test. It skips the test where
@@ -90,7 +91,7 @@ func mount(t testing.TB, id store.VolumeID, opts Options) *Node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := n.DB.Close(); err != nil {
+		if err := n.DB.Close(); err != nil { // the present one
 			t.Error(err)
 		}
 	})
@@ -100,7 +101,8 @@ func mount(t testing.TB, id store.VolumeID, opts Options) *Node {
 	if !opts.NoHelper {
 		opts.Mount.HelperExec = fusefs.SelfHelper()
 	}
-	n.mount(opts.Mount)
+	n.opts = opts
+	n.opts.Mount = n.mount(opts.Mount)
 	return n
 }
 
@@ -113,7 +115,8 @@ func (n *Node) MountAgain(opts fusefs.Options) *Node {
 	return again
 }
 
-func (n *Node) mount(opts fusefs.Options) {
+// mount returns the options with what it added.
+func (n *Node) mount(opts fusefs.Options) fusefs.Options {
 	n.t.Helper()
 	opts.Log, opts.Debug = logger(n.t), opts.Debug || os.Getenv("FSTEST_DEBUG") == "2"
 	var err error
@@ -121,6 +124,7 @@ func (n *Node) mount(opts fusefs.Options) {
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(n.unmount)
+	return opts
 }
 
 // logger logs to the test, or, if FSTEST_DEBUG is set, all to its output.

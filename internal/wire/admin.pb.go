@@ -1104,7 +1104,11 @@ type MountStatus struct {
 	ReadOnly      bool                   `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	Stale         bool                   `protobuf:"varint,4,opt,name=stale,proto3" json:"stale,omitempty"` // serves its own data: no ready peer was reached yet
 	SinceUnixNs   int64                  `protobuf:"varint,5,opt,name=since_unix_ns,json=sinceUnixNs,proto3" json:"since_unix_ns,omitempty"`
-	Created       bool                   `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"` // Mount: the volume was made by this call
+	Created       bool                   `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`       // Mount: the volume was made by this call
+	Kept          bool                   `protobuf:"varint,7,opt,name=kept,proto3" json:"kept,omitempty"`             // it outlives the daemon
+	Generation    uint64                 `protobuf:"varint,8,opt,name=generation,proto3" json:"generation,omitempty"` // how many daemons have served it, this one included
+	Resent        uint64                 `protobuf:"varint,9,opt,name=resent,proto3" json:"resent,omitempty"`         // requests that an earlier one had read and not answered
+	Repeated      uint64                 `protobuf:"varint,10,opt,name=repeated,proto3" json:"repeated,omitempty"`    // of them, those that it had done
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1181,6 +1185,122 @@ func (x *MountStatus) GetCreated() bool {
 	return false
 }
 
+func (x *MountStatus) GetKept() bool {
+	if x != nil {
+		return x.Kept
+	}
+	return false
+}
+
+func (x *MountStatus) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *MountStatus) GetResent() uint64 {
+	if x != nil {
+		return x.Resent
+	}
+	return 0
+}
+
+func (x *MountStatus) GetRepeated() uint64 {
+	if x != nil {
+		return x.Repeated
+	}
+	return 0
+}
+
+type UpgradeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Binary        string                 `protobuf:"bytes,1,opt,name=binary,proto3" json:"binary,omitempty"` // path of the new program; empty: that of the old one, replaced
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeRequest) Reset() {
+	*x = UpgradeRequest{}
+	mi := &file_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeRequest) ProtoMessage() {}
+
+func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
+func (*UpgradeRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *UpgradeRequest) GetBinary() string {
+	if x != nil {
+		return x.Binary
+	}
+	return ""
+}
+
+type UpgradeReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"` // of the new program
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeReply) Reset() {
+	*x = UpgradeReply{}
+	mi := &file_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeReply) ProtoMessage() {}
+
+func (x *UpgradeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeReply.ProtoReflect.Descriptor instead.
+func (*UpgradeReply) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *UpgradeReply) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
 type UnmountRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Dir           []byte                 `protobuf:"bytes,1,opt,name=dir,proto3" json:"dir,omitempty"`
@@ -1191,7 +1311,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1323,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1336,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{16}
+	return file_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UnmountRequest) GetDir() []byte {
@@ -1245,7 +1365,7 @@ type UnmountReply struct {
 
 func (x *UnmountReply) Reset() {
 	*x = UnmountReply{}
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1257,7 +1377,7 @@ func (x *UnmountReply) String() string {
 func (*UnmountReply) ProtoMessage() {}
 
 func (x *UnmountReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1270,7 +1390,7 @@ func (x *UnmountReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountReply.ProtoReflect.Descriptor instead.
 func (*UnmountReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{17}
+	return file_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UnmountReply) GetLeftMounts() uint32 {
@@ -1295,7 +1415,7 @@ type MountsRequest struct {
 
 func (x *MountsRequest) Reset() {
 	*x = MountsRequest{}
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1427,7 @@ func (x *MountsRequest) String() string {
 func (*MountsRequest) ProtoMessage() {}
 
 func (x *MountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1440,7 @@ func (x *MountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountsRequest.ProtoReflect.Descriptor instead.
 func (*MountsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{18}
+	return file_admin_proto_rawDescGZIP(), []int{20}
 }
 
 type MountsReply struct {
@@ -1332,7 +1452,7 @@ type MountsReply struct {
 
 func (x *MountsReply) Reset() {
 	*x = MountsReply{}
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1464,7 @@ func (x *MountsReply) String() string {
 func (*MountsReply) ProtoMessage() {}
 
 func (x *MountsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1477,7 @@ func (x *MountsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountsReply.ProtoReflect.Descriptor instead.
 func (*MountsReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{19}
+	return file_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MountsReply) GetMounts() []*MountStatus {
@@ -1376,7 +1496,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1508,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +1521,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{20}
+	return file_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WaitRequest) GetVolume() string {
@@ -1421,7 +1541,7 @@ type WaitReply struct {
 
 func (x *WaitReply) Reset() {
 	*x = WaitReply{}
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1553,7 @@ func (x *WaitReply) String() string {
 func (*WaitReply) ProtoMessage() {}
 
 func (x *WaitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1566,7 @@ func (x *WaitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitReply.ProtoReflect.Descriptor instead.
 func (*WaitReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{21}
+	return file_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WaitReply) GetTookNs() int64 {
@@ -1472,7 +1592,7 @@ type ConflictsRequest struct {
 
 func (x *ConflictsRequest) Reset() {
 	*x = ConflictsRequest{}
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1604,7 @@ func (x *ConflictsRequest) String() string {
 func (*ConflictsRequest) ProtoMessage() {}
 
 func (x *ConflictsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1497,7 +1617,7 @@ func (x *ConflictsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConflictsRequest.ProtoReflect.Descriptor instead.
 func (*ConflictsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{22}
+	return file_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ConflictsRequest) GetTarget() []byte {
@@ -1516,7 +1636,7 @@ type ConflictsReply struct {
 
 func (x *ConflictsReply) Reset() {
 	*x = ConflictsReply{}
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1648,7 @@ func (x *ConflictsReply) String() string {
 func (*ConflictsReply) ProtoMessage() {}
 
 func (x *ConflictsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1661,7 @@ func (x *ConflictsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConflictsReply.ProtoReflect.Descriptor instead.
 func (*ConflictsReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{23}
+	return file_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ConflictsReply) GetConflicts() []*Conflict {
@@ -1568,7 +1688,7 @@ type Conflict struct {
 
 func (x *Conflict) Reset() {
 	*x = Conflict{}
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1700,7 @@ func (x *Conflict) String() string {
 func (*Conflict) ProtoMessage() {}
 
 func (x *Conflict) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1713,7 @@ func (x *Conflict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conflict.ProtoReflect.Descriptor instead.
 func (*Conflict) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{24}
+	return file_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Conflict) GetId() string {
@@ -1672,7 +1792,7 @@ type Origin struct {
 
 func (x *Origin) Reset() {
 	*x = Origin{}
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +1804,7 @@ func (x *Origin) String() string {
 func (*Origin) ProtoMessage() {}
 
 func (x *Origin) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +1817,7 @@ func (x *Origin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Origin.ProtoReflect.Descriptor instead.
 func (*Origin) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{25}
+	return file_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Origin) GetVersion() string {
@@ -1738,7 +1858,7 @@ type DismissConflictsRequest struct {
 
 func (x *DismissConflictsRequest) Reset() {
 	*x = DismissConflictsRequest{}
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +1870,7 @@ func (x *DismissConflictsRequest) String() string {
 func (*DismissConflictsRequest) ProtoMessage() {}
 
 func (x *DismissConflictsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +1883,7 @@ func (x *DismissConflictsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DismissConflictsRequest.ProtoReflect.Descriptor instead.
 func (*DismissConflictsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{26}
+	return file_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DismissConflictsRequest) GetIds() []string {
@@ -1789,7 +1909,7 @@ type DismissConflictsReply struct {
 
 func (x *DismissConflictsReply) Reset() {
 	*x = DismissConflictsReply{}
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1921,7 @@ func (x *DismissConflictsReply) String() string {
 func (*DismissConflictsReply) ProtoMessage() {}
 
 func (x *DismissConflictsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1934,7 @@ func (x *DismissConflictsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DismissConflictsReply.ProtoReflect.Descriptor instead.
 func (*DismissConflictsReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{27}
+	return file_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DismissConflictsReply) GetDismissed() uint64 {
@@ -1834,7 +1954,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +1966,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +1979,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{28}
+	return file_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *HistoryRequest) GetTarget() []byte {
@@ -1887,7 +2007,7 @@ type HistoryReply struct {
 
 func (x *HistoryReply) Reset() {
 	*x = HistoryReply{}
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2019,7 @@ func (x *HistoryReply) String() string {
 func (*HistoryReply) ProtoMessage() {}
 
 func (x *HistoryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2032,7 @@ func (x *HistoryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryReply.ProtoReflect.Descriptor instead.
 func (*HistoryReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{29}
+	return file_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *HistoryReply) GetVolume() string {
@@ -1951,7 +2071,7 @@ type PastVersion struct {
 
 func (x *PastVersion) Reset() {
 	*x = PastVersion{}
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1963,7 +2083,7 @@ func (x *PastVersion) String() string {
 func (*PastVersion) ProtoMessage() {}
 
 func (x *PastVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1976,7 +2096,7 @@ func (x *PastVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastVersion.ProtoReflect.Descriptor instead.
 func (*PastVersion) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{30}
+	return file_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PastVersion) GetWritten() *Origin {
@@ -2040,7 +2160,7 @@ type ReadVersionRequest struct {
 
 func (x *ReadVersionRequest) Reset() {
 	*x = ReadVersionRequest{}
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2172,7 @@ func (x *ReadVersionRequest) String() string {
 func (*ReadVersionRequest) ProtoMessage() {}
 
 func (x *ReadVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2185,7 @@ func (x *ReadVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadVersionRequest.ProtoReflect.Descriptor instead.
 func (*ReadVersionRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{31}
+	return file_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReadVersionRequest) GetConflict() string {
@@ -2105,7 +2225,7 @@ type ReadVersionReply struct {
 
 func (x *ReadVersionReply) Reset() {
 	*x = ReadVersionReply{}
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2237,7 @@ func (x *ReadVersionReply) String() string {
 func (*ReadVersionReply) ProtoMessage() {}
 
 func (x *ReadVersionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2250,7 @@ func (x *ReadVersionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadVersionReply.ProtoReflect.Descriptor instead.
 func (*ReadVersionReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{32}
+	return file_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReadVersionReply) GetData() []byte {
@@ -2153,7 +2273,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_admin_proto_msgTypes[33]
+	mi := &file_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +2285,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[33]
+	mi := &file_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +2298,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{33}
+	return file_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RestoreRequest) GetConflict() string {
@@ -2227,7 +2347,7 @@ type RestoreReply struct {
 
 func (x *RestoreReply) Reset() {
 	*x = RestoreReply{}
-	mi := &file_admin_proto_msgTypes[34]
+	mi := &file_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2239,7 +2359,7 @@ func (x *RestoreReply) String() string {
 func (*RestoreReply) ProtoMessage() {}
 
 func (x *RestoreReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[34]
+	mi := &file_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2252,7 +2372,7 @@ func (x *RestoreReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreReply.ProtoReflect.Descriptor instead.
 func (*RestoreReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{34}
+	return file_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RestoreReply) GetVolume() string {
@@ -2382,14 +2502,25 @@ const file_admin_proto_rawDesc = "" +
 	"\x0eRemountRequest\x12\x10\n" +
 	"\x03dir\x18\x01 \x01(\fR\x03dir\x12\x1b\n" +
 	"\tread_only\x18\x02 \x01(\bR\breadOnly\x124\n" +
-	"\x05flags\x18\x03 \x01(\v2\x1e.synapsefs.admin.v1.MountFlagsR\x05flags\"\xa8\x01\n" +
+	"\x05flags\x18\x03 \x01(\v2\x1e.synapsefs.admin.v1.MountFlagsR\x05flags\"\x90\x02\n" +
 	"\vMountStatus\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\fR\x03dir\x12\x1b\n" +
 	"\tread_only\x18\x03 \x01(\bR\breadOnly\x12\x14\n" +
 	"\x05stale\x18\x04 \x01(\bR\x05stale\x12\"\n" +
 	"\rsince_unix_ns\x18\x05 \x01(\x03R\vsinceUnixNs\x12\x18\n" +
-	"\acreated\x18\x06 \x01(\bR\acreated\"8\n" +
+	"\acreated\x18\x06 \x01(\bR\acreated\x12\x12\n" +
+	"\x04kept\x18\a \x01(\bR\x04kept\x12\x1e\n" +
+	"\n" +
+	"generation\x18\b \x01(\x04R\n" +
+	"generation\x12\x16\n" +
+	"\x06resent\x18\t \x01(\x04R\x06resent\x12\x1a\n" +
+	"\brepeated\x18\n" +
+	" \x01(\x04R\brepeated\"(\n" +
+	"\x0eUpgradeRequest\x12\x16\n" +
+	"\x06binary\x18\x01 \x01(\tR\x06binary\"(\n" +
+	"\fUpgradeReply\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\"8\n" +
 	"\x0eUnmountRequest\x12\x10\n" +
 	"\x03dir\x18\x01 \x01(\fR\x03dir\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"P\n" +
@@ -2462,8 +2593,7 @@ const file_admin_proto_rawDesc = "" +
 	"\fRestoreReply\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\fR\x04path\x12\x12\n" +
-	"\x04made\x18\x03 \x01(\x04R\x04made2\xdd\n" +
-	"\n" +
+	"\x04made\x18\x03 \x01(\x04R\x04made2\xae\v\n" +
 	"\x05Admin\x12O\n" +
 	"\x06Status\x12%.synapsefs.admin.v1.NodeStatusRequest\x1a\x1e.synapsefs.admin.v1.NodeStatus\x12I\n" +
 	"\x05Peers\x12 .synapsefs.admin.v1.PeersRequest\x1a\x1e.synapsefs.admin.v1.PeersReply\x12X\n" +
@@ -2475,7 +2605,8 @@ const file_admin_proto_rawDesc = "" +
 	"\x05Mount\x12&.synapsefs.admin.v1.MountVolumeRequest\x1a\x1f.synapsefs.admin.v1.MountStatus\x12N\n" +
 	"\aRemount\x12\".synapsefs.admin.v1.RemountRequest\x1a\x1f.synapsefs.admin.v1.MountStatus\x12O\n" +
 	"\aUnmount\x12\".synapsefs.admin.v1.UnmountRequest\x1a .synapsefs.admin.v1.UnmountReply\x12L\n" +
-	"\x06Mounts\x12!.synapsefs.admin.v1.MountsRequest\x1a\x1f.synapsefs.admin.v1.MountsReply\x12F\n" +
+	"\x06Mounts\x12!.synapsefs.admin.v1.MountsRequest\x1a\x1f.synapsefs.admin.v1.MountsReply\x12O\n" +
+	"\aUpgrade\x12\".synapsefs.admin.v1.UpgradeRequest\x1a .synapsefs.admin.v1.UpgradeReply\x12F\n" +
 	"\x04Wait\x12\x1f.synapsefs.admin.v1.WaitRequest\x1a\x1d.synapsefs.admin.v1.WaitReply\x12U\n" +
 	"\tConflicts\x12$.synapsefs.admin.v1.ConflictsRequest\x1a\".synapsefs.admin.v1.ConflictsReply\x12j\n" +
 	"\x10DismissConflicts\x12+.synapsefs.admin.v1.DismissConflictsRequest\x1a).synapsefs.admin.v1.DismissConflictsReply\x12O\n" +
@@ -2495,7 +2626,7 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_admin_proto_goTypes = []any{
 	(*NodeStatusRequest)(nil),       // 0: synapsefs.admin.v1.NodeStatusRequest
 	(*NodeStatus)(nil),              // 1: synapsefs.admin.v1.NodeStatus
@@ -2513,27 +2644,29 @@ var file_admin_proto_goTypes = []any{
 	(*MountFlags)(nil),              // 13: synapsefs.admin.v1.MountFlags
 	(*RemountRequest)(nil),          // 14: synapsefs.admin.v1.RemountRequest
 	(*MountStatus)(nil),             // 15: synapsefs.admin.v1.MountStatus
-	(*UnmountRequest)(nil),          // 16: synapsefs.admin.v1.UnmountRequest
-	(*UnmountReply)(nil),            // 17: synapsefs.admin.v1.UnmountReply
-	(*MountsRequest)(nil),           // 18: synapsefs.admin.v1.MountsRequest
-	(*MountsReply)(nil),             // 19: synapsefs.admin.v1.MountsReply
-	(*WaitRequest)(nil),             // 20: synapsefs.admin.v1.WaitRequest
-	(*WaitReply)(nil),               // 21: synapsefs.admin.v1.WaitReply
-	(*ConflictsRequest)(nil),        // 22: synapsefs.admin.v1.ConflictsRequest
-	(*ConflictsReply)(nil),          // 23: synapsefs.admin.v1.ConflictsReply
-	(*Conflict)(nil),                // 24: synapsefs.admin.v1.Conflict
-	(*Origin)(nil),                  // 25: synapsefs.admin.v1.Origin
-	(*DismissConflictsRequest)(nil), // 26: synapsefs.admin.v1.DismissConflictsRequest
-	(*DismissConflictsReply)(nil),   // 27: synapsefs.admin.v1.DismissConflictsReply
-	(*HistoryRequest)(nil),          // 28: synapsefs.admin.v1.HistoryRequest
-	(*HistoryReply)(nil),            // 29: synapsefs.admin.v1.HistoryReply
-	(*PastVersion)(nil),             // 30: synapsefs.admin.v1.PastVersion
-	(*ReadVersionRequest)(nil),      // 31: synapsefs.admin.v1.ReadVersionRequest
-	(*ReadVersionReply)(nil),        // 32: synapsefs.admin.v1.ReadVersionReply
-	(*RestoreRequest)(nil),          // 33: synapsefs.admin.v1.RestoreRequest
-	(*RestoreReply)(nil),            // 34: synapsefs.admin.v1.RestoreReply
-	nil,                             // 35: synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
-	nil,                             // 36: synapsefs.admin.v1.VolumeStatus.OptionsEntry
+	(*UpgradeRequest)(nil),          // 16: synapsefs.admin.v1.UpgradeRequest
+	(*UpgradeReply)(nil),            // 17: synapsefs.admin.v1.UpgradeReply
+	(*UnmountRequest)(nil),          // 18: synapsefs.admin.v1.UnmountRequest
+	(*UnmountReply)(nil),            // 19: synapsefs.admin.v1.UnmountReply
+	(*MountsRequest)(nil),           // 20: synapsefs.admin.v1.MountsRequest
+	(*MountsReply)(nil),             // 21: synapsefs.admin.v1.MountsReply
+	(*WaitRequest)(nil),             // 22: synapsefs.admin.v1.WaitRequest
+	(*WaitReply)(nil),               // 23: synapsefs.admin.v1.WaitReply
+	(*ConflictsRequest)(nil),        // 24: synapsefs.admin.v1.ConflictsRequest
+	(*ConflictsReply)(nil),          // 25: synapsefs.admin.v1.ConflictsReply
+	(*Conflict)(nil),                // 26: synapsefs.admin.v1.Conflict
+	(*Origin)(nil),                  // 27: synapsefs.admin.v1.Origin
+	(*DismissConflictsRequest)(nil), // 28: synapsefs.admin.v1.DismissConflictsRequest
+	(*DismissConflictsReply)(nil),   // 29: synapsefs.admin.v1.DismissConflictsReply
+	(*HistoryRequest)(nil),          // 30: synapsefs.admin.v1.HistoryRequest
+	(*HistoryReply)(nil),            // 31: synapsefs.admin.v1.HistoryReply
+	(*PastVersion)(nil),             // 32: synapsefs.admin.v1.PastVersion
+	(*ReadVersionRequest)(nil),      // 33: synapsefs.admin.v1.ReadVersionRequest
+	(*ReadVersionReply)(nil),        // 34: synapsefs.admin.v1.ReadVersionReply
+	(*RestoreRequest)(nil),          // 35: synapsefs.admin.v1.RestoreRequest
+	(*RestoreReply)(nil),            // 36: synapsefs.admin.v1.RestoreReply
+	nil,                             // 37: synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
+	nil,                             // 38: synapsefs.admin.v1.VolumeStatus.OptionsEntry
 }
 var file_admin_proto_depIdxs = []int32{
 	4,  // 0: synapsefs.admin.v1.NodeStatus.peers:type_name -> synapsefs.admin.v1.PeerStatus
@@ -2541,17 +2674,17 @@ var file_admin_proto_depIdxs = []int32{
 	15, // 2: synapsefs.admin.v1.NodeStatus.mounts:type_name -> synapsefs.admin.v1.MountStatus
 	4,  // 3: synapsefs.admin.v1.PeersReply.peers:type_name -> synapsefs.admin.v1.PeerStatus
 	11, // 4: synapsefs.admin.v1.ListVolumesReply.volumes:type_name -> synapsefs.admin.v1.VolumeStatus
-	35, // 5: synapsefs.admin.v1.CreateVolumeRequest.options:type_name -> synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
-	36, // 6: synapsefs.admin.v1.VolumeStatus.options:type_name -> synapsefs.admin.v1.VolumeStatus.OptionsEntry
+	37, // 5: synapsefs.admin.v1.CreateVolumeRequest.options:type_name -> synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
+	38, // 6: synapsefs.admin.v1.VolumeStatus.options:type_name -> synapsefs.admin.v1.VolumeStatus.OptionsEntry
 	13, // 7: synapsefs.admin.v1.MountVolumeRequest.flags:type_name -> synapsefs.admin.v1.MountFlags
 	13, // 8: synapsefs.admin.v1.RemountRequest.flags:type_name -> synapsefs.admin.v1.MountFlags
 	15, // 9: synapsefs.admin.v1.MountsReply.mounts:type_name -> synapsefs.admin.v1.MountStatus
-	24, // 10: synapsefs.admin.v1.ConflictsReply.conflicts:type_name -> synapsefs.admin.v1.Conflict
-	25, // 11: synapsefs.admin.v1.Conflict.lost:type_name -> synapsefs.admin.v1.Origin
-	25, // 12: synapsefs.admin.v1.Conflict.against:type_name -> synapsefs.admin.v1.Origin
-	30, // 13: synapsefs.admin.v1.HistoryReply.versions:type_name -> synapsefs.admin.v1.PastVersion
-	25, // 14: synapsefs.admin.v1.PastVersion.written:type_name -> synapsefs.admin.v1.Origin
-	25, // 15: synapsefs.admin.v1.PastVersion.until:type_name -> synapsefs.admin.v1.Origin
+	26, // 10: synapsefs.admin.v1.ConflictsReply.conflicts:type_name -> synapsefs.admin.v1.Conflict
+	27, // 11: synapsefs.admin.v1.Conflict.lost:type_name -> synapsefs.admin.v1.Origin
+	27, // 12: synapsefs.admin.v1.Conflict.against:type_name -> synapsefs.admin.v1.Origin
+	32, // 13: synapsefs.admin.v1.HistoryReply.versions:type_name -> synapsefs.admin.v1.PastVersion
+	27, // 14: synapsefs.admin.v1.PastVersion.written:type_name -> synapsefs.admin.v1.Origin
+	27, // 15: synapsefs.admin.v1.PastVersion.until:type_name -> synapsefs.admin.v1.Origin
 	0,  // 16: synapsefs.admin.v1.Admin.Status:input_type -> synapsefs.admin.v1.NodeStatusRequest
 	2,  // 17: synapsefs.admin.v1.Admin.Peers:input_type -> synapsefs.admin.v1.PeersRequest
 	5,  // 18: synapsefs.admin.v1.Admin.ForgetPeer:input_type -> synapsefs.admin.v1.ForgetPeerRequest
@@ -2560,32 +2693,34 @@ var file_admin_proto_depIdxs = []int32{
 	10, // 21: synapsefs.admin.v1.Admin.DeleteVolume:input_type -> synapsefs.admin.v1.DeleteVolumeRequest
 	12, // 22: synapsefs.admin.v1.Admin.Mount:input_type -> synapsefs.admin.v1.MountVolumeRequest
 	14, // 23: synapsefs.admin.v1.Admin.Remount:input_type -> synapsefs.admin.v1.RemountRequest
-	16, // 24: synapsefs.admin.v1.Admin.Unmount:input_type -> synapsefs.admin.v1.UnmountRequest
-	18, // 25: synapsefs.admin.v1.Admin.Mounts:input_type -> synapsefs.admin.v1.MountsRequest
-	20, // 26: synapsefs.admin.v1.Admin.Wait:input_type -> synapsefs.admin.v1.WaitRequest
-	22, // 27: synapsefs.admin.v1.Admin.Conflicts:input_type -> synapsefs.admin.v1.ConflictsRequest
-	26, // 28: synapsefs.admin.v1.Admin.DismissConflicts:input_type -> synapsefs.admin.v1.DismissConflictsRequest
-	28, // 29: synapsefs.admin.v1.Admin.History:input_type -> synapsefs.admin.v1.HistoryRequest
-	31, // 30: synapsefs.admin.v1.Admin.ReadVersion:input_type -> synapsefs.admin.v1.ReadVersionRequest
-	33, // 31: synapsefs.admin.v1.Admin.Restore:input_type -> synapsefs.admin.v1.RestoreRequest
-	1,  // 32: synapsefs.admin.v1.Admin.Status:output_type -> synapsefs.admin.v1.NodeStatus
-	3,  // 33: synapsefs.admin.v1.Admin.Peers:output_type -> synapsefs.admin.v1.PeersReply
-	6,  // 34: synapsefs.admin.v1.Admin.ForgetPeer:output_type -> synapsefs.admin.v1.ForgetPeerReply
-	8,  // 35: synapsefs.admin.v1.Admin.ListVolumes:output_type -> synapsefs.admin.v1.ListVolumesReply
-	11, // 36: synapsefs.admin.v1.Admin.CreateVolume:output_type -> synapsefs.admin.v1.VolumeStatus
-	11, // 37: synapsefs.admin.v1.Admin.DeleteVolume:output_type -> synapsefs.admin.v1.VolumeStatus
-	15, // 38: synapsefs.admin.v1.Admin.Mount:output_type -> synapsefs.admin.v1.MountStatus
-	15, // 39: synapsefs.admin.v1.Admin.Remount:output_type -> synapsefs.admin.v1.MountStatus
-	17, // 40: synapsefs.admin.v1.Admin.Unmount:output_type -> synapsefs.admin.v1.UnmountReply
-	19, // 41: synapsefs.admin.v1.Admin.Mounts:output_type -> synapsefs.admin.v1.MountsReply
-	21, // 42: synapsefs.admin.v1.Admin.Wait:output_type -> synapsefs.admin.v1.WaitReply
-	23, // 43: synapsefs.admin.v1.Admin.Conflicts:output_type -> synapsefs.admin.v1.ConflictsReply
-	27, // 44: synapsefs.admin.v1.Admin.DismissConflicts:output_type -> synapsefs.admin.v1.DismissConflictsReply
-	29, // 45: synapsefs.admin.v1.Admin.History:output_type -> synapsefs.admin.v1.HistoryReply
-	32, // 46: synapsefs.admin.v1.Admin.ReadVersion:output_type -> synapsefs.admin.v1.ReadVersionReply
-	34, // 47: synapsefs.admin.v1.Admin.Restore:output_type -> synapsefs.admin.v1.RestoreReply
-	32, // [32:48] is the sub-list for method output_type
-	16, // [16:32] is the sub-list for method input_type
+	18, // 24: synapsefs.admin.v1.Admin.Unmount:input_type -> synapsefs.admin.v1.UnmountRequest
+	20, // 25: synapsefs.admin.v1.Admin.Mounts:input_type -> synapsefs.admin.v1.MountsRequest
+	16, // 26: synapsefs.admin.v1.Admin.Upgrade:input_type -> synapsefs.admin.v1.UpgradeRequest
+	22, // 27: synapsefs.admin.v1.Admin.Wait:input_type -> synapsefs.admin.v1.WaitRequest
+	24, // 28: synapsefs.admin.v1.Admin.Conflicts:input_type -> synapsefs.admin.v1.ConflictsRequest
+	28, // 29: synapsefs.admin.v1.Admin.DismissConflicts:input_type -> synapsefs.admin.v1.DismissConflictsRequest
+	30, // 30: synapsefs.admin.v1.Admin.History:input_type -> synapsefs.admin.v1.HistoryRequest
+	33, // 31: synapsefs.admin.v1.Admin.ReadVersion:input_type -> synapsefs.admin.v1.ReadVersionRequest
+	35, // 32: synapsefs.admin.v1.Admin.Restore:input_type -> synapsefs.admin.v1.RestoreRequest
+	1,  // 33: synapsefs.admin.v1.Admin.Status:output_type -> synapsefs.admin.v1.NodeStatus
+	3,  // 34: synapsefs.admin.v1.Admin.Peers:output_type -> synapsefs.admin.v1.PeersReply
+	6,  // 35: synapsefs.admin.v1.Admin.ForgetPeer:output_type -> synapsefs.admin.v1.ForgetPeerReply
+	8,  // 36: synapsefs.admin.v1.Admin.ListVolumes:output_type -> synapsefs.admin.v1.ListVolumesReply
+	11, // 37: synapsefs.admin.v1.Admin.CreateVolume:output_type -> synapsefs.admin.v1.VolumeStatus
+	11, // 38: synapsefs.admin.v1.Admin.DeleteVolume:output_type -> synapsefs.admin.v1.VolumeStatus
+	15, // 39: synapsefs.admin.v1.Admin.Mount:output_type -> synapsefs.admin.v1.MountStatus
+	15, // 40: synapsefs.admin.v1.Admin.Remount:output_type -> synapsefs.admin.v1.MountStatus
+	19, // 41: synapsefs.admin.v1.Admin.Unmount:output_type -> synapsefs.admin.v1.UnmountReply
+	21, // 42: synapsefs.admin.v1.Admin.Mounts:output_type -> synapsefs.admin.v1.MountsReply
+	17, // 43: synapsefs.admin.v1.Admin.Upgrade:output_type -> synapsefs.admin.v1.UpgradeReply
+	23, // 44: synapsefs.admin.v1.Admin.Wait:output_type -> synapsefs.admin.v1.WaitReply
+	25, // 45: synapsefs.admin.v1.Admin.Conflicts:output_type -> synapsefs.admin.v1.ConflictsReply
+	29, // 46: synapsefs.admin.v1.Admin.DismissConflicts:output_type -> synapsefs.admin.v1.DismissConflictsReply
+	31, // 47: synapsefs.admin.v1.Admin.History:output_type -> synapsefs.admin.v1.HistoryReply
+	34, // 48: synapsefs.admin.v1.Admin.ReadVersion:output_type -> synapsefs.admin.v1.ReadVersionReply
+	36, // 49: synapsefs.admin.v1.Admin.Restore:output_type -> synapsefs.admin.v1.RestoreReply
+	33, // [33:50] is the sub-list for method output_type
+	16, // [16:33] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
 	16, // [16:16] is the sub-list for extension extendee
 	0,  // [0:16] is the sub-list for field type_name
@@ -2602,7 +2737,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -33,6 +33,7 @@ const (
 	Admin_Remount_FullMethodName          = "/synapsefs.admin.v1.Admin/Remount"
 	Admin_Unmount_FullMethodName          = "/synapsefs.admin.v1.Admin/Unmount"
 	Admin_Mounts_FullMethodName           = "/synapsefs.admin.v1.Admin/Mounts"
+	Admin_Upgrade_FullMethodName          = "/synapsefs.admin.v1.Admin/Upgrade"
 	Admin_Wait_FullMethodName             = "/synapsefs.admin.v1.Admin/Wait"
 	Admin_Conflicts_FullMethodName        = "/synapsefs.admin.v1.Admin/Conflicts"
 	Admin_DismissConflicts_FullMethodName = "/synapsefs.admin.v1.Admin/DismissConflicts"
@@ -65,6 +66,10 @@ type AdminClient interface {
 	// Unmount returns when the mount and its guard are gone.
 	Unmount(ctx context.Context, in *UnmountRequest, opts ...grpc.CallOption) (*UnmountReply, error)
 	Mounts(ctx context.Context, in *MountsRequest, opts ...grpc.CallOption) (*MountsReply, error)
+	// Upgrade has the daemon hand its mounts over to a new program, which takes
+	// its place under the same process id. It fails, and nothing has changed, if
+	// that cannot go on with them. The answer comes before the old one ends.
+	Upgrade(ctx context.Context, in *UpgradeRequest, opts ...grpc.CallOption) (*UpgradeReply, error)
 	// Wait returns when all live peers that hold the volume have what this node
 	// had when it was called. It is FAILED_PRECONDITION if there is none, unless
 	// the node has no peer and looks for none.
@@ -189,6 +194,16 @@ func (c *adminClient) Mounts(ctx context.Context, in *MountsRequest, opts ...grp
 	return out, nil
 }
 
+func (c *adminClient) Upgrade(ctx context.Context, in *UpgradeRequest, opts ...grpc.CallOption) (*UpgradeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpgradeReply)
+	err := c.cc.Invoke(ctx, Admin_Upgrade_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) Wait(ctx context.Context, in *WaitRequest, opts ...grpc.CallOption) (*WaitReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(WaitReply)
@@ -282,6 +297,10 @@ type AdminServer interface {
 	// Unmount returns when the mount and its guard are gone.
 	Unmount(context.Context, *UnmountRequest) (*UnmountReply, error)
 	Mounts(context.Context, *MountsRequest) (*MountsReply, error)
+	// Upgrade has the daemon hand its mounts over to a new program, which takes
+	// its place under the same process id. It fails, and nothing has changed, if
+	// that cannot go on with them. The answer comes before the old one ends.
+	Upgrade(context.Context, *UpgradeRequest) (*UpgradeReply, error)
 	// Wait returns when all live peers that hold the volume have what this node
 	// had when it was called. It is FAILED_PRECONDITION if there is none, unless
 	// the node has no peer and looks for none.
@@ -335,6 +354,9 @@ func (UnimplementedAdminServer) Unmount(context.Context, *UnmountRequest) (*Unmo
 }
 func (UnimplementedAdminServer) Mounts(context.Context, *MountsRequest) (*MountsReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Mounts not implemented")
+}
+func (UnimplementedAdminServer) Upgrade(context.Context, *UpgradeRequest) (*UpgradeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Upgrade not implemented")
 }
 func (UnimplementedAdminServer) Wait(context.Context, *WaitRequest) (*WaitReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Wait not implemented")
@@ -555,6 +577,24 @@ func _Admin_Mounts_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_Upgrade_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpgradeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).Upgrade(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_Upgrade_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).Upgrade(ctx, req.(*UpgradeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_Wait_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(WaitRequest)
 	if err := dec(in); err != nil {
@@ -702,6 +742,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Mounts",
 			Handler:    _Admin_Mounts_Handler,
+		},
+		{
+			MethodName: "Upgrade",
+			Handler:    _Admin_Upgrade_Handler,
 		},
 		{
 			MethodName: "Wait",

@@ -1,0 +1,173 @@
+package fusefs
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
+)
+
+// A mount that outlived its daemon is adopted by the next: the kernel is asked
+// which nodes it knows, the store what is open, and the ledger the rest.
+
+// prober is the kernel, asked what it knows: kernel.Conn.
+type prober interface {
+	KernelKnows(node uint64) (bool, error)
+}
+
+// adopt learns what the kernel knows, before anything is served. Attributes
+// that the kernel has cached are dropped with it.
+func (fs *FS) adopt(kernel prober) error {
+	known, err := fs.probe(kernel)
+	if err != nil {
+		return fmt.Errorf("learn what the kernel knows: %w", err)
+	}
+	for node, ino := range known {
+		if err := fs.shown.adopt(node, ino, fs.vol); err != nil {
+			return fmt.Errorf("node %x: %w", uint64(node), err)
+		}
+	}
+	for h, node := range fs.vol.Resumed(fs.mount) {
+		ino, ok := fs.vol.Inode(node)
+		if !ok {
+			return fmt.Errorf("open file: %w: node %x", store.ErrStale, uint64(node))
+		}
+		fs.keepHandle(h, node, ino)
+	}
+	return fs.shown.inherit(fs.vol)
+}
+
+// probe asks the kernel about every node that it may know.
+func (fs *FS) probe(kernel prober) (map[store.NodeID]crdt.Ino, error) {
+	known := map[store.NodeID]crdt.Ino{}
+	ask := func(node store.NodeID, ino crdt.Ino) error {
+		knows, err := kernel.KernelKnows(uint64(node))
+		if knows {
+			known[node] = ino
+		} else if err == nil && fs.vol.Kept(node) {
+			fs.shown.queue.push(work{kind: workLetGo, node: node})
+		}
+		return err
+	}
+	var errs []error
+	err := fs.vol.EachNode(func(node store.NodeID) {
+		if ino, ok := fs.vol.Inode(node); ok && node != rootNode && len(errs) == 0 {
+			if err := ask(node, ino); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	})
+	for node, means := range fs.shown.ledger.heritage().nodes {
+		if means.Ino != 0 && err == nil && len(errs) == 0 {
+			err = ask(node, means.Ino)
+		}
+	}
+	return known, errors.Join(append(errs, err)...)
+}
+
+// adopt takes over a node that the kernel knows.
+func (s *shown) adopt(node store.NodeID, ino crdt.Ino, v *store.Volume) error {
+	target := node
+	means := s.ledger.heritage().nodes[node]
+	if means.Ino != 0 {
+		ino, target = means.Ino, store.NodeID(means.Ino)
+	}
+	a, err := v.Attr(target)
+	if errors.Is(err, store.ErrStale) || errors.Is(err, crdt.ErrNotExist) {
+		a = store.Attr{Ino: ino} // removed, and kept by who uses it
+	} else if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nodes[node] = knownNode{
+		ino: ino, before: true, dir: a.Kind == crdt.KindDir, born: means.Born,
+		mode: a.Mode, uid: a.UID, gid: a.GID, size: a.Size,
+	}
+	if means.Born != 0 {
+		s.born[node] = means.Born
+	}
+	if node&aliasNode != 0 {
+		s.aliases = max(s.aliases, node&^aliasNode)
+	}
+	if a.Kind == crdt.KindDir && node != store.NodeID(ino) {
+		s.aliased.Add(1)
+	}
+	if _, frozen := v.FrozenOf(node); frozen {
+		s.frozen[node] = struct{}{}
+		s.queue.push(work{kind: workInode, ino: ino, old: node, content: s.ledger.heritage().inodes[ino].Content})
+		return nil
+	}
+	s.current[ino] = node
+	return nil
+}
+
+// inherit makes pending again what was not shown yet.
+func (s *shown) inherit(v *store.Volume) error {
+	for key, told := range s.ledger.heritage().names {
+		_, merged, err := v.Lookup(store.NodeID(key.dir), key.name)
+		if errors.Is(err, crdt.ErrNotExist) || errors.Is(err, store.ErrStale) {
+			merged, err = crdt.Entry{}, nil
+		}
+		if err != nil {
+			return fmt.Errorf("name %q: %w", key.name, err)
+		}
+		s.mu.Lock()
+		if s.knowsDirLocked(key.dir) {
+			s.setLocked(key, pendingName{shown: told.was, merged: merged})
+		}
+		s.queue.push(work{kind: workName, key: key})
+		s.mu.Unlock()
+	}
+	for ino, told := range s.ledger.heritage().inodes {
+		s.queue.push(work{kind: workInode, ino: ino, content: told.Content, attrib: told.Attrib, pages: told.Content})
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ledger != nil {
+		s.committed = s.ledger.seq
+	}
+	return nil
+}
+
+// knownBefore reports whether the kernel has a node from the time before this
+// daemon, and so may have it open.
+func (s *shown) knownBefore(node store.NodeID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.nodes[node].before
+}
+
+// forgotten asks whether the kernel has forgotten a node whose lookups nobody
+// counted.
+func (r *revealer) forgotten(node store.NodeID) {
+	k, ok := r.shown.knownNode(node)
+	if !ok {
+		return
+	}
+	r.tell("ask for a node", func(n notifier) error {
+		knows, err := n.KernelKnows(uint64(node))
+		if err == nil && !knows {
+			r.shown.forgotten(node, k)
+		}
+		return err
+	})
+}
+
+func (s *shown) knownNode(node store.NodeID) (knownNode, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k, ok := s.nodes[node]
+	return k, ok
+}
+
+// forgotten drops a node of which the kernel said that it does not know it,
+// unless it was told it again meanwhile.
+func (s *shown) forgotten(node store.NodeID, asked knownNode) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k, ok := s.nodes[node]; ok && k.lookups == asked.lookups {
+		s.forgetLocked(node, k)
+	}
+}
