@@ -9,10 +9,18 @@ import (
 	"syscall"
 
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/internal/keeper"
 )
 
 func main() {
-	// Before anything else: the helper must not do what a command does.
+	// Before anything else: neither may do what a command does.
+	if len(os.Args) > 1 && os.Args[1] == keeper.Command {
+		if err := keeper.Main(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "synapsefs:", err)
+			os.Exit(exitError)
+		}
+		return
+	}
 	if kernel.IsHelper() {
 		if err := kernel.RunHelper(); err != nil {
 			fmt.Fprintln(os.Stderr, "synapsefs:", err)
