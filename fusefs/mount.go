@@ -148,6 +148,9 @@ func Attach(v *store.Volume, kept kernel.Kept, opts Options) (*Mounted, error) {
 	return m, nil
 }
 
+// Agrees returns why this program could not take over a mount.
+func Agrees(kept *kernel.Kept) error { return kept.Agrees(kernel.Options{ACL: true}) }
+
 func attach(v *store.Volume, kept kernel.Kept, opts Options) (*Mounted, error) {
 	conn, err := kernel.Attach(kept, opts.kernel(v))
 	if err != nil {
@@ -303,6 +306,10 @@ func (m *Mounted) Dir() string { return m.conn.Dir() }
 // ReadOnly reports whether the mount refuses changes.
 func (m *Mounted) ReadOnly() bool { return m.fs.readOnly.Load() }
 
+// Repeated counts the requests of the volume's mounts that came again and were
+// done already.
+func (m *Mounted) Repeated() uint64 { return m.fs.vol.Repeated() }
+
 // Conn is the connection to the kernel.
 func (m *Mounted) Conn() *kernel.Conn { return m.conn }
 
@@ -407,10 +414,5 @@ func (s *shown) counts(out *Stats) {
 
 // SelfHelper is the HelperExec of a program whose main calls kernel.RunHelper
 // when kernel.IsHelper.
-func SelfHelper() []string {
-	exe, err := os.Executable()
-	if err != nil {
-		exe = "/proc/self/exe"
-	}
-	return []string{exe}
-}
+// It is this very program, whatever has its file's name by now.
+func SelfHelper() []string { return []string{"/proc/self/exe"} }

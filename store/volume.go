@@ -366,7 +366,6 @@ func subscribed[F any](v *Volume, to map[int]F) []F {
 type Stats struct {
 	Ops        uint64 // local ops committed since the daemon started
 	Merged     uint64 // remote ops merged since then
-	Repeated   uint64 // requests that the kernel sent again and that were done already, since then
 	Unsealed   int    // own ops that have not left yet
 	OpenDrafts int
 	Kept       int // of them, closed ones without a name that a kernel knows
@@ -375,6 +374,10 @@ type Stats struct {
 	Full       bool
 	ForcedOut  uint64 // conflicts dismissed for the conflict-limit since the daemon started
 }
+
+// Repeated counts the requests that kernels sent again and that were done
+// already, since the store was opened.
+func (v *Volume) Repeated() uint64 { return v.repeated.Load() }
 
 // Stats returns the replica's counters.
 func (v *Volume) Stats() Stats {
@@ -397,7 +400,6 @@ func (v *Volume) Stats() Stats {
 	}
 	v.nodesMu.RUnlock()
 	s.Full = v.db.full.Load()
-	s.Repeated = v.repeated.Load()
 	s.ForcedOut = v.forcedOut.Load()
 	return s
 }

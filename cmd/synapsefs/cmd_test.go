@@ -125,6 +125,7 @@ func startNode(t *testing.T) (dir string) {
 	row{"keys init --dir DIR/ca --cluster test", exitOK, "made", ""}.check(t, dir)
 	row{"keys issue node1 --dir DIR/ca --out DIR/keys", exitOK, "made", ""}.check(t, dir)
 	cfg := config.Default()
+	cfg.Keeper = false // the test program is none
 	cfg.Node, cfg.Cluster = "node1", "test"
 	cfg.StateDir, cfg.Keys = filepath.Join(dir, "state"), filepath.Join(dir, "keys")
 	cfg.AdminSocket = filepath.Join(dir, "admin.sock")
@@ -186,7 +187,7 @@ func TestCommandsOfVolumes(t *testing.T) {
 		{"umount /proc", exitNotFound, "", "nothing of synapsefs is mounted there, but something of type proc"},
 		{"daemon --node node1 --cluster test --state-dir DIR/state --keys DIR/keys --admin-socket DIR/admin.sock",
 			exitRefused, "", "running already"},
-		{"daemon --node node1 --cluster test --state-dir DIR/state --keys DIR/keys --admin-socket DIR/other.sock",
+		{"daemon --node node1 --cluster test --state-dir DIR/state --keys DIR/keys --keeper=false --admin-socket DIR/other.sock",
 			exitError, "", "DIR/state: state directory is in use by another daemon"},
 		{"volumes delete configs", exitOK, "deleted volume configs (", ""},
 	} {

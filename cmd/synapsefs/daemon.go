@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +16,12 @@ import (
 )
 
 const daemonHelp = `Run this host's part of the cluster, in the foreground, until SIGTERM or SIGINT.
+
+At SIGTERM the daemon leaves its mounts to the next one: programs that use them
+wait until that has started ("synapsefs umount DIR" frees them if none is to). At
+SIGINT it takes the mounts away; then directories answer with an error until
+they are mounted again, or umount lifts that. With "keeper: false", or not as root,
+SIGTERM does the same.
 
 Options come from the file named by --config and from flags; a flag wins. Both
 have the same names: see deploy/synapsefs.yaml for each with its meaning.
@@ -68,6 +75,16 @@ func runDaemon(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
-	<-ctx.Done()
-	return n.Close()
+	select {
+	case <-ctx.Done():
+		if cause, ok := errors.AsType[stopSignal](context.Cause(ctx)); ok && cause.Signal == syscall.SIGTERM {
+			return n.HandOver()
+		}
+		return n.Close()
+	case binary := <-n.UpgradeTo():
+		if err := n.HandOver(); err != nil {
+			return err
+		}
+		return node.Become(binary)
+	}
 }

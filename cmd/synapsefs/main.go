@@ -28,8 +28,7 @@ func main() {
 		}
 		return
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second Ctrl-C ends it at once
+	ctx, stop := notify()
 	env := newEnv(os.Stdout, os.Stderr)
 	var code int
 	if isMountHelper(os.Args[0]) {
@@ -39,4 +38,27 @@ func main() {
 	}
 	stop()
 	os.Exit(code)
+}
+
+// stopSignal is the cause of the end of a context.
+type stopSignal struct{ os.Signal }
+
+func (s stopSignal) Error() string { return "got " + s.String() }
+
+// notify returns a context that SIGINT or SIGTERM ends. A second one ends the
+// program at once.
+func notify() (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	came := make(chan os.Signal, 1)
+	signal.Notify(came, os.Interrupt, syscall.SIGTERM)
+	stop := func() { signal.Stop(came); cancel(nil) }
+	go func() {
+		select {
+		case s := <-came:
+			cancel(stopSignal{s})
+		case <-ctx.Done():
+		}
+		stop()
+	}()
+	return ctx, stop
 }

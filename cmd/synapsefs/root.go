@@ -75,7 +75,7 @@ func newRootCommand(env *environment) *cobra.Command {
 		newDaemonCommand(env), newMountCommand(env), newUmountCommand(env), newMountsCommand(env),
 		newStatusCommand(env), newPeersCommand(env), newVolumesCommand(env), newWaitCommand(env),
 		newConflictsCommand(env), newHistoryCommand(env),
-		newKeysCommand(env), newDemoCommand(env), newVersionCommand(env), newRevealHelperCommand(),
+		newKeysCommand(env), newDemoCommand(env), newVersionCommand(env), newRevealHelperCommand(), newUpgradeCommand(env), newTakeOverCheckCommand(),
 	)
 	return root
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
 	"github.com/synapsefs/synapsefs/internal/admin"
+	"github.com/synapsefs/synapsefs/internal/config"
+	"github.com/synapsefs/synapsefs/internal/keeper"
 	"github.com/synapsefs/synapsefs/internal/wire"
 )
 
@@ -19,8 +21,10 @@ stays on this host and stays up to date.
 
 A daemon that stops, is killed, or learns that a volume was deleted leaves a
 guard (or a dead mount) behind: the directory answers with an error instead of
-looking empty. umount lifts that as well, also when no daemon runs. It touches
-no mount that another daemon serves, and none of another file system.
+looking empty. umount lifts that as well, also when no daemon runs. A mount that
+waits for its next daemon it takes away when none runs; programs that wait in it
+get an error. It touches no mount that another daemon serves, and none of another
+file system.
 ` + exitHelp
 
 func newUmountCommand(env *environment) *cobra.Command {
@@ -60,13 +64,25 @@ func runUmount(ctx context.Context, env *environment, dir string, force bool) er
 	})
 	if errors.Is(err, admin.ErrNotRunning) {
 		var left kernel.Cleared
-		left, err = kernel.Clear(v.Dir)
+		if left, err = clearMount(ctx, env, v.Dir); err != nil {
+			return err
+		}
 		v.LeftMounts, v.LeftGuards = left.Dead, left.Guards
 	}
 	if err != nil {
 		return err
 	}
 	return env.print(v, func(w io.Writer) { printUnmounted(w, v) })
+}
+
+// clearMount takes away what is left of a daemon that does not run.
+func clearMount(ctx context.Context, env *environment, dir string) (kernel.Cleared, error) {
+	if point, err := kernel.Canonical(dir); err == nil { // else Clear says what is wrong
+		if _, err := keeper.ReleaseAt(ctx, config.KeeperSocket(env.socket), point); err != nil {
+			return kernel.Cleared{}, err
+		}
+	}
+	return kernel.Clear(dir)
 }
 
 func printUnmounted(w io.Writer, v umountView) {

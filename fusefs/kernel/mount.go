@@ -99,7 +99,7 @@ func prepare(dir string, opts Options) (string, error) {
 	if opts.Guard && os.Geteuid() != 0 {
 		return "", ErrGuardNeedsRoot
 	}
-	point, err := canonical(dir)
+	point, err := Canonical(dir)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return "", ErrMountpointMissing

@@ -132,9 +132,9 @@ func mounted(m mountEntry) (bool, error) {
 	return false, nil
 }
 
-// canonical returns dir as the kernel spells it in mountinfo. O_PATH sends
+// Canonical returns dir as the kernel spells it in mountinfo. O_PATH sends
 // no request, so this does not hang on a mount whose server is dead.
-func canonical(dir string) (string, error) {
+func Canonical(dir string) (string, error) {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", err

@@ -35,7 +35,7 @@ type UnmountOptions struct {
 // Unmount removes our mount from dir, for a caller that has no Conn. It is
 // no error if there is none.
 func Unmount(dir string, opts UnmountOptions) error {
-	point, err := canonical(dir)
+	point, err := Canonical(dir)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
@@ -58,7 +58,7 @@ type Cleared struct {
 // included. It touches neither a mount that is served nor one of somebody else.
 func Clear(dir string) (Cleared, error) {
 	var done Cleared
-	point, err := canonical(dir)
+	point, err := Canonical(dir)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrNotMounted, err)
 	} else {

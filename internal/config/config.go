@@ -40,6 +40,7 @@ type Config struct {
 	Hold            time.Duration
 	CatchUpTimeout  time.Duration
 	Passthrough     bool
+	Keeper          bool
 	MaxClockSkew    time.Duration
 
 	// What it keeps for those that are away.
@@ -65,12 +66,21 @@ func Default() *Config {
 		PublishInterval:  time.Second,
 		Hold:             40 * time.Millisecond,
 		CatchUpTimeout:   30 * time.Second,
+		Keeper:           true,
 		MaxClockSkew:     5 * time.Second,
 		ReplicaRetention: 7 * 24 * time.Hour,
 		JournalLimit:     256 << 20,
 		LogLevel:         slog.LevelInfo,
 		LogFormat:        "text",
 	}
+}
+
+// KeeperSocket is where the keeper of the daemon's mounts listens.
+func (c *Config) KeeperSocket() string { return KeeperSocket(c.AdminSocket) }
+
+// KeeperSocket is that of the daemon with an admin socket.
+func KeeperSocket(adminSocket string) string {
+	return strings.TrimSuffix(adminSocket, ".sock") + ".keeper.sock"
 }
 
 // hostLabel is the first label of the host's name, in lower case.

@@ -22,6 +22,13 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	if spec := os.Getenv(workloadEnv); spec != "" {
+		if err := runWorkload(spec); err != nil {
+			fmt.Fprintln(os.Stderr, "workload:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := playground.Mountable(); err != nil {
 		if os.Getenv("CI") != "" {
 			fmt.Println(err)
@@ -72,6 +79,11 @@ var passthrough = flag.Bool("passthrough", false, "run the daemons with the opti
 // prepare makes n nodes that do not run.
 func prepare(t *testing.T, n int) *playground.Cluster {
 	t.Helper()
+	return prepareWith(t, n, func(c *playground.Cluster) { c.MountsEnd = true })
+}
+
+func prepareWith(t *testing.T, n int, set func(*playground.Cluster)) *playground.Cluster {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "e2e") // t.TempDir's paths are too long for sockets
 	if err != nil {
 		t.Fatal(err)
@@ -81,6 +93,7 @@ func prepare(t *testing.T, n int) *playground.Cluster {
 		t.Fatal(err)
 	}
 	c.Passthrough = *passthrough
+	set(c)
 	for range n {
 		if _, err := c.Add(); err != nil {
 			t.Fatal(err)

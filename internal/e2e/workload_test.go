@@ -3,14 +3,19 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,22 +27,110 @@ import (
 
 // A workload uses a mount in the ways that programs do, and checks every
 // result: whatever becomes of the daemon meanwhile, each call does what it does
-// on a local disk (P9).
+// on a local disk (P9). It is a process of its own: one that starts daemons may
+// have nothing open in their mounts, or its forks wait for themselves.
 type workload struct {
-	t    *testing.T
-	dir  string
+	cmd   *exec.Cmd
+	stdin io.Closer
+	out   bytes.Buffer
+}
+
+// A workloadResult is what it prints in the end.
+type workloadResult struct {
+	Calls   int64
+	Longest time.Duration // that a call took
+	Errors  []string
+}
+
+const workloadEnv = "SYNAPSEFS_E2E_WORKLOAD"
+
+func startWorkload(t *testing.T, dir string, seed uint64) *workload {
+	t.Helper()
+	w := &workload{cmd: exec.Command("/proc/self/exe")}
+	w.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d:%s", workloadEnv, seed, dir))
+	w.cmd.Stdout, w.cmd.Stderr = &w.out, os.Stderr
+	var err error
+	if w.stdin, err = w.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// finish ends the programs and says what they saw.
+func (w *workload) finish(t *testing.T) (r workloadResult) {
+	t.Helper()
+	w.stdin.Close()
+	if err := w.cmd.Wait(); err != nil {
+		t.Fatalf("workload: %v\n%s", err, w.out.Bytes())
+	}
+	if err := json.Unmarshal(w.out.Bytes(), &r); err != nil {
+		t.Fatalf("workload: %v\n%s", err, w.out.Bytes())
+	}
+	for _, e := range r.Errors {
+		t.Error(e)
+	}
+	return r
+}
+
+// runWorkload is the process.
+func runWorkload(spec string) error {
+	number, dir, _ := strings.Cut(spec, ":")
+	seed, err := strconv.ParseUint(number, 10, 64)
+	if err != nil {
+		return err
+	}
+	end, stop := context.WithCancel(context.Background())
+	go func() {
+		io.Copy(io.Discard, os.Stdin) //nolint:errcheck // its end is what counts
+		stop()
+	}()
+	p := &programs{end: end}
+	if err := p.run(dir, seed); err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(workloadResult{p.calls.Load(), time.Duration(p.longest.Load()), p.errors})
+}
+
+// programs are what runs in a workload.
+type programs struct {
 	end  context.Context
-	stop func()
 	jobs sync.WaitGroup
 
 	calls   atomic.Int64
-	errors  atomic.Int64
 	longest atomic.Int64 // nanoseconds that a call took
+
+	mu     sync.Mutex // guards what follows
+	errors []string
+}
+
+func (p *programs) run(dir string, seed uint64) error {
+	for i, name := range slices.Sorted(maps.Keys(workers)) {
+		w := &worker{p, name, filepath.Join(dir, name), rand.New(rand.NewPCG(seed, uint64(i)))}
+		if err := os.Mkdir(w.dir, 0o755); err != nil {
+			return err
+		}
+		p.jobs.Go(func() {
+			round, err := workers[name](w)
+			for err == nil && p.end.Err() == nil {
+				err = round()
+			}
+			if err != nil {
+				p.mu.Lock()
+				p.errors = append(p.errors, name+": "+err.Error())
+				p.mu.Unlock()
+			}
+		})
+	}
+	p.jobs.Wait()
+	return nil
 }
 
 // A worker is one program. It returns what was not as it must be.
 type worker struct {
-	*workload
+	*programs
 	name string
 	dir  string
 	r    *rand.Rand
@@ -56,45 +149,8 @@ var workers = map[string]func(w *worker) (round func() error, err error){
 	"appender": (*worker).appender,
 }
 
-func startWorkload(t *testing.T, dir string, seed uint64) *workload {
-	t.Helper()
-	w := &workload{t: t, dir: dir}
-	w.end, w.stop = context.WithCancel(t.Context())
-	names := make([]string, 0, len(workers))
-	for name := range workers {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for i, name := range names {
-		one := &worker{w, name, filepath.Join(dir, name), rand.New(rand.NewPCG(seed, uint64(i)))}
-		if err := os.Mkdir(one.dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		round, err := workers[name](one)
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		w.jobs.Go(func() {
-			for w.end.Err() == nil {
-				if err := round(); err != nil {
-					w.errors.Add(1)
-					t.Errorf("%s: %v", name, err)
-					return
-				}
-			}
-		})
-	}
-	return w
-}
-
-// finish ends the programs and waits for them.
-func (w *workload) finish() {
-	w.stop()
-	w.jobs.Wait()
-}
-
 // call counts one call and how long it took.
-func (w *workload) call(what string, fn func() error) error {
+func (w *programs) call(what string, fn func() error) error {
 	begin := time.Now()
 	err := fn()
 	took := time.Since(begin).Nanoseconds()
@@ -123,7 +179,7 @@ func (w *worker) bytes(n int) []byte {
 // shell is a shell script: a file elsewhere, its checksum, copied in, renamed,
 // verified, appended to, removed.
 func (w *worker) shell() (func() error, error) {
-	source := filepath.Join(w.t.TempDir(), "source")
+	source := filepath.Join(os.TempDir(), fmt.Sprintf("synapsefs-workload-%d", os.Getpid()))
 	script := `set -e
 cp "$1" "$2/in.tmp"
 mv "$2/in.tmp" "$2/in"
@@ -136,6 +192,7 @@ test ! -e "$2/in"`
 		if err := os.WriteFile(source, w.bytes(w.r.IntN(200_000)), 0o600); err != nil {
 			return err
 		}
+		defer os.Remove(source)
 		return w.call("script", func() error {
 			out, err := exec.Command("sh", "-c", script, "sh", source, w.dir).CombinedOutput()
 			if err != nil {
@@ -153,7 +210,6 @@ func (w *worker) descriptor(flags int) (func() error, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.t.Cleanup(func() { unix.Close(fd) })
 	shadow := make([]byte, size)
 	buffer := alignedBytes(16 * block)
 	if err := w.call("fill", func() error { return full(unix.Pwrite(fd, alignedBytes(size), 0)) }); err != nil {
@@ -219,7 +275,6 @@ func (w *worker) mapping() (func() error, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.t.Cleanup(func() { unix.Munmap(m) })
 	shadow := make([]byte, size)
 	return func() error {
 		n := 1 + w.r.IntN(8192)

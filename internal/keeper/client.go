@@ -298,3 +298,22 @@ func (c *Client) Close() {
 	default:
 	}
 }
+
+// ReleaseAt is Release by the keeper on socket, for who need not know whether
+// there is one: it reports whether anything was released. ErrOwned: a daemon is
+// there.
+func ReleaseAt(ctx context.Context, socket, dir string) (bool, error) {
+	c, err := Dial(ctx, socket)
+	if errors.Is(err, ErrNoKeeper) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	n, err := c.Release(dir)
+	if errors.Is(err, ErrUnknown) {
+		err = nil
+	}
+	return n > 0, err
+}

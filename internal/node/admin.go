@@ -107,6 +107,14 @@ func (s *adminServer) DeleteVolume(ctx context.Context, r *wire.DeleteVolumeRequ
 	return info.toWire(), nil
 }
 
+func (s *adminServer) Upgrade(ctx context.Context, r *wire.UpgradeRequest) (*wire.UpgradeReply, error) {
+	version, err := s.n.Upgrade(ctx, r.Binary)
+	if err != nil {
+		return nil, err
+	}
+	return &wire.UpgradeReply{Version: version}, nil
+}
+
 func (s *adminServer) Mount(ctx context.Context, r *wire.MountVolumeRequest) (*wire.MountStatus, error) {
 	info, err := s.n.Mount(ctx, MountRequest{
 		Volume: r.Volume, Dir: string(r.Dir), Create: r.Create,
@@ -164,6 +172,7 @@ func (i MountInfo) toWire() *wire.MountStatus {
 	return &wire.MountStatus{
 		Volume: i.Volume, Dir: []byte(i.Dir), ReadOnly: i.ReadOnly, Stale: i.Stale,
 		SinceUnixNs: i.Since.UnixNano(), Created: i.Created,
+		Kept: i.Kept, Generation: i.Generation, Resent: i.Resent, Repeated: i.Repeated,
 	}
 }
 

@@ -37,6 +37,11 @@ type MountInfo struct {
 	Stale   bool
 	Since   time.Time
 	Created bool // the volume was made by the call that mounted it
+
+	Kept       bool   // it outlives the daemon
+	Generation uint64 // how many daemons have served it, this one included
+	Resent     uint64 // requests that an earlier one had read and not answered
+	Repeated   uint64 // of all requests of the volume, those that it had done
 }
 
 // A mount is reserved in Node.mounts before anything slow is done for it, so
@@ -75,20 +80,32 @@ func (n *Node) fill(ctx context.Context, m *mount, r MountRequest) error {
 	if err != nil {
 		return fmt.Errorf("mount volume %q: %w", r.Volume, err)
 	}
-	fs, err := fusefs.Mount(ctx, v, m.info.Dir, fusefs.Options{
-		ID:          m.id,
-		ReadOnly:    r.ReadOnly,
-		Flags:       r.Flags,
-		AllowOther:  r.AllowOther,
-		Guard:       os.Geteuid() == 0, // P11; a user cannot lay one
-		Passthrough: n.cfg.Passthrough,
-		HelperExec:  fusefs.SelfHelper(),
-		Log:         n.log,
-	})
+	m.volume = v.ID()
+	fs, err := fusefs.Mount(ctx, v, m.info.Dir, n.mountOptions(m, &r))
 	if err != nil {
 		return err
 	}
-	return n.keep(m, v.ID(), fs)
+	return n.keep(m, fs)
+}
+
+// mountOptions are those of a mount, or, without r, of one that is taken over.
+func (n *Node) mountOptions(m *mount, r *MountRequest) fusefs.Options {
+	o := fusefs.Options{
+		ID:          m.id,
+		Passthrough: n.cfg.Passthrough,
+		HelperExec:  fusefs.SelfHelper(),
+		Log:         n.log,
+	}
+	if r != nil {
+		o.ReadOnly, o.Flags, o.AllowOther = r.ReadOnly, r.Flags, r.AllowOther
+		o.Guard = os.Geteuid() == 0 // P11; a user cannot lay one
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.keeper != nil {
+		o.Keeper, o.Note, o.Ledger = keeping{n.keeper}, m.note(), n.ledger(m)
+	}
+	return o
 }
 
 // identify gives a mount the id that its directory has after every restart,
@@ -268,7 +285,7 @@ func (n *Node) Mounts() []MountInfo {
 	var all []MountInfo
 	for _, m := range n.mounts {
 		if m.fs != nil {
-			all = append(all, m.info)
+			all = append(all, m.infoNow())
 		}
 	}
 	slices.SortFunc(all, func(a, b MountInfo) int { return slices.Compare([]byte(a.Dir), []byte(b.Dir)) })
@@ -315,18 +332,24 @@ func (m *mount) gone() (bool, error) {
 }
 
 // keep enters a live mount, and forgets it when it goes, by whose hand ever.
-func (n *Node) keep(m *mount, id store.VolumeID, fs *fusefs.Mounted) error {
+func (n *Node) keep(m *mount, fs *fusefs.Mounted) error {
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()
 		return errors.Join(ErrStopping, fs.Leave(true))
 	}
-	m.fs, m.volume, m.info.Since = fs, id, time.Now()
+	m.fs, m.info.Since = fs, time.Now()
 	stale := m.info.Stale
 	n.mu.Unlock()
+	n.follow(m, fs, stale)
+	return nil
+}
+
+// follow forgets a mount when it ends.
+func (n *Node) follow(m *mount, fs *fusefs.Mounted, stale bool) {
 	mounted, ended := context.WithCancel(context.Background())
 	go func() {
-		if err := fs.Wait(); err != nil {
+		if err := fs.Wait(); err != nil && !errors.Is(err, kernel.ErrHandedOver) {
 			n.log.Error("mount ended", "dir", m.info.Dir, "err", err)
 		}
 		ended()
@@ -336,7 +359,6 @@ func (n *Node) keep(m *mount, id store.VolumeID, fs *fusefs.Mounted) error {
 	if stale {
 		go n.freshen(mounted, m, fs)
 	}
-	return nil
 }
 
 // freshen takes the mark from a stale mount when its replica has caught up and
@@ -354,7 +376,16 @@ func (n *Node) freshen(mounted context.Context, m *mount, fs *fusefs.Mounted) {
 func (n *Node) infoOf(m *mount) MountInfo {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return m.info
+	return m.infoNow()
+}
+
+func (m *mount) infoNow() MountInfo {
+	i := m.info
+	if m.fs != nil {
+		c := m.fs.Conn()
+		i.Kept, i.Generation, i.Resent, i.Repeated = c.Kept(), c.Generation(), c.Resent(), m.fs.Repeated()
+	}
+	return i
 }
 
 func (n *Node) forget(m *mount) {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/synapsefs/synapsefs/gossip"
 	"github.com/synapsefs/synapsefs/internal/config"
+	"github.com/synapsefs/synapsefs/internal/keeper"
 	"github.com/synapsefs/synapsefs/internal/keys"
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -31,6 +32,7 @@ type Node struct {
 	cluster   *gossip.Cluster
 	catalogue *catalogue
 	started   time.Time
+	upgrade   chan string // holds the program that is to take over
 
 	// Closed by Close, before anything else goes.
 	stopping chan struct{}
@@ -53,6 +55,7 @@ type Node struct {
 	mounts map[string]*mount
 	// mountIDs are those of all mounts, detached ones included.
 	mountIDs map[store.MountID]bool
+	keeper   *keeper.Client // nil: mounts end with this daemon
 	closed   bool
 }
 
@@ -66,6 +69,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, er
 		cfg: cfg, log: log.With("node", cfg.Node), started: time.Now(),
 		stopping: make(chan struct{}),
 		changed:  make(chan struct{}, 1),
+		upgrade:  make(chan string, 1),
 		mounts:   map[string]*mount{},
 		mountIDs: map[store.MountID]bool{},
 		clocks:   clocks{limit: cfg.MaxClockSkew, log: log},
@@ -79,6 +83,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, er
 	if err := n.open(ctx); err != nil {
 		return nil, errors.Join(err, n.shut(), socket.Close())
 	}
+	n.watchMounts()
 	n.loops.Go(n.reconcileLoop)
 	n.serveAdmin(socket)
 	n.log.Info("node is up", "cluster", cfg.Cluster, "admin", cfg.AdminSocket)
@@ -98,7 +103,12 @@ func (n *Node) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	kept, err := n.recall(ctx)
+	if err != nil {
+		return err
+	}
 	n.db, err = store.Open(store.Options{
+		Mounted:          mountedOf(kept),
 		Dir:              n.cfg.StateDir,
 		Sign:             pair.Sign,
 		Log:              n.log,
@@ -109,6 +119,9 @@ func (n *Node) open(ctx context.Context) error {
 		JournalLimit:     int64(n.cfg.JournalLimit),
 	})
 	if err != nil {
+		return err
+	}
+	if err := n.resume(kept); err != nil { // before anything is merged
 		return err
 	}
 	founder, err := n.openCatalogue()
@@ -205,19 +218,28 @@ func (n *Node) found() {
 
 // Close takes the mounts away and leaves the cluster.
 func (n *Node) Close() error {
+	if !n.end() {
+		return nil
+	}
+	err := errors.Join(n.unmountAll(), n.shut())
+	n.log.Info("node is down")
+	return err
+}
+
+// end stops whatever could begin something new. It returns false if that was
+// done before.
+func (n *Node) end() bool {
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()
-		return nil
+		return false
 	}
 	n.closed = true
 	n.mu.Unlock()
 	close(n.stopping)
 	stopServer(n.server)
 	n.loops.Wait()
-	err := errors.Join(n.unmountAll(), n.shut())
-	n.log.Info("node is down")
-	return err
+	return true
 }
 
 // shut closes cluster and state, in this order.
@@ -228,6 +250,9 @@ func (n *Node) shut() error {
 	}
 	if n.db != nil {
 		errs = append(errs, n.db.Close())
+	}
+	if n.keeper != nil {
+		n.keeper.Close()
 	}
 	return errors.Join(errs...)
 }

@@ -60,6 +60,7 @@ func (c *cluster) config(join ...string) *config.Config {
 		c.t.Fatal(err)
 	}
 	cfg := config.Default()
+	cfg.Keeper = false // the test program is none
 	cfg.Node, cfg.Cluster, cfg.Join = name, "test", join
 	cfg.StateDir, cfg.Keys = filepath.Join(dir, "state"), filepath.Join(dir, "keys")
 	cfg.AdminSocket = filepath.Join(dir, "admin.sock")

@@ -40,6 +40,8 @@ type Cluster struct {
 	Hosts []Host
 	// Passthrough is the option of that name. To be set before Add.
 	Passthrough bool
+	// MountsEnd with their daemons: "keeper: false". To be set before Add.
+	MountsEnd bool
 }
 
 // A Host is a network of its own on this machine: a namespace.
@@ -109,7 +111,7 @@ func (c *Cluster) Add() (*Node, error) {
 	text, err := yaml.Marshal(map[string]any{
 		"node": name, "cluster": c.Name, "state-dir": nd.State, "keys": keyDir,
 		"admin-socket": nd.Socket, "bind": nd.Bind, "replica-bind": replicaBind,
-		"advertise": advertise, "join": join, "bootstrap": len(join) == 0, "passthrough": c.Passthrough,
+		"advertise": advertise, "join": join, "bootstrap": len(join) == 0, "passthrough": c.Passthrough, "keeper": !c.MountsEnd,
 	})
 	if err != nil {
 		return nil, err
@@ -173,7 +175,7 @@ func (c *Cluster) Start(ctx context.Context) error {
 func (c *Cluster) Close() error {
 	var errs []error
 	for _, nd := range c.Nodes {
-		errs = append(errs, nd.Stop(), clearMount(nd.Mount))
+		errs = append(errs, nd.Stop(), nd.clearMount())
 	}
 	return errors.Join(errs...)
 }
@@ -253,13 +255,18 @@ func (nd *Node) PID() int {
 	return nd.child.Process.Pid
 }
 
-// Stop asks the daemon to end, and kills it if it does not in time. Its guard
-// stays at nd.Mount.
-func (nd *Node) Stop() error {
+// Stop asks the daemon to end with its mounts, and kills it if it does not in
+// time. Its guard stays at nd.Mount.
+func (nd *Node) Stop() error { return nd.signal(syscall.SIGINT) }
+
+// HandOver asks the daemon to end and to leave its mounts to the next.
+func (nd *Node) HandOver() error { return nd.signal(syscall.SIGTERM) }
+
+func (nd *Node) signal(s os.Signal) error {
 	if nd.child == nil {
 		return nil
 	}
-	if err := nd.child.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := nd.child.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	select {
@@ -275,7 +282,8 @@ func (nd *Node) Stop() error {
 	}
 }
 
-// Kill kills the daemon as kill -9 does. Its dead mount stays at nd.Mount.
+// Kill kills the daemon as kill -9 does. Its mount stays at nd.Mount, dead if
+// the mounts end with their daemons.
 func (nd *Node) Kill() error {
 	if nd.child == nil {
 		return nil

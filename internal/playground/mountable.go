@@ -1,12 +1,15 @@
 package playground
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/internal/config"
+	"github.com/synapsefs/synapsefs/internal/keeper"
 )
 
 // Mountable says in one line what keeps this user from mounting on this host,
@@ -32,6 +35,7 @@ func Mountable() error {
 }
 
 // clearMount detaches what a stopped or killed daemon left mounted.
-func clearMount(dir string) error {
-	return kernel.Unmount(dir, kernel.UnmountOptions{Lazy: true, Guard: true})
+func (nd *Node) clearMount() error {
+	_, err := keeper.ReleaseAt(context.Background(), config.KeeperSocket(nd.Socket), nd.Mount)
+	return errors.Join(err, kernel.Unmount(nd.Mount, kernel.UnmountOptions{Lazy: true, Guard: true}))
 }

@@ -1,0 +1,174 @@
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/synapsefs/synapsefs/internal/admin"
+	"github.com/synapsefs/synapsefs/internal/playground"
+	"github.com/synapsefs/synapsefs/internal/wire"
+)
+
+var (
+	kills    = flag.Int("kills", 25, "how often the daemon under a workload is killed")
+	upgrades = flag.Int("upgrades", 8, "how often the daemon under a workload is upgraded")
+	filesBy  = flag.Int("upgrade.files", 5_000, "files in the volume that is upgraded")
+)
+
+// keptCluster starts n nodes whose mounts outlive the daemons.
+func keptCluster(t *testing.T, n int) *playground.Cluster {
+	t.Helper()
+	c := prepareWith(t, n, func(*playground.Cluster) {})
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i, nd := range c.Nodes {
+		mount(t, nd, i == 0)
+	}
+	return c
+}
+
+// mountOf is what the daemon says of its one mount.
+func mountOf(t *testing.T, nd *playground.Node) (m *wire.MountStatus) {
+	t.Helper()
+	err := nd.Call(func(c *admin.Client) error {
+		reply, err := c.Mounts(t.Context(), &wire.MountsRequest{})
+		if err == nil && len(reply.Mounts) != 1 {
+			err = fmt.Errorf("%d mounts", len(reply.Mounts))
+		}
+		if err == nil {
+			m = reply.Mounts[0]
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func seedOf(t *testing.T) uint64 {
+	seed := *programSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("-program.seed=%d", seed)
+	return seed
+}
+
+// P9: programs of all kinds work in a mount whose daemon is killed again and
+// again: none of them sees an error.
+func TestP9Kills(t *testing.T) {
+	seed := seedOf(t)
+	r := rand.New(rand.NewPCG(seed, 99))
+	c := keptCluster(t, 2)
+	nd := c.Nodes[0]
+	w := startWorkload(t, nd.Mount, seed)
+	var hit int // kills that hit a request which was read and not answered
+	var resent, repeated uint64
+	for i := range *kills {
+		// Not to wait for anything: any moment is to be hit.
+		time.Sleep(time.Duration(r.IntN(150)) * time.Millisecond)
+		if err := nd.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := nd.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		m := mountOf(t, nd)
+		if !m.Kept || m.Generation != uint64(i+2) {
+			t.Fatalf("after %d kills: %v", i+1, m)
+		}
+		if m.Resent > 0 {
+			hit++
+		}
+		resent += m.Resent
+		repeated += m.Repeated
+		if t.Failed() {
+			break
+		}
+	}
+	used := w.finish(t)
+	t.Logf("%d kills, %d of them under a request; %d requests came again, %d of them were done already; %d calls, the longest took %v",
+		*kills, hit, resent, repeated, used.Calls, used.Longest)
+	equal(t, c.Nodes...)
+}
+
+// P9: the same under planned upgrades to a program that was built anew.
+func TestP9Upgrades(t *testing.T) {
+	seed := seedOf(t)
+	r := rand.New(rand.NewPCG(seed, 98))
+	c := prepareWith(t, 2, func(c *playground.Cluster) {
+		c.Binary = filepath.Join(t.TempDir(), "synapsefs") // to be replaced
+		copyFile(t, binary, c.Binary)
+	})
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i, nd := range c.Nodes {
+		mount(t, nd, i == 0)
+	}
+	nd := c.Nodes[0]
+	many := filepath.Join(nd.Mount, "many")
+	if err := os.Mkdir(many, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range *filesBy {
+		if i%1000 == 0 {
+			if err := os.Mkdir(filepath.Join(many, fmt.Sprint(i/1000)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(t, nd, filepath.Join("many", fmt.Sprint(i/1000), fmt.Sprint(i)), "x")
+	}
+	w := startWorkload(t, nd.Mount, seed)
+	pid := nd.PID()
+	for i := range *upgrades {
+		time.Sleep(time.Duration(r.IntN(300)) * time.Millisecond) // any moment is to be hit
+		rebuilt := c.Binary + ".new"
+		copyFile(t, binary, rebuilt)
+		if err := os.Rename(rebuilt, c.Binary); err != nil {
+			t.Fatal(err)
+		}
+		err := nd.Call(func(c *admin.Client) error {
+			_, err := c.Upgrade(t.Context(), &wire.UpgradeRequest{})
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the next daemon", func() bool {
+			var generation uint64
+			err := nd.Call(func(c *admin.Client) error {
+				reply, err := c.Mounts(t.Context(), &wire.MountsRequest{})
+				if err == nil && len(reply.Mounts) == 1 {
+					generation = reply.Mounts[0].Generation
+				}
+				return err
+			})
+			return err == nil && generation == uint64(i+2)
+		})
+		if t.Failed() {
+			break
+		}
+	}
+	used := w.finish(t)
+	if nd.PID() != pid {
+		t.Errorf("process %d became %d", pid, nd.PID())
+	}
+	t.Logf("%d upgrades with %d files; %d calls, the longest took %v", *upgrades, *filesBy, used.Calls, used.Longest)
+	equal(t, c.Nodes...)
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	if out, err := exec.Command("cp", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}

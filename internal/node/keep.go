@@ -1,0 +1,346 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/synapsefs/synapsefs/fusefs"
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/internal/keeper"
+	"github.com/synapsefs/synapsefs/store"
+)
+
+const (
+	// takeOverTime is how long a start waits for the daemon before to end.
+	takeOverTime = 30 * time.Second
+	// handOverTime bounds how long the requests in progress may take when the
+	// mounts are handed over. What is not through then is done again.
+	handOverTime = 2 * time.Second
+	// keeperRestart is how long to wait before a dead keeper is started again.
+	keeperRestart = time.Second
+)
+
+// keeping is the keeper as the kernel package knows one.
+type keeping struct{ *keeper.Client }
+
+func (k keeping) Put(m kernel.Kept) error { return k.Client.Put(keeper.Mount(m)) }
+
+// A mountNote is what the keeper has with a mount for the next daemon.
+type mountNote struct {
+	Volume string // id
+	Mount  store.MountID
+	Dir    string // as the mount call spelled it
+}
+
+func (m *mount) note() []byte {
+	b, err := json.Marshal(mountNote{m.volume.String(), m.id, m.info.Dir})
+	if err != nil {
+		panic(err) // texts and a number
+	}
+	return b
+}
+
+// A keptMount is a mount that has outlived its daemon.
+type keptMount struct {
+	kernel.Kept
+	mountNote
+	volume store.VolumeID
+}
+
+// recall starts the keeper, if mounts are to outlive this daemon, and learns
+// from it which have outlived another. The daemon before has then ended.
+func (n *Node) recall(ctx context.Context) ([]keptMount, error) {
+	if !n.cfg.Keeper || os.Geteuid() != 0 { // users' mounts end with their daemon
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, takeOverTime)
+	defer cancel()
+	client, err := keeper.Start(ctx, n.cfg.KeeperSocket(), selfKeeper()...)
+	if err != nil {
+		return nil, err
+	}
+	n.keeper = client
+	mounts, err := client.Attach(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("take the mounts over from the daemon before: %w", err)
+	}
+	var kept []keptMount
+	for _, m := range mounts {
+		k := keptMount{Kept: kernel.Kept(m)}
+		err := json.Unmarshal(k.Note, &k.mountNote)
+		if err == nil {
+			k.volume, err = store.ParseVolumeID(k.Volume)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("the keeper's note for the mount on %s: %w; unmount it (synapsefs umount) and mount again", m.Dir, err)
+		}
+		kept = append(kept, k)
+	}
+	return kept, nil
+}
+
+// selfKeeper is the command line that makes this program the keeper.
+func selfKeeper() []string { return append(fusefs.SelfHelper(), keeper.Command) }
+
+// mountedOf says which mounts a store is opened under.
+func mountedOf(kept []keptMount) map[store.VolumeID][]store.MountID {
+	mounted := map[store.VolumeID][]store.MountID{}
+	for _, k := range kept {
+		mounted[k.volume] = append(mounted[k.volume], k.Mount)
+	}
+	return mounted
+}
+
+// resume takes over the mounts that have outlived their daemon, before anything
+// new is merged.
+func (n *Node) resume(kept []keptMount) error {
+	if err := n.sweepLedgers(kept); err != nil {
+		return err
+	}
+	var group errgroup.Group
+	for _, k := range kept {
+		group.Go(func() error {
+			if err := n.takeOver(&k); err != nil {
+				return fmt.Errorf("take over the mount on %s: %w", k.Kept.Dir, err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func (n *Node) takeOver(k *keptMount) error {
+	begin := time.Now()
+	v := n.db.Volume(k.volume)
+	if v == nil {
+		return fmt.Errorf("%w: %s is not in %s; unmount it (synapsefs umount), or start the daemon with the state directory that it was mounted from",
+			store.ErrNoVolume, k.Volume, n.cfg.StateDir)
+	}
+	m := &mount{id: k.Mount, volume: k.volume, info: MountInfo{Volume: v.Name(), Dir: k.mountNote.Dir, Stale: true, Since: begin}}
+	fs, err := fusefs.Attach(v, k.Kept, n.mountOptions(m, nil))
+	if errors.Is(err, kernel.ErrUnmounted) {
+		n.log.Info("a mount has ended while no daemon served it", "volume", v.Name(), "dir", k.Kept.Dir)
+		return errors.Join(v.Unmounted(k.Mount), n.keeper.Drop(k.Epoch), removeIfThere(n.ledger(m)))
+	}
+	if err != nil {
+		return err
+	}
+	m.fs, m.info.ReadOnly = fs, fs.ReadOnly()
+	n.mu.Lock()
+	n.mountIDs[m.id] = true
+	n.mounts[m.info.Dir] = m
+	n.mu.Unlock()
+	n.log.Info("took over", "volume", v.Name(), "dir", m.info.Dir, "generation", fs.Conn().Generation(), "took", time.Since(begin))
+	return nil
+}
+
+// watchMounts begins to follow the mounts that were taken over, and the keeper.
+func (n *Node) watchMounts() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, m := range n.mounts {
+		n.follow(m, m.fs, m.info.Stale)
+	}
+	if n.keeper != nil {
+		n.loops.Go(n.watchKeeper)
+	}
+}
+
+// ledger is where a mount keeps what a successor must know.
+func (n *Node) ledger(m *mount) string {
+	return filepath.Join(n.cfg.StateDir, "mounts", fmt.Sprintf("%s-%016x", m.volume, uint64(m.id)))
+}
+
+// sweepLedgers removes those of mounts that ended with their daemon.
+func (n *Node) sweepLedgers(kept []keptMount) error {
+	dir := filepath.Join(n.cfg.StateDir, "mounts")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	live := map[string]bool{}
+	for _, k := range kept {
+		live[n.ledger(&mount{id: k.Mount, volume: k.volume})] = true
+	}
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if path := filepath.Join(dir, e.Name()); !live[path] {
+			err = errors.Join(err, removeIfThere(path))
+		}
+	}
+	return err
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// watchKeeper starts the keeper again when it dies, and gives it the mounts.
+func (n *Node) watchKeeper() {
+	for {
+		select {
+		case <-n.stopping:
+			return
+		case <-n.keeper.Gone():
+		}
+		n.log.Error("the keeper is gone: until another has the mounts they end with this daemon")
+		for !n.renewKeeper() {
+			select {
+			case <-n.stopping:
+				return
+			case <-time.After(keeperRestart):
+			}
+		}
+	}
+}
+
+func (n *Node) renewKeeper() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), takeOverTime)
+	defer cancel()
+	ctx, release := n.scope(ctx)
+	defer release()
+	client, err := keeper.Start(ctx, n.cfg.KeeperSocket(), selfKeeper()...)
+	if err == nil {
+		_, err = client.Attach(ctx)
+	}
+	if err != nil {
+		n.log.Error("start another keeper", "err", err)
+		return false
+	}
+	n.mu.Lock()
+	n.keeper = client
+	var mounts []*mount
+	for _, m := range n.mounts {
+		if m.fs != nil {
+			mounts = append(mounts, m)
+		}
+	}
+	n.mu.Unlock()
+	for _, m := range mounts {
+		if err := m.fs.Conn().Keep(keeping{client}); err != nil {
+			n.log.Error("have a mount kept", "dir", m.info.Dir, "err", err)
+		}
+	}
+	n.log.Info("another keeper has the mounts", "mounts", len(mounts))
+	return true
+}
+
+// kept reports whether mounts outlive this daemon.
+func (n *Node) kept() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.keeper != nil
+}
+
+// HandOver ends this daemon and leaves its mounts to the next: programs that use
+// them wait for it. Where nobody keeps the mounts it is Close. After an error
+// this process must end at once: the mounts may be served still.
+func (n *Node) HandOver() error {
+	if !n.kept() {
+		return n.Close()
+	}
+	if !n.end() {
+		return nil
+	}
+	// First, so that nothing is merged any more: programs go on meanwhile.
+	if err := n.cluster.Close(); err != nil {
+		n.log.Warn("leave the cluster", "err", err)
+	}
+	n.cluster = nil
+	ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
+	defer cancel()
+	begin := time.Now()
+	var group errgroup.Group
+	n.mu.Lock()
+	for _, m := range n.mounts {
+		if m.fs != nil {
+			group.Go(func() error { return m.fs.HandOver(ctx) })
+		}
+	}
+	n.mu.Unlock()
+	if err := group.Wait(); err != nil {
+		return fmt.Errorf("hand over the mounts: %w", err)
+	}
+	err := n.shut()
+	n.log.Info("handed over", "mounts", len(n.mounts), "took", time.Since(begin))
+	return err
+}
+
+// Upgrade has the mounts handed over to another program, if that can go on with
+// them, and returns its version. The process is to become that program by
+// UpgradeTo, once HandOver has returned.
+func (n *Node) Upgrade(ctx context.Context, binary string) (string, error) {
+	if !n.kept() {
+		return "", fmt.Errorf("upgrade: %w; stop this daemon and start the other", kernel.ErrNotKept)
+	}
+	if binary == "" {
+		var err error
+		if binary, err = os.Readlink("/proc/self/exe"); err != nil {
+			return "", err
+		}
+		binary = strings.TrimSuffix(binary, " (deleted)") // replaced
+	}
+	cmd := exec.CommandContext(ctx, binary, CheckCommand, n.cfg.KeeperSocket())
+	var said strings.Builder
+	cmd.Stderr = &said
+	version, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("upgrade to %s: %w: %s; this daemon goes on", binary, err, strings.TrimSpace(said.String()))
+	}
+	select {
+	case n.upgrade <- binary:
+		n.log.Info("upgrade", "binary", binary, "version", strings.TrimSpace(string(version)))
+		return strings.TrimSpace(string(version)), nil
+	default:
+		return "", fmt.Errorf("upgrade: %w", ErrStopping)
+	}
+}
+
+// UpgradeTo gets the program by which Upgrade wants this one replaced.
+func (n *Node) UpgradeTo() <-chan string { return n.upgrade }
+
+// CheckCommand makes a program say whether it could take over the mounts of the
+// keeper whose socket follows.
+const CheckCommand = "takeover-check"
+
+// CheckTakeOver returns why this program could not go on with the mounts that
+// the keeper on socket has.
+func CheckTakeOver(ctx context.Context, socket string) error {
+	client, err := keeper.Dial(ctx, socket)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	mounts, err := client.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		k := kernel.Kept(m)
+		if err := fusefs.Agrees(&k); err != nil {
+			return fmt.Errorf("the mount on %s: %w", m.Dir, err)
+		}
+	}
+	return nil
+}
+
+// Become replaces this process, which has handed its mounts over, by a program
+// with the same arguments.
+func Become(binary string) error {
+	if err := unix.Exec(binary, os.Args, os.Environ()); err != nil {
+		return fmt.Errorf("become %s: %w; the mounts wait: start a daemon", binary, err)
+	}
+	return nil
+}
