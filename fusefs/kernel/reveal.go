@@ -33,8 +33,9 @@ type Helper struct {
 	tid   atomic.Int32           // of the helper's thread, 0 while there is none
 	token atomic.Pointer[string] // awaited by Handshake
 
-	mu  sync.Mutex
-	run *helperRun // nil before Start
+	mu    sync.Mutex
+	run   *helperRun // nil before Start
+	ready bool       // run is recognised: before, its calls would be taken for a user's
 }
 
 // A helperRun is one process.
@@ -96,6 +97,9 @@ func (h *Helper) Start(c *Conn, execPath string, args ...string) error {
 		h.Close()
 		return fmt.Errorf("start reveal helper %s: %w", execPath, err)
 	}
+	h.mu.Lock()
+	h.ready = h.run == run
+	h.mu.Unlock()
 	return nil
 }
 
@@ -211,9 +215,13 @@ func (h *Helper) NeedsPaths() bool {
 	return run != nil && run.paths
 }
 
+// current is the helper that may be asked, nil if there is none.
 func (h *Helper) current() *helperRun {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !h.ready {
+		return nil
+	}
 	return h.run
 }
 
@@ -234,7 +242,7 @@ func (h *Helper) Do(ctx context.Context, r *Request) error {
 func (h *Helper) Close() {
 	h.mu.Lock()
 	run := h.run
-	h.run = nil
+	h.run, h.ready = nil, false
 	h.mu.Unlock()
 	if run == nil {
 		return
