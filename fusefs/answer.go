@@ -16,8 +16,9 @@ type expectation struct {
 	kind  expectedKind
 	key   nameKey
 	entry crdt.Entry // that is to appear, to go, or to be moved to key
-	from  nameKey    // of a rename
-	swap  bool       // the rename exchanges
+	from  nameKey    // where entry is moved from
+	there crdt.Entry // of a swap: what is moved from key to from
+	swap  bool       // of a replacement: what stood at key is moved to from
 
 	met bool // guarded by shown.mu
 }
@@ -28,7 +29,8 @@ const (
 	expectNew expectedKind = iota + 1
 	expectGone
 	expectRename
-	expectReplace // a rename from the staging directory
+	expectSwap    // a rename that exchanges
+	expectReplace // a rename from the staging directory, or an exchange with it
 )
 
 const canceled = fuse.Status(syscall.ECANCELED)
@@ -126,36 +128,63 @@ func (fs *FS) answerGone(h *fuse.InHeader, name string) fuse.Status {
 }
 
 // answerRename answers the helper's rename.
-func (fs *FS) answerRename(from, to nameKey) fuse.Status {
-	s := fs.shown
+func (s *shown) answerRename(from, to nameKey) fuse.Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e, ok := s.expectedLocked(expectRename, to)
-	if !ok || e.from != from {
+	e := s.expected
+	ok := false
+	switch {
+	case e == nil || e.met:
+	case e.kind == expectReplace:
+		ok = s.replaceLocked(e, from, to)
+	case e.key != to || e.from != from:
+	case e.kind == expectRename:
+		ok = s.moveLocked(e)
+	case e.kind == expectSwap:
+		ok = s.swapLocked(e)
+	}
+	if !ok {
 		return canceled
-	}
-	source, ok1 := s.getLocked(from)
-	target, ok2 := s.getLocked(to)
-	if !ok1 || !ok2 || source.shown != e.entry || target.merged != e.entry {
-		return canceled
-	}
-	replaced := target.shown
-	s.dropLocked(to)
-	if e.swap {
-		s.setLocked(from, pendingName{shown: replaced, merged: source.merged})
-	} else {
-		s.setLocked(from, pendingName{merged: source.merged})
-		if replaced.Kind == crdt.KindDir {
-			s.buriedLocked(replaced.Ino)
-		}
-	}
-	if _, ok := s.getLocked(from); ok {
-		s.queue.push(work{kind: workName, key: from})
-	}
-	s.movedLocked(e.entry.Ino)
-	if e.swap {
-		s.movedLocked(replaced.Ino)
 	}
 	e.met = true
 	return fuse.OK
+}
+
+// moveLocked shows what an expected rename does.
+func (s *shown) moveLocked(e *expectation) bool {
+	source, ok1 := s.getLocked(e.from)
+	target, ok2 := s.getLocked(e.key)
+	if !ok1 || !ok2 || source.shown != e.entry || target.merged != e.entry {
+		return false
+	}
+	s.dropLocked(e.key)
+	s.showLocked(e.from, pendingName{merged: source.merged})
+	if target.shown.Kind == crdt.KindDir {
+		s.buriedLocked(target.shown.Ino)
+	}
+	s.movedLocked(e.entry.Ino)
+	return true
+}
+
+// swapLocked shows what an expected exchange does, of which from gets what it
+// is to show.
+func (s *shown) swapLocked(e *expectation) bool {
+	source, ok1 := s.getLocked(e.from)
+	target, ok2 := s.getLocked(e.key)
+	if !ok1 || !ok2 || source.shown != e.entry || target.shown != e.there || source.merged != e.there {
+		return false
+	}
+	s.dropLocked(e.from)
+	s.showLocked(e.key, pendingName{shown: e.entry, merged: target.merged})
+	s.movedLocked(e.entry.Ino)
+	s.movedLocked(e.there.Ino)
+	return true
+}
+
+// showLocked sets a name whose turn comes, if it is pending yet.
+func (s *shown) showLocked(k nameKey, p pendingName) {
+	s.setLocked(k, p)
+	if _, ok := s.getLocked(k); ok {
+		s.queue.push(work{kind: workName, key: k})
+	}
 }

@@ -45,6 +45,12 @@
 // locks, the name becomes shown: dcache, listing and inotify event change at
 // once. What the kernel does not know is shown as soon as it is merged.
 //
+// A name at which one thing takes the place of another is at no moment without
+// both, whatever is to be shown elsewhere too and in whatever order: what comes
+// is renamed over what was or, where that goes on to another name or one of the
+// two is a directory, exchanged with it (plan). Where the helper is not to be
+// had, the state changes at once and the kernel is notified.
+//
 // A local system call acts on the merged state. Its own names are revealed by
 // the call itself. If it meets a name that is still pending, it either means
 // the same thing (unlink of what is removed already: done), or the name is

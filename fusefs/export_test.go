@@ -1,6 +1,10 @@
 package fusefs
 
-import "github.com/synapsefs/synapsefs/fusefs/kernel"
+import (
+	"time"
+
+	"github.com/synapsefs/synapsefs/fusefs/kernel"
+)
 
 // Pause stops the revealer, so that what is merged stays pending.
 func (m *Mounted) Pause() (resume func()) {
@@ -17,4 +21,11 @@ func (m *Mounted) HelperRuns() error {
 		return kernel.ErrHelperGone
 	}
 	return nil
+}
+
+// Hurry makes the revealer give a call up after so long, and all if there is so
+// much work.
+func (m *Mounted) Hurry(patience time.Duration, rush int) {
+	defer m.Pause()()
+	m.revealer.limits = limits{patience, rush}
 }

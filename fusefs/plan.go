@@ -49,17 +49,29 @@ func (s *shown) planLocked(k nameKey) step {
 		return step{}
 	case p.shown.Ino == 0:
 		return s.callLocked(&expectation{kind: expectNew, key: k, entry: p.merged})
-	case p.merged.Ino != 0 && (p.shown.Kind == crdt.KindDir) == (p.merged.Kind == crdt.KindDir):
-		st := s.callLocked(&expectation{kind: expectReplace, key: k, entry: p.merged})
-		st.kind = stepReplace
-		return st
+	case p.merged.Ino == 0:
+		return s.callLocked(&expectation{kind: expectGone, key: k, entry: p.shown})
 	}
-	return s.callLocked(&expectation{kind: expectGone, key: k, entry: p.shown})
+	return s.planReplaceLocked(k, p, !sameKind(p.shown, p.merged))
 }
 
-// planMoveLocked shows a link that went from one pending name to another. If
-// what stands there has a place to go to itself, the two change places: a
-// rename over it would make the kernel drop it.
+// planReplaceLocked lets what is merged at a name take the place of what is
+// shown. If that is to go elsewhere, or is no file where the other is one, it is
+// exchanged: it is shown in the staging directory then, from where it goes on.
+func (s *shown) planReplaceLocked(k nameKey, p pendingName, swap bool) step {
+	st := s.callLocked(&expectation{kind: expectReplace, key: k, entry: p.merged, swap: swap})
+	st.kind = stepReplace
+	return st
+}
+
+func sameKind(a, b crdt.Entry) bool { return (a.Kind == crdt.KindDir) == (b.Kind == crdt.KindDir) }
+
+// planMoveLocked shows a link that went from one pending name to another. No
+// name is without what it showed before it has what it is to show:
+//
+//   - If what stands at the new name has a place to go to itself, or cannot be
+//     renamed over, the two change places.
+//   - If something else comes to the old name, it comes first.
 func (s *shown) planMoveLocked(from, to nameKey) step {
 	source, _ := s.getLocked(from)
 	target, _ := s.getLocked(to)
@@ -68,20 +80,35 @@ func (s *shown) planMoveLocked(from, to nameKey) step {
 		s.dropLocked(to) // two links of one file: a rename would do nothing
 		return s.planLocked(from)
 	}
-	e := &expectation{kind: expectRename, key: to, from: from, entry: moved}
-	if there.Ino != 0 {
-		_, e.swap = s.mergedAt[there.Link]
-		dirs := (moved.Kind == crdt.KindDir) == (there.Kind == crdt.KindDir)
-		if !e.swap && !dirs {
-			return s.callLocked(&expectation{kind: expectGone, key: to, entry: there})
-		}
+	if source.merged.Ino == moved.Ino {
+		s.dropLocked(from)
+		return s.planLocked(to)
 	}
-	return s.callLocked(e)
+	_, goesOn := s.mergedAt[there.Link]
+	switch goesOn = goesOn && there.Ino != 0; {
+	case !goesOn && source.merged.Ino != 0:
+		if other, ok := s.shownAt[source.merged.Link]; ok {
+			return s.planSwapLocked(other, from)
+		}
+		return s.planReplaceLocked(from, source, true)
+	case goesOn || there.Ino != 0 && !sameKind(moved, there):
+		return s.planSwapLocked(from, to)
+	}
+	return s.callLocked(&expectation{kind: expectRename, key: to, from: from, entry: moved})
+}
+
+// planSwapLocked lets what is shown at two names change places. The second one
+// gets what it is to show: the last that its watchers hear is that something
+// came there.
+func (s *shown) planSwapLocked(from, to nameKey) step {
+	source, _ := s.getLocked(from)
+	target, _ := s.getLocked(to)
+	return s.callLocked(&expectation{kind: expectSwap, key: from, from: to, entry: target.shown, there: source.shown})
 }
 
 func (s *shown) callLocked(e *expectation) step {
 	st := step{kind: stepCall, expect: e, dir: s.dirRefLocked(e.key.dir)}
-	if e.kind == expectRename {
+	if e.from.dir != 0 {
 		st.fromDir = s.dirRefLocked(e.from.dir)
 	}
 	return st
@@ -154,7 +181,7 @@ func (s *shown) parent(dir crdt.Ino) (crdt.Ino, bool) {
 	defer s.mu.Unlock()
 	for parent, names := range s.pending {
 		for _, p := range names {
-			if p.shown.Ino == dir {
+			if p.shown.Ino == dir && parent != stagingIno {
 				return parent, true
 			}
 		}

@@ -12,10 +12,7 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 	from := nameKey{fs.shown.dir(in.NodeId), oldName}
 	to := nameKey{fs.shown.dir(in.Newdir), newName}
 	if fs.helper.Is(&in.InHeader) {
-		if in.NodeId == uint64(staging) {
-			return fs.shown.answerReplace(from, to)
-		}
-		return fs.answerRename(from, to)
+		return fs.shown.answerRename(from, to)
 	}
 	if s, ro := fs.refuse(); ro {
 		return s

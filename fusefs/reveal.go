@@ -14,9 +14,6 @@ import (
 )
 
 const (
-	// patience is how long a call on the mount may be blocked by others
-	// before the revealer goes on without it.
-	patience = 100 * time.Millisecond
 	// busyRetry is how long to wait for a mount point to become free that a
 	// peer has removed.
 	busyRetry = time.Second
@@ -24,9 +21,6 @@ const (
 	// and not yet answered.
 	inFlight = 2 * time.Millisecond
 	maxTries = 50
-	// rush is how much work makes the revealer notify instead of making
-	// calls: a watcher loses events behind max_queued_events (16384) anyway.
-	rush = 16384
 	// maxBlocked bounds the notifications that are blocked in the kernel,
 	// each of which takes a thread.
 	maxBlocked = 32
@@ -36,6 +30,19 @@ var (
 	errSlow = errors.New("the helper's call is blocked")
 	errRush = errors.New("too much to reveal")
 )
+
+// limits say when the revealer does without a call. Tests change them, holding
+// the gate.
+type limits struct {
+	// patience is how long a call on the mount may be blocked by others
+	// before the revealer goes on without it.
+	patience time.Duration
+	// rush is how much work makes the revealer notify instead of making
+	// calls: a watcher loses events behind max_queued_events (16384) anyway.
+	rush int
+}
+
+var usualLimits = limits{patience: 100 * time.Millisecond, rush: 16384}
 
 // revealer makes the kernel and programs see what was merged. Its one goroutine
 // does the work of the queue in order.
@@ -48,6 +55,7 @@ type revealer struct {
 	log    *slog.Logger
 	ctx    context.Context // ends with the mount
 	stop   context.CancelFunc
+	limits limits
 
 	gate    sync.Mutex    // held during each work; a leaf, for tests to stop the revealer
 	blocked chan struct{} // a token for each notification in progress
@@ -65,7 +73,7 @@ func newRevealer(fs *FS, n notifier) *revealer {
 	ctx, stop := context.WithCancel(context.Background())
 	return &revealer{
 		fs: fs, shown: fs.shown, queue: fs.shown.queue, kernel: n, log: fs.log,
-		ctx: ctx, stop: stop, blocked: make(chan struct{}, maxBlocked),
+		ctx: ctx, stop: stop, blocked: make(chan struct{}, maxBlocked), limits: usualLimits,
 	}
 }
 
@@ -132,20 +140,29 @@ func (r *revealer) later(w work, after time.Duration) {
 	})
 }
 
+// idle says errSlow if a call of the helper that was given up is still blocked.
+func (r *revealer) idle() error {
+	if r.busy == nil {
+		return nil
+	}
+	select {
+	case <-r.busy: //nolint:errcheck // whoever waited has gone
+		r.busy = nil
+		return nil
+	default:
+		return errSlow
+	}
+}
+
 // call has the helper make a system call on the mount. If it is blocked, it is
 // given up: its handler will then find nothing expected.
 func (r *revealer) call(req *kernel.Request) error {
-	if r.busy != nil {
-		select {
-		case <-r.busy: //nolint:errcheck // whoever waited has gone
-			r.busy = nil
-		default:
-			return errSlow
-		}
+	if err := r.idle(); err != nil {
+		return err
 	}
 	done := make(chan error, 1)
 	r.tasks.Go(func() { done <- r.fs.helper.Do(r.ctx, req) })
-	t := time.NewTimer(patience)
+	t := time.NewTimer(r.limits.patience)
 	defer t.Stop()
 	select {
 	case err := <-done:
@@ -170,7 +187,7 @@ func (r *revealer) tell(what string, send func(notifier) error) {
 		<-r.blocked
 		close(done)
 	})
-	t := time.NewTimer(patience)
+	t := time.NewTimer(r.limits.patience)
 	defer t.Stop()
 	select {
 	case <-done:
@@ -205,7 +222,7 @@ func (r *revealer) name(k nameKey) (done bool) {
 		default:
 			r.fallback(st.expect.key, err)
 			if st.kind == stepReplace {
-				r.modified(st.dir, k.name, st.expect.entry)
+				r.modified(st.dir, st.expect.key.name, st.expect.entry)
 			}
 			if st.expect.key == k {
 				return true
@@ -218,8 +235,12 @@ func (r *revealer) name(k nameKey) (done bool) {
 
 // reveal makes one call and returns nil if it has shown the name.
 func (r *revealer) reveal(st step) error {
-	if r.queue.length() > rush {
+	if r.queue.length() > r.limits.rush {
 		return errRush
+	}
+	// One that was given up must not find what is expected of the next.
+	if err := r.idle(); err != nil {
+		return err
 	}
 	req, err := r.request(st)
 	if err != nil {

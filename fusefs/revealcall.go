@@ -22,15 +22,19 @@ func (r *revealer) request(st step) (*kernel.Request, error) {
 		if e.entry.Kind == crdt.KindDir {
 			req.Op = kernel.OpRmdir
 		}
-	case expectRename:
+	case expectRename, expectSwap:
 		req.Op, req.Dir, req.Name = kernel.OpRename, st.fromDir, e.from.name
 		req.Dir2, req.Name2 = st.dir, e.key.name
-		if e.swap {
+		if e.kind == expectSwap {
 			req.Flags = unix.RENAME_EXCHANGE
 		}
 	case expectReplace:
 		req.Op, req.Dir, req.Name = kernel.OpRename, r.fs.stagingDir(), e.from.name
 		req.Dir2, req.Name2 = st.dir, e.key.name
+		if e.swap {
+			req.Flags = unix.RENAME_EXCHANGE
+			req.Dir, req.Name, req.Dir2, req.Name2 = req.Dir2, req.Name2, req.Dir, req.Name
+		}
 	default:
 		err = r.requestNew(req, e.entry)
 	}
@@ -38,7 +42,10 @@ func (r *revealer) request(st step) (*kernel.Request, error) {
 		return req, err
 	}
 	for _, d := range []*kernel.Dir{&req.Dir, &req.Dir2} {
-		if d.Node != 0 && d.Node != uint64(staging) && err == nil {
+		switch {
+		case d.Node == uint64(staging):
+			*d = r.fs.stagingDir()
+		case d.Node != 0 && err == nil:
 			d.Path, err = r.path(r.shown.dir(d.Node))
 		}
 	}
@@ -231,7 +238,7 @@ func (r *revealer) permissions(dir kernel.Dir, name string, a *store.Attr) {
 
 // event makes a call that changes nothing.
 func (r *revealer) event(req *kernel.Request) error {
-	if r.queue.length() > rush {
+	if r.queue.length() > r.limits.rush {
 		return errRush
 	}
 	if req.Op == kernel.OpHold {

@@ -337,7 +337,7 @@ func (s *shown) showAllLocked(dir crdt.Ino) {
 // knowsDirLocked reports whether the kernel may have cached names of dir.
 func (s *shown) knowsDirLocked(dir crdt.Ino) bool {
 	_, ok := s.current[dir]
-	return ok || dir == crdt.RootIno
+	return ok || dir == crdt.RootIno || dir == stagingIno
 }
 
 // movedLocked looks after a file's name that the kernel has just moved, or that

@@ -198,7 +198,11 @@ func (c *change) commit(writes []crdt.Write, h hold) error {
 	c.queued = append(c.queued, queued{op: op, raw: raw, hold: h})
 	for _, w := range writes {
 		if w.Kind == crdt.WritePlace {
-			c.release = append(c.release, hold{dir: w.Parent, name: w.Name})
+			head, err := c.Head(w.Parent)
+			if err != nil {
+				return err
+			}
+			c.release = append(c.release, hold{dir: head, name: w.Name})
 		}
 	}
 	return nil

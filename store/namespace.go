@@ -272,50 +272,88 @@ func (v *Volume) Rename(r Request, odir NodeID, oname string, ndir NodeID, nname
 		if age := c.now.UnixNano() - int64(done.Moved.At.Stamp); !done.HadTarget && age >= int64(settledAge) {
 			h = hold{dir: ohead, name: oname}
 		}
-		target, err := crdt.ClaimsAt(c.tree, inos[1], nname)
-		if err != nil {
-			return err
+		given := []givenName{{inos[1], nname, done.Moved.Ino}}
+		if mode == crdt.RenameExchange {
+			given = append(given, givenName{inos[0], oname, done.Replaced.Ino})
 		}
-		if err := c.rename(p.Writes, done, target, h); err != nil {
+		if err := c.rename(p.Writes, h, given); err != nil {
 			return err
 		}
 		return c.setDone(r, done.Moved.Ino, 0)
 	})
 }
 
-// rename applies a rename's writes. If what moved is not published, neither is
-// the removal of what it replaced, its target: it leaves with the publication,
-// as it is known now. What lay hidden where it came from goes at once.
-func (c *change) rename(writes []crdt.Write, done crdt.Renamed, target []crdt.Claim, h hold) error {
-	moved, err := c.Inode(done.Moved.Ino)
-	if err != nil {
-		return err
-	}
-	if !moved.Unpublished() || !done.HadTarget {
-		return c.commitSplit(writes, h)
-	}
-	replaced, err := c.replaced(moved.Ino)
-	if err != nil {
-		return err
-	}
-	var now []crdt.Write
-	for _, w := range writes {
-		i, err := c.Inode(w.Ino)
+// A givenName is one that a rename gives to a file.
+type givenName struct {
+	dir  crdt.Ino
+	name string
+	to   crdt.Ino
+}
+
+// rename applies a rename's writes, so that peers are never without a name that
+// it gives. If the file that gets one is not published, neither is the removal
+// of what it replaces: it leaves with the publication, as it is known now. What
+// is moved away from there, in exchange, is held for it. What lay hidden at a
+// name that is given to nobody goes at once.
+func (c *change) rename(writes []crdt.Write, h hold, given []givenName) error {
+	for _, g := range given {
+		i, err := c.Inode(g.to)
 		if err != nil {
 			return err
 		}
-		atTarget := slices.ContainsFunc(target, func(t crdt.Claim) bool { return t.Ino == w.Ino && t.Link == w.Link })
-		if w.Kind == crdt.WriteRemove && atTarget && !i.Unpublished() {
-			replaced = append(replaced, w)
-		} else {
-			now = append(now, w)
+		if !i.Unpublished() {
+			continue
+		}
+		var waiting []crdt.Write
+		if writes, waiting, err = c.replacing(writes, g, &h); err != nil {
+			return err
+		}
+		if err := c.addReplaced(g.to, waiting); err != nil {
+			return err
 		}
 	}
-	held := crdt.AppendOp(nil, &crdt.Op{Writes: replaced})
-	if err := c.t.set(c.keys.key('r', uint64(moved.Ino)), held); err != nil {
+	return c.commitSplit(writes, h)
+}
+
+// replacing parts the removals of what peers have at a name from the other
+// writes. If one of these moves what they have there, h is a hold for the name.
+func (c *change) replacing(writes []crdt.Write, g givenName, h *hold) (others, removals []crdt.Write, err error) {
+	head, err := c.Head(g.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	claims, err := crdt.ClaimsAt(c.tree, head, g.name)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, w := range writes {
+		i, err := c.Inode(w.Ino)
+		if err != nil {
+			return nil, nil, err
+		}
+		published := !i.Unpublished() && slices.ContainsFunc(claims, func(t crdt.Claim) bool { return t.Ino == w.Ino && t.Link == w.Link })
+		switch {
+		case published && w.Kind == crdt.WriteRemove:
+			removals = append(removals, w)
+			continue
+		case published && w.Kind == crdt.WritePlace:
+			*h = hold{dir: head, name: g.name}
+		}
+		others = append(others, w)
+	}
+	return others, removals, nil
+}
+
+// addReplaced has removals wait for an inode's publication.
+func (c *change) addReplaced(ino crdt.Ino, removals []crdt.Write) error {
+	if len(removals) == 0 {
+		return nil
+	}
+	before, err := c.replaced(ino)
+	if err != nil {
 		return err
 	}
-	return c.commitSplit(now, h)
+	return c.t.set(c.keys.key('r', uint64(ino)), crdt.AppendOp(nil, &crdt.Op{Writes: append(before, removals...)}))
 }
 
 // replaced returns the removals that wait for an inode's publication.
@@ -331,21 +369,29 @@ func (c *change) replaced(ino crdt.Ino) ([]crdt.Write, error) {
 	return op.Writes, nil
 }
 
-// liveOnly leaves out the removals of what others have removed meanwhile.
-func (c *change) liveOnly(removals []crdt.Write) (out []crdt.Write, err error) {
+// stillReplaced leaves out, of the removals that waited for an inode's
+// publication, those of links whose name it does not take now: others have
+// removed or moved them meanwhile, or another file that is not published has
+// taken the name from it and removes them when it is.
+func (c *change) stillReplaced(by crdt.Ino, removals []crdt.Write) (out []crdt.Write, err error) {
 	for _, w := range removals {
 		i, err := c.Inode(w.Ino)
 		if err != nil {
 			return nil, err
 		}
-		if i == nil || i.Link(w.Link) == nil {
+		if i == nil {
 			continue
 		}
-		live, err := crdt.Live(c.tree, i, i.Link(w.Link))
+		place, ok := i.PlaceOf(w.Link)
+		if !ok {
+			continue
+		}
+		claims, err := crdt.ClaimsAt(c.tree, place.Parent, place.Name)
 		if err != nil {
 			return nil, err
 		}
-		if live {
+		live := slices.ContainsFunc(claims, func(t crdt.Claim) bool { return t.Link == w.Link })
+		if live && slices.ContainsFunc(claims, func(t crdt.Claim) bool { return t.Ino == by }) {
 			out = append(out, w)
 		}
 	}

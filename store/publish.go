@@ -207,7 +207,7 @@ func (c *change) publishNew(i *crdt.Inode, content *crdt.Content) error {
 	if err != nil {
 		return err
 	}
-	if replaced, err = c.liveOnly(replaced); err != nil {
+	if replaced, err = c.stillReplaced(i.Ino, replaced); err != nil {
 		return err
 	}
 	p := c.plan()

@@ -35,8 +35,9 @@ type Helper struct {
 	tell  func(thread uint32)    // fixed by Follow
 	token atomic.Pointer[string] // awaited by Handshake
 
-	mu  sync.Mutex
-	run *helperRun // nil before Start
+	mu    sync.Mutex
+	run   *helperRun // nil before Start
+	ready bool       // run is recognised: before, its calls would be taken for a user's
 }
 
 // A helperRun is one process.
@@ -109,6 +110,9 @@ func (h *Helper) Start(c *Conn, execPath string, args ...string) error {
 		h.Close()
 		return fmt.Errorf("start reveal helper %s: %w", execPath, err)
 	}
+	h.mu.Lock()
+	h.ready = h.run == run
+	h.mu.Unlock()
 	return nil
 }
 
@@ -224,9 +228,13 @@ func (h *Helper) NeedsPaths() bool {
 	return run != nil && run.paths
 }
 
+// current is the helper that may be asked, nil if there is none.
 func (h *Helper) current() *helperRun {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !h.ready {
+		return nil
+	}
 	return h.run
 }
 
@@ -247,7 +255,7 @@ func (h *Helper) Do(ctx context.Context, r *Request) error {
 func (h *Helper) Close() {
 	h.mu.Lock()
 	run := h.run
-	h.run = nil
+	h.run, h.ready = nil, false
 	h.mu.Unlock()
 	if run == nil {
 		return

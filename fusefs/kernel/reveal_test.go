@@ -220,6 +220,36 @@ func TestHelperDiesAndIsStartedAgain(t *testing.T) {
 }
 
 // The helper's own hold on the filesystem must not outlive the mount.
+// What is asked of a helper that is just being started is not done: it would be
+// taken for a user's call.
+func TestHelperIsAskedNothingBeforeItIsKnown(t *testing.T) {
+	fs, c := serve(t, Options{})
+	for range 10 {
+		fs.took()
+		asked, stop := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(asked)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					fs.helper.Do(context.Background(), &Request{Op: OpMkdir, Dir: Dir{Node: rootNode}, Name: "d", Mode: 0o755}) //nolint:errcheck // done or refused
+				}
+			}
+		}()
+		startHelper(t, fs, c)
+		close(stop)
+		<-asked
+		for _, call := range fs.took() {
+			if call.op == "MKDIR" && !call.helper {
+				t.Fatalf("%+v before the helper was recognised", call)
+			}
+		}
+		fs.helper.Close()
+	}
+}
+
 func TestHelperEndsWithForeignUnmount(t *testing.T) {
 	fs, c := serve(t, Options{})
 	startHelper(t, fs, c)
