@@ -32,7 +32,7 @@ type backer interface {
 // enter counts an open that the kernel will release, and lets open, which may be
 // nil, do its part: how the node is open stays as it is meanwhile. Then it fills
 // in the reply. flags are those of an open by the page cache.
-func (fs *FS) enter(node store.NodeID, flags uint32, out *fuse.OpenOut, open func() (h store.Handle, appends bool, err error)) error {
+func (fs *FS) enter(node store.NodeID, flags uint32, out *fuse.OpenOut, open func() (store.Handle, store.Writing, error)) error {
 	fs.mu.Lock()
 	o := fs.opens[node]
 	if o == nil {
@@ -44,18 +44,19 @@ func (fs *FS) enter(node store.NodeID, flags uint32, out *fuse.OpenOut, open fun
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var h store.Handle
-	var appends bool
+	var w store.Writing
 	var err error
 	if open != nil {
-		h, appends, err = open()
+		h, w, err = open()
 	}
+	byUs := false
 	switch {
 	case err != nil:
 	case !o.decided:
-		o.backing, o.id, err = fs.back(node, h, appends)
+		o.backing, o.id, byUs, err = fs.back(node, h, w)
 		o.decided = err == nil
 	case o.backing != nil && h != 0:
-		err = fs.backWriter(node, h, appends)
+		byUs, err = fs.backWriter(node, h, w)
 	}
 	if err != nil {
 		fs.leave(node)
@@ -66,6 +67,9 @@ func (fs *FS) enter(node store.NodeID, flags uint32, out *fuse.OpenOut, open fun
 	if o.backing != nil {
 		out.OpenFlags = flags&^fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_PASSTHROUGH
 		out.BackingID = o.id
+	}
+	if byUs { // calls come to us, mappings are of the file
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}
 	return nil
 }
@@ -101,38 +105,38 @@ func (fs *FS) leave(node store.NodeID) {
 }
 
 // back finds the file that the kernel is to have for a node.
-func (fs *FS) back(node store.NodeID, h store.Handle, appends bool) (*store.Backing, int32, error) {
+func (fs *FS) back(node store.NodeID, h store.Handle, w store.Writing) (b *store.Backing, id int32, byUs bool, err error) {
 	if fs.backer == nil || fs.noBacking.Load() {
-		return nil, 0, nil
+		return nil, 0, false, nil
 	}
 	// Small files are opened all the time, for them the store is not asked.
 	if h == 0 && fs.shown.toldSize(node) < store.BackedFrom {
-		return nil, 0, nil
+		return nil, 0, false, nil
 	}
-	b, err := fs.vol.OpenBacking(node, h, appends)
+	b, byUs, err = fs.vol.OpenBacking(node, h, w)
 	if err != nil && h == 0 { // reading will say so, if it is of any matter
 		fs.log.Debug("open", "err", err)
-		return nil, 0, nil
+		return nil, 0, false, nil
 	}
 	if err != nil || b == nil {
-		return nil, 0, err
+		return nil, 0, false, err
 	}
-	id, err := fs.backer.RegisterBacking(int(b.File().Fd()))
+	id, err = fs.backer.RegisterBacking(int(b.File().Fd()))
 	if err != nil { // it will not do the next time either
 		fs.noBacking.Store(true)
 		fs.log.Info("large files are read and written through the daemon", "err", err)
-		return nil, 0, fs.vol.CloseBacking(b)
+		return nil, 0, false, fs.vol.CloseBacking(b)
 	}
-	return b, id, nil
+	return b, id, byUs, nil
 }
 
 // backWriter makes the file that the kernel has for a node the draft's own.
-func (fs *FS) backWriter(node store.NodeID, h store.Handle, appends bool) error {
-	b, err := fs.vol.OpenBacking(node, h, appends)
+func (fs *FS) backWriter(node store.NodeID, h store.Handle, w store.Writing) (byUs bool, err error) {
+	b, byUs, err := fs.vol.OpenBacking(node, h, w)
 	if err != nil || b == nil {
-		return err
+		return false, err
 	}
-	return fs.vol.CloseBacking(b)
+	return byUs, fs.vol.CloseBacking(b)
 }
 
 func (fs *FS) unback(o *openFile) {
