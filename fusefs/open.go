@@ -127,6 +127,9 @@ func (fs *FS) back(node store.NodeID, h store.Handle, w store.Writing) (b *store
 		fs.log.Info("large files are read and written through the daemon", "err", err)
 		return nil, 0, false, fs.vol.CloseBacking(b)
 	}
+	if err := fs.vol.Hold(b, fs.mount, id); err != nil {
+		return nil, 0, false, errors.Join(err, fs.backer.UnregisterBacking(id), fs.vol.CloseBacking(b))
+	}
 	return b, id, byUs, nil
 }
 
@@ -140,7 +143,7 @@ func (fs *FS) backWriter(node store.NodeID, h store.Handle, w store.Writing) (by
 }
 
 func (fs *FS) unback(o *openFile) {
-	if err := errors.Join(fs.backer.UnregisterBacking(o.id), fs.vol.CloseBacking(o.backing)); err != nil {
+	if err := errors.Join(fs.backer.UnregisterBacking(o.id), fs.vol.Unhold(o.backing, fs.mount), fs.vol.CloseBacking(o.backing)); err != nil {
 		fs.log.Warn("release", "err", err)
 	}
 }
@@ -151,7 +154,7 @@ func (fs *FS) leaveAll() {
 	defer fs.mu.Unlock()
 	for _, o := range fs.opens {
 		if o.backing != nil {
-			if err := fs.vol.CloseBacking(o.backing); err != nil {
+			if err := errors.Join(fs.vol.Unhold(o.backing, fs.mount), fs.vol.CloseBacking(o.backing)); err != nil {
 				fs.log.Warn("release", "err", err)
 			}
 		}

@@ -69,6 +69,10 @@ type Options struct {
 	// fail with ErrNoSpace instead of running the database out of disk.
 	// Default 64 MiB.
 	ReserveBytes uint64
+	// Lives says of which mounts somebody keeps the connection to the kernel:
+	// what they have open without us goes on when the store is opened again,
+	// see Volume.Held. Default: of none.
+	Lives func(MountID) bool
 }
 
 func (o *Options) setDefaults() {
@@ -105,6 +109,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.ReserveBytes == 0 {
 		o.ReserveBytes = 64 << 20
+	}
+	if o.Lives == nil {
+		o.Lives = func(MountID) bool { return false }
 	}
 }
 

@@ -288,7 +288,7 @@ func (v *Volume) openWrite(r Request, d *draft, ino crdt.Ino, trunc bool) (h Han
 		} else if ok {
 			h, again = was, v.handleOf(was) == d.node
 		}
-		if err := c.t.set(c.keys.key('w', uint64(h)), fmt.Appendf(nil, "%d", uint64(d.node))); err != nil {
+		if err := c.t.set(c.keys.key('w', uint64(h)), handleRecord(d.node, r.Mount)); err != nil {
 			return err
 		}
 		return c.setDone(r, ino, h)

@@ -72,7 +72,7 @@ func (v *Volume) createOpen(r Request, dir NodeID, name string, n NewNode) (a At
 				v.bornLocked(d.dir, i.Time)
 			}
 		})
-		return c.t.set(c.keys.key('w', uint64(h)), fmt.Appendf(nil, "%d", uint64(d.node)))
+		return c.t.set(c.keys.key('w', uint64(h)), handleRecord(d.node, r.Mount))
 	})
 	if err != nil {
 		return Attr{}, 0, err

@@ -20,7 +20,11 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 	if err != nil {
 		return err
 	}
-	if err := v.recoverNodes(drafts); err != nil {
+	held := v.db.content.LeftHeld(v.id)
+	if err := v.recoverNodes(drafts, held); err != nil {
+		return err
+	}
+	if err := v.resumeHeld(drafts, held); err != nil {
 		return err
 	}
 	if err := v.dropLeftDrafts(drafts); err != nil {
@@ -50,19 +54,19 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 			return fmt.Errorf("publish recovered draft of inode %d: %w", d.rec.Ino, err)
 		}
 	}
-	if err := v.db.deletePrefix(v.keys.key('w')); err != nil {
-		return err
-	}
-	clear(v.nodes)
-	return v.clearNodes()
+	return v.dropRest()
 }
 
-// recoverNodes finds what the nodes of drafts mean: files that were made again
+// recoverNodes finds what the nodes of drafts and of open files mean: files that were made again
 // have other numbers. Those of an attempt to begin anew that was broken off name
 // inodes that are not known.
-func (v *Volume) recoverNodes(drafts map[NodeID]draftRecord) error {
+func (v *Volume) recoverNodes(drafts map[NodeID]draftRecord, held map[int]content.Held) error {
+	nodes := slices.Collect(maps.Keys(drafts))
+	for _, h := range held {
+		nodes = append(nodes, NodeID(h.Node))
+	}
 	return v.read(func(t *tree) error {
-		for node := range drafts {
+		for _, node := range nodes {
 			var r nodeRecord
 			ok, err := getJSON(t.t, v.keys.key('n', uint64(node)), &r)
 			if err != nil {
@@ -90,6 +94,9 @@ func (v *Volume) dropLeftDrafts(drafts map[NodeID]draftRecord) error {
 	}
 	known := make(map[string]bool, len(drafts))
 	for node := range drafts {
+		known[v.draftName(node)] = true
+	}
+	for node := range v.backings {
 		known[v.draftName(node)] = true
 	}
 	prefix := v.id.String() + "-"

@@ -76,6 +76,7 @@ type Volume struct {
 	births    map[crdt.Ino]birth // of directories in which unpublished inodes were made
 	published chan struct{}      // closed and renewed when a draft is finished
 	handles   map[Handle]NodeID
+	resumed   map[MountID][]*Held // fixed by open
 
 	backings map[NodeID]*Backing // guarded by DB.backingMu
 
@@ -91,7 +92,7 @@ func newVolume(db *DB, id VolumeID, r replicaRecord) *Volume {
 		db: db, id: id, keys: newKeyspace(id, r.Gen), twoStates: r.TwoStates, next: r.Next,
 		replica: r.Replica, name: r.Name, portion: snapChunk,
 		vector: crdt.Vector{}, deps: map[crdt.ReplicaID]crdt.Seq{},
-		viewers: map[MountID]Viewer{}, backings: map[NodeID]*Backing{},
+		viewers: map[MountID]Viewer{}, backings: map[NodeID]*Backing{}, resumed: map[MountID][]*Held{},
 		onSeal: map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){}, onCollect: map[int]func(){},
 		nodes: map[NodeID]*nodeRecord{}, current: map[crdt.Ino]NodeID{},
 		drafts: map[NodeID]*draft{}, births: map[crdt.Ino]birth{}, wakeSealer: func() {}, handles: map[Handle]NodeID{}, published: make(chan struct{}),
