@@ -35,6 +35,7 @@ func (fs *FS) adopt(kernel prober) error {
 		}
 		fs.keepHandle(h, node, ino)
 	}
+	fs.resumeOpens(known)
 	return fs.shown.inherit(fs.vol)
 }
 
@@ -148,8 +149,8 @@ func (r *revealer) forgotten(node store.NodeID) {
 	}
 	r.tell("ask for a node", func(n notifier) error {
 		knows, err := n.KernelKnows(uint64(node))
-		if err == nil && !knows {
-			r.shown.forgotten(node, k)
+		if err == nil && !knows && r.shown.forgotten(node, k) {
+			r.fs.forgotten(node)
 		}
 		return err
 	})
@@ -164,10 +165,13 @@ func (s *shown) knownNode(node store.NodeID) (knownNode, bool) {
 
 // forgotten drops a node of which the kernel said that it does not know it,
 // unless it was told it again meanwhile.
-func (s *shown) forgotten(node store.NodeID, asked knownNode) {
+func (s *shown) forgotten(node store.NodeID, asked knownNode) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if k, ok := s.nodes[node]; ok && k.lookups == asked.lookups {
-		s.forgetLocked(node, k)
+	k, ok := s.nodes[node]
+	if !ok || k.lookups != asked.lookups {
+		return false
 	}
+	s.forgetLocked(node, k)
+	return true
 }

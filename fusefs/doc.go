@@ -30,7 +30,9 @@
 // alone. From a node's first open to its last release there is one way, and one
 // file, for all (FS.enter); a version from elsewhere is another node. What is
 // written so is found by the file's times, at flush, release and stat, and is
-// published when nobody has it open or mapped for writing any more.
+// published when nobody has it open or mapped for writing any more. Who opens for
+// writing what others read so, and cannot map it, gets FOPEN_DIRECT_IO besides:
+// his calls come to us, and we know what he changed.
 //
 // On a read-only mount the kernel refuses writers by itself (kernel.Conn.Remount),
 // so it is not asked for opens at all, and there is no passthrough.

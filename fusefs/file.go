@@ -44,9 +44,15 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 	return fs.status("open", fs.openWrite(&in.InHeader, node, in.Flags, out))
 }
 
-// appends reports whether a file is opened to be written at its end alone.
-func appends(flags uint32) bool {
-	return flags&syscall.O_APPEND != 0 && flags&syscall.O_ACCMODE == syscall.O_WRONLY
+// writing says how a file that is opened so may be written.
+func writing(flags uint32) store.Writing {
+	switch {
+	case flags&syscall.O_ACCMODE != syscall.O_WRONLY:
+		return store.WritesAnywhere
+	case flags&syscall.O_APPEND != 0:
+		return store.WritesAtEnd
+	}
+	return store.WritesByCall
 }
 
 func (fs *FS) openWrite(h *fuse.InHeader, node store.NodeID, flags uint32, out *fuse.OpenOut) error {
@@ -57,12 +63,12 @@ func (fs *FS) openWrite(h *fuse.InHeader, node store.NodeID, flags uint32, out *
 	// Counted first: from the first moment on its publications are our own.
 	fs.shown.opened(ino)
 	defer fs.shown.closed(ino)
-	return fs.enter(node, openWriter, out, func() (store.Handle, bool, error) {
+	return fs.enter(node, openWriter, out, func() (store.Handle, store.Writing, error) {
 		handle, err := fs.vol.OpenWrite(fs.request(h), node, flags&syscall.O_TRUNC != 0)
 		if err == nil {
 			fs.keepHandle(handle, node, ino)
 		}
-		return handle, appends(flags), err
+		return handle, writing(flags), err
 	})
 }
 
@@ -117,7 +123,7 @@ func (fs *FS) create(in *fuse.CreateIn, name string, out *fuse.CreateOut) error 
 // enterMade is the reply to an open that made its file.
 func (fs *FS) enterMade(gen uint64, a store.Attr, h store.Handle, in *fuse.CreateIn, out *fuse.CreateOut) error {
 	fs.keepHandle(h, a.Node, a.Ino)
-	err := fs.enter(a.Node, openWriter, &out.OpenOut, func() (store.Handle, bool, error) { return h, appends(in.Flags), nil })
+	err := fs.enter(a.Node, openWriter, &out.OpenOut, func() (store.Handle, store.Writing, error) { return h, writing(in.Flags), nil })
 	if err != nil {
 		return err
 	}

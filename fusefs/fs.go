@@ -43,8 +43,8 @@ type FS struct {
 	// sealed: the kernel refuses writers, so that it need not ask for opens.
 	sealed atomic.Bool
 
-	backer    backer      // nil: no passthrough; fixed before the first request
-	noBacking atomic.Bool // the kernel has refused
+	backer    backer      // nil in tests; fixed before the first request
+	noBacking atomic.Bool // no passthrough: it is not wanted, or the kernel has refused
 
 	mu      sync.Mutex // guards what follows
 	handles map[store.Handle]openHandle

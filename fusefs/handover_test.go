@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/synapsefs/synapsefs/fusefs"
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
 	"github.com/synapsefs/synapsefs/internal/fstest"
 )
@@ -131,17 +132,19 @@ func TestP9RestartUnderPrograms(t *testing.T) {
 			}
 		}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			n := fstest.KeptMount(t, fstest.Options{})
-			check := test.make(t, n)
-			for round := range 3 {
-				if err := check(); err != nil {
-					t.Fatalf("after %d restarts: %v", round, err)
+		for name, past := range map[string]bool{"": false, ", passthrough": true} {
+			t.Run(test.name+name, func(t *testing.T) {
+				n := fstest.KeptMount(t, fstest.Options{Mount: fusefs.Options{Passthrough: past}})
+				check := test.make(t, n)
+				for round := range 3 {
+					if err := check(); err != nil {
+						t.Fatalf("after %d restarts: %v", round, err)
+					}
+					n.Restart()
 				}
-				n.Restart()
-			}
-			must(t, check())
-		})
+				must(t, check())
+			})
+		}
 	}
 }
 

@@ -174,9 +174,8 @@ func attach(v *store.Volume, kept kernel.Kept, opts Options) (*Mounted, error) {
 func newMounted(v *store.Volume, conn *kernel.Conn, opts *Options) (*Mounted, error) {
 	fs := newFS(v, opts.ID, opts, newWorkQueue())
 	fs.epoch = conn.Epoch()
-	if opts.Passthrough {
-		fs.backer = conn
-	}
+	fs.backer = conn
+	fs.noBacking.Store(!opts.Passthrough)
 	if opts.Ledger != "" {
 		l, err := openLedger(opts.Ledger, opts.Log)
 		if err != nil {

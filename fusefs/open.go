@@ -9,13 +9,15 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // An openFile is a node that the kernel has open, and how. From the first open
 // to the last release the kernel takes one way: by its page cache, or by a file
 // of ours that it reads and writes itself (passthrough). Any other way is EIO.
 type openFile struct {
-	opens int // guarded by FS.mu
+	opens  int  // guarded by FS.mu
+	before bool // so is this: opened before this daemon, who knows how often
 
 	mu      sync.Mutex // guards what follows; no FS.mu within
 	decided bool
@@ -32,7 +34,7 @@ type backer interface {
 // enter counts an open that the kernel will release, and lets open, which may be
 // nil, do its part: how the node is open stays as it is meanwhile. Then it fills
 // in the reply. flags are those of an open by the page cache.
-func (fs *FS) enter(node store.NodeID, flags uint32, out *fuse.OpenOut, open func() (h store.Handle, appends bool, err error)) error {
+func (fs *FS) enter(node store.NodeID, flags uint32, out *fuse.OpenOut, open func() (store.Handle, store.Writing, error)) error {
 	fs.mu.Lock()
 	o := fs.opens[node]
 	if o == nil {
@@ -44,18 +46,19 @@ func (fs *FS) enter(node store.NodeID, flags uint32, out *fuse.OpenOut, open fun
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var h store.Handle
-	var appends bool
+	var w store.Writing
 	var err error
 	if open != nil {
-		h, appends, err = open()
+		h, w, err = open()
 	}
+	byUs := false
 	switch {
 	case err != nil:
 	case !o.decided:
-		o.backing, o.id, err = fs.back(node, h, appends)
+		o.backing, o.id, byUs, err = fs.back(node, h, w)
 		o.decided = err == nil
 	case o.backing != nil && h != 0:
-		err = fs.backWriter(node, h, appends)
+		byUs, err = fs.backWriter(node, h, w)
 	}
 	if err != nil {
 		fs.leave(node)
@@ -66,6 +69,9 @@ func (fs *FS) enter(node store.NodeID, flags uint32, out *fuse.OpenOut, open fun
 	if o.backing != nil {
 		out.OpenFlags = flags&^fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_PASSTHROUGH
 		out.BackingID = o.id
+	}
+	if byUs { // calls come to us, mappings are of the file
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
 	}
 	return nil
 }
@@ -88,8 +94,8 @@ func (fs *FS) leave(node store.NodeID) {
 	o := fs.opens[node]
 	last := false
 	if o != nil { // else it was opened before
-		o.opens--
-		last = o.opens == 0
+		o.opens = max(o.opens-1, 0)
+		last = o.opens == 0 && !o.before
 	}
 	if last {
 		delete(fs.opens, node)
@@ -100,43 +106,74 @@ func (fs *FS) leave(node store.NodeID) {
 	}
 }
 
+// resumeOpens takes over what the kernel has open by files of ours. What it
+// knows stays open until it forgets the node.
+func (fs *FS) resumeOpens(known map[store.NodeID]crdt.Ino) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for _, h := range fs.vol.Held(fs.mount) {
+		_, before := known[h.Node] // else the open was not answered, and comes again
+		fs.opens[h.Node] = &openFile{before: before, decided: true, backing: h.Backing, id: h.ID}
+	}
+}
+
+// forgotten ends what was open of a node that the kernel has forgotten.
+func (fs *FS) forgotten(node store.NodeID) {
+	fs.mu.Lock()
+	o := fs.opens[node]
+	last := o != nil && o.before && o.opens == 0
+	if o != nil {
+		o.before = false
+	}
+	if last {
+		delete(fs.opens, node)
+	}
+	fs.mu.Unlock()
+	if last && o.backing != nil {
+		fs.unback(o)
+	}
+}
+
 // back finds the file that the kernel is to have for a node.
-func (fs *FS) back(node store.NodeID, h store.Handle, appends bool) (*store.Backing, int32, error) {
+func (fs *FS) back(node store.NodeID, h store.Handle, w store.Writing) (b *store.Backing, id int32, byUs bool, err error) {
 	if fs.backer == nil || fs.noBacking.Load() || fs.shown.knownBefore(node) {
-		return nil, 0, nil
+		return nil, 0, false, nil
 	}
 	// Small files are opened all the time, for them the store is not asked.
 	if h == 0 && fs.shown.toldSize(node) < store.BackedFrom {
-		return nil, 0, nil
+		return nil, 0, false, nil
 	}
-	b, err := fs.vol.OpenBacking(node, h, appends)
+	b, byUs, err = fs.vol.OpenBacking(node, h, w)
 	if err != nil && h == 0 { // reading will say so, if it is of any matter
 		fs.log.Debug("open", "err", err)
-		return nil, 0, nil
+		return nil, 0, false, nil
 	}
 	if err != nil || b == nil {
-		return nil, 0, err
+		return nil, 0, false, err
 	}
-	id, err := fs.backer.RegisterBacking(int(b.File().Fd()))
+	id, err = fs.backer.RegisterBacking(int(b.File().Fd()))
 	if err != nil { // it will not do the next time either
 		fs.noBacking.Store(true)
 		fs.log.Info("large files are read and written through the daemon", "err", err)
-		return nil, 0, fs.vol.CloseBacking(b)
+		return nil, 0, false, fs.vol.CloseBacking(b)
 	}
-	return b, id, nil
+	if err := fs.vol.Hold(b, fs.mount, id); err != nil {
+		return nil, 0, false, errors.Join(err, fs.backer.UnregisterBacking(id), fs.vol.CloseBacking(b))
+	}
+	return b, id, byUs, nil
 }
 
 // backWriter makes the file that the kernel has for a node the draft's own.
-func (fs *FS) backWriter(node store.NodeID, h store.Handle, appends bool) error {
-	b, err := fs.vol.OpenBacking(node, h, appends)
+func (fs *FS) backWriter(node store.NodeID, h store.Handle, w store.Writing) (byUs bool, err error) {
+	b, byUs, err := fs.vol.OpenBacking(node, h, w)
 	if err != nil || b == nil {
-		return err
+		return false, err
 	}
-	return fs.vol.CloseBacking(b)
+	return byUs, fs.vol.CloseBacking(b)
 }
 
 func (fs *FS) unback(o *openFile) {
-	if err := errors.Join(fs.backer.UnregisterBacking(o.id), fs.vol.CloseBacking(o.backing)); err != nil {
+	if err := errors.Join(fs.backer.UnregisterBacking(o.id), fs.vol.Unhold(o.backing, fs.mount), fs.vol.CloseBacking(o.backing)); err != nil {
 		fs.log.Warn("release", "err", err)
 	}
 }
@@ -147,7 +184,7 @@ func (fs *FS) leaveAll() {
 	defer fs.mu.Unlock()
 	for _, o := range fs.opens {
 		if o.backing != nil {
-			if err := fs.vol.CloseBacking(o.backing); err != nil {
+			if err := errors.Join(fs.vol.Unhold(o.backing, fs.mount), fs.vol.CloseBacking(o.backing)); err != nil {
 				fs.log.Warn("release", "err", err)
 			}
 		}

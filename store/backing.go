@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -16,9 +15,19 @@ import (
 const BackedFrom = content.BlockSize
 
 const (
-	// backedFree is how much disk must be free for a file to be written past
-	// us: nobody counts what is written then. See DB.room.
+	// backedFree is how much disk must be free for a file to be opened to be
+	// written past us: nobody counts what is written then. See DB.room.
 	backedFree = 4 << 30
+)
+
+// Writing is how somebody who opened a file may write it.
+type Writing = content.Writing
+
+// See package content.
+const (
+	WritesAnywhere = content.WritesAnywhere
+	WritesByCall   = content.WritesByCall
+	WritesAtEnd    = content.WritesAtEnd
 )
 
 // A Backing is a file of the machine that holds what a node shows, as long as
@@ -26,8 +35,10 @@ const (
 // passthrough). All mounts of a volume are given the same one for a node, and
 // whoever begins to change the node while there is one changes its file.
 //
-// An immutable file may be a Backing for reading. Before the node is opened for
-// writing, the immutable file gets a copy in its place, so that what kernels
+// An immutable file may be a Backing for reading. Who opens the node for writing
+// then is to write by WriteAt, if he cannot map the file: so an immutable file
+// just gets longer, and it is known what of it is new. Before it is changed
+// otherwise, the immutable file gets a copy in its place, so that what kernels
 // have is the draft's own. See [content.Store.AdoptDraft].
 type Backing struct {
 	// Fixed by OpenBacking.
@@ -36,6 +47,7 @@ type Backing struct {
 
 	// Guarded by DB.backingMu.
 	users int
+	held  map[MountID]int // slots of the records of which mounts have it
 	link  *content.FileID // the immutable file that it is
 	named bool            // it has the name of the node's draft, without being one
 }
@@ -44,51 +56,55 @@ type Backing struct {
 func (b *Backing) File() *os.File { return b.file }
 
 // OpenBacking returns the file that backs a node, nil if it is better served by
-// ReadAt and WriteAt. h is a write handle of the node, or 0; appends says that it
-// writes at the end alone. Every call is to
-// be followed by CloseBacking. What may be written past us is published only
-// when nobody has it open or mapped for writing.
-func (v *Volume) OpenBacking(node NodeID, h Handle, appends bool) (*Backing, error) {
-	b, err := v.openBacking(node, h, appends)
+// ReadAt and WriteAt. h is a write handle of the node, or 0, and w how it writes.
+// byUs says that it is to read and write by ReadAt and WriteAt all the same; its
+// mappings are of the file. Every call is to be followed by CloseBacking. What
+// may be written past us is published only when nobody has it open or mapped for
+// writing.
+func (v *Volume) OpenBacking(node NodeID, h Handle, w Writing) (b *Backing, byUs bool, err error) {
+	b, byUs, err = v.openBacking(node, h, w)
 	if err != nil {
-		return nil, fmt.Errorf("back node %x: %w", uint64(node), err)
+		return nil, false, fmt.Errorf("back node %x: %w", uint64(node), err)
 	}
-	return b, nil
+	return b, byUs, nil
 }
 
-func (v *Volume) openBacking(node NodeID, h Handle, appends bool) (*Backing, error) {
+func (v *Volume) openBacking(node NodeID, h Handle, w Writing) (b *Backing, byUs bool, err error) {
 	if h == 0 {
 		if b := v.useBacking(node); b != nil {
-			return b, nil
+			return b, false, nil
 		}
 	}
 	d := v.draftOf(node)
 	switch {
 	case d == nil && h != 0:
-		return nil, nil // released meanwhile
+		return nil, false, nil // released meanwhile
 	case d == nil:
-		return v.backVersion(node)
+		b, err = v.backVersion(node)
+		return b, false, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
 	case d.dead:
-		return nil, nil
+		return nil, false, nil
 	case h != 0:
 		d.io.Lock()
-		err := v.direct(d, appends)
+		byUs, err = v.direct(d, w)
 		d.io.Unlock()
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
 	if dd, ok := d.file.(*content.DirectDraft); ok {
-		return v.backDraft(node, dd)
+		b, err = v.backDraft(node, dd)
+		return b, byUs, err
 	}
 	if h != 0 || d.file != nil || d.shown() {
-		return nil, nil // an immutable file is nobody's to write
+		return nil, false, nil // an immutable file is nobody's to write
 	}
-	return v.backVersion(node)
+	b, err = v.backVersion(node)
+	return b, false, err
 }
 
 // useBacking returns the backing that a node has, with one more user.
@@ -106,17 +122,28 @@ func (v *Volume) useBacking(node NodeID) *Backing {
 // us, if no base shows of it, or if it is to be appended to and a copy of its
 // base costs no more than the first write would. The caller holds mu, and io
 // for writing.
-func (v *Volume) direct(d *draft, appends bool) error {
-	if dd := d.directly.Load(); dd != nil {
-		dd.Writer(appends)
-		return nil
+func (v *Volume) direct(d *draft, w Writing) (byUs bool, err error) {
+	low := v.db.free.Load() < backedFree
+	if d.directly.Load() == nil {
+		if err := v.makeDirect(d, w, low); err != nil {
+			return false, err
+		}
 	}
+	dd := d.directly.Load()
+	if dd == nil {
+		return false, nil
+	}
+	byUs, err = dd.Writer(w)
+	return byUs || low, diskError(err)
+}
+
+func (v *Volume) makeDirect(d *draft, w Writing, low bool) error {
 	if v.hasBacking(d.node) {
 		err := v.begin(d, 1<<62)
 		v.publishLater(d) // nobody will say when it is written
 		return err
 	}
-	if v.db.free.Load() < backedFree {
+	if low {
 		return nil
 	}
 	var dd *content.DirectDraft
@@ -124,7 +151,7 @@ func (v *Volume) direct(d *draft, appends bool) error {
 	switch f := d.file.(type) {
 	case nil:
 		if !d.rec.Created {
-			if appends {
+			if w == WritesAtEnd {
 				return v.beginAppends(d)
 			}
 			return nil
@@ -149,7 +176,6 @@ func (v *Volume) direct(d *draft, appends bool) error {
 	if err != nil {
 		return diskError(err)
 	}
-	dd.Writer(appends)
 	v.setDirect(d, dd)
 	return nil
 }
@@ -189,7 +215,6 @@ func (v *Volume) beginAppends(d *draft) error {
 	if err != nil {
 		return diskError(errors.Join(err, dd.Remove()))
 	}
-	dd.Writer(true)
 	d.rec.Base = version.ID
 	v.setDirect(d, dd)
 	v.publishLater(d) // nobody will say when it is written
@@ -265,6 +290,9 @@ func (v *Volume) CloseBacking(b *Backing) error {
 	delete(v.backings, b.node)
 	v.unlinkLocked(b)
 	err := b.file.Close()
+	for _, slot := range b.held {
+		err = errors.Join(err, v.db.content.LetGo(slot))
+	}
 	if b.named {
 		err = errors.Join(err, v.db.content.RemoveDraft(v.draftName(b.node)))
 	}
@@ -298,7 +326,7 @@ func (v *Volume) beginning(d *draft) *Backing {
 
 // adopt makes a node's backing the file of its draft, which holds what the node
 // shows. The caller holds mu, and io for writing.
-func (v *Volume) adopt(d *draft, b *Backing, mtime crdt.Time) (*content.DirectDraft, error) {
+func (v *Volume) adopt(d *draft, b *Backing, shows *crdt.Version) (*content.DirectDraft, error) {
 	v.db.backingMu.Lock()
 	link := b.link
 	v.db.backingMu.Unlock()
@@ -306,15 +334,30 @@ func (v *Volume) adopt(d *draft, b *Backing, mtime crdt.Time) (*content.DirectDr
 	if err != nil {
 		return nil, err
 	}
-	if err := dd.MarkClean(mtime); err != nil {
+	if err := v.marked(dd, shows); err != nil {
 		return nil, errors.Join(err, dd.Close())
 	}
 	v.db.backingMu.Lock()
 	defer v.db.backingMu.Unlock()
-	v.unlinkLocked(b)
 	b.named = false
 	d.directly.Store(dd)
 	return dd, nil
+}
+
+// marked notes that a draft holds what is published.
+func (v *Volume) marked(dd *content.DirectDraft, shows *crdt.Version) error {
+	if shows == nil {
+		return dd.MarkClean(crdt.Time{})
+	}
+	err := dd.MarkClean(shows.Mtime)
+	if err != nil || !shows.Manifest {
+		return err
+	}
+	m, err := v.db.manifests.get(shows.Hash, v.db.manifest)
+	if err != nil {
+		return err
+	}
+	return dd.Track(m)
 }
 
 // dropDirect ends a draft that was written past us and is published. If kernels
@@ -340,63 +383,9 @@ func (v *Volume) keepBacking(d *draft, link *content.FileID) bool {
 		return false
 	}
 	b.named = true
-	if link != nil && b.link == nil {
-		b.link = link
+	v.unlinkLocked(b)
+	if b.link = link; link != nil {
 		v.db.backed[*link] = true
 	}
 	return true
 }
-
-// lookDirect takes over what was written past us. The caller holds io for
-// writing.
-func (d *draft) lookDirect() error {
-	dd := d.directly.Load()
-	if dd == nil || d.rec.Dirty {
-		return nil
-	}
-	_, _, changed, err := dd.Stat()
-	d.rec.Dirty = d.rec.Dirty || changed
-	return err
-}
-
-// seen is what of the draft shows in attributes now; nil if nothing ever did.
-func (d *draft) seen() *draftStat {
-	dd := d.directly.Load()
-	st := d.stat.Load()
-	if dd == nil {
-		return st
-	}
-	size, mtime, changed, err := dd.Stat()
-	if err != nil { // it has just ended
-		return d.stat.Load()
-	}
-	seen := &draftStat{shown: changed || st != nil && st.shown, size: size, mtime: mtime, ctime: mtime}
-	if st != nil && seen.ctime.Before(st.ctime) {
-		seen.ctime = st.ctime
-	}
-	return seen
-}
-
-// errMapped says that a draft may still be written past us.
-var errMapped = errors.New("the file is mapped for writing")
-
-// quiet returns errMapped as long as somebody can write the draft past us. The
-// caller holds io.
-func (d *draft) quiet() error {
-	dd := d.directly.Load()
-	if dd == nil {
-		return nil
-	}
-	ok, err := dd.Quiet()
-	if err == nil && !ok {
-		err = errMapped
-	}
-	return err
-}
-
-// The kernel lets go of a file a moment after it has said so; of a mapping,
-// when its user does.
-const (
-	mappedRetry    = 200 * time.Microsecond
-	maxMappedRetry = time.Second
-)

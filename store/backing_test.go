@@ -9,15 +9,31 @@ import (
 	"time"
 )
 
+// backing is OpenBacking.
+func backing(t testing.TB, v *Volume, node NodeID, h Handle, w Writing) (*Backing, bool) {
+	t.Helper()
+	b, byUs, err := v.OpenBacking(node, h, w)
+	check(t, err, nil)
+	return b, byUs
+}
+
 // past opens the file that kernels would have of a file that is open for
 // writing, and writes to it.
 func (w writing) past(text string, appends bool) {
 	w.t.Helper()
-	b := must(w.v.OpenBacking(w.node, w.h, appends))
+	how := WritesAnywhere
+	if appends {
+		how = WritesAtEnd
+	}
+	b, byUs := backing(w.t, w.v, w.node, w.h, how)
 	if b == nil {
 		w.t.Fatal("it has no backing")
 	}
 	defer w.v.CloseBacking(b) //nolint:errcheck // of a test
+	if byUs {
+		w.write(text, must(w.v.Attr(w.node)).Size)
+		return
+	}
 	f := must(os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", b.File().Fd()), os.O_RDWR|os.O_APPEND, 0))
 	must(f.WriteString(text))
 	check(w.t, f.Close(), nil)
@@ -114,11 +130,11 @@ func TestBackingIsNobodyElses(t *testing.T) {
 	node := write(t, a, root, "f", text)
 	twin := write(t, a, root, "twin", text)
 	give(t, a, b)
-	reader := must(a.OpenBacking(node, 0, false))
+	reader, _ := backing(t, a, node, 0, 0)
 	if reader == nil {
 		t.Fatal("a large file has no backing")
 	}
-	if other := must(a.OpenBacking(twin, 0, false)); other != nil {
+	if other, _ := backing(t, a, twin, 0, 0); other != nil {
 		t.Fatal("two nodes have one backing")
 	}
 	for round, seen := 1, text; round <= 3; round++ {
@@ -157,7 +173,7 @@ func TestBackingIsNobodyElses(t *testing.T) {
 func TestP2MappedIsNotPublished(t *testing.T) {
 	v := volumeWith(t, NewVolumeID(), Options{})
 	w := create(t, v, root, "f")
-	backing := must(v.OpenBacking(w.node, w.h, false))
+	backing, _ := backing(t, v, w.node, w.h, WritesAnywhere)
 	f := must(os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", backing.File().Fd()), os.O_RDWR, 0))
 	must(f.WriteString("closed"))
 	w.close()

@@ -93,7 +93,11 @@ type draftStat struct {
 
 // note takes over what attributes show. The caller holds io for writing.
 func (d *draft) note() {
-	d.stat.Store(&draftStat{shown: d.shown(), size: d.size(), mtime: d.time(), ctime: d.ctime})
+	mtime := d.time()
+	if d.directly.Load() != nil && d.shown() {
+		d.touched(mtime)
+	}
+	d.stat.Store(&draftStat{shown: d.shown(), size: d.size(), mtime: mtime, ctime: d.ctime})
 }
 
 // wrote takes a change of the bytes over: what a close promised is past.

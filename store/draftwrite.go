@@ -24,15 +24,15 @@ func (v *Volume) begin(d *draft, keep int64) error {
 	}
 	var base content.Base
 	var size int64
-	var mtime crdt.Time
+	var shows *crdt.Version
 	rec := d.rec
 	if !rec.Created {
 		version, inline, err := v.contentOf(d.node)
 		if err != nil {
 			return err
 		}
-		if version != nil {
-			rec.Base, mtime = version.ID, version.Mtime
+		if shows = version; version != nil {
+			rec.Base = version.ID
 			size = min(version.Size, keep)
 			if version.Manifest && size > 0 && b == nil {
 				m, err := v.db.manifest(version.Hash)
@@ -48,7 +48,7 @@ func (v *Volume) begin(d *draft, keep int64) error {
 	var f draftFile
 	var err error
 	if b != nil {
-		f, err = v.adopt(d, b, mtime)
+		f, err = v.adopt(d, b, shows)
 	} else {
 		f, err = v.createDraftFile(d.name, base, size)
 	}

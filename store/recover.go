@@ -21,6 +21,7 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 	if err != nil {
 		return err
 	}
+	held := v.db.content.LeftHeld(v.id)
 	open, err := v.resumeHandles()
 	if err != nil {
 		return err
@@ -29,6 +30,9 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 		err = v.loadNodes()
 	} else {
 		err = v.recoverNodes(drafts)
+	}
+	if err == nil {
+		err = v.resumeHeld(held)
 	}
 	if err != nil {
 		return err
@@ -47,8 +51,13 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 		if len(open.handles[node]) > 0 {
 			continue
 		}
-		rec.Flushed = rec.Flushed || len(v.awaited) > 0 && !open.lost[node] // all that had it open have closed it
-		d, err := v.recoverDraft(node, rec, unclean)
+		var d *draft
+		if v.isHeld(node) && !rec.Abandoned {
+			d, err = v.resumeDraft(node, rec, true)
+		} else {
+			rec.Flushed = rec.Flushed || len(v.awaited) > 0 && !open.lost[node] // all that had it open have closed it
+			d, err = v.recoverDraft(node, rec, unclean)
+		}
 		if err != nil {
 			return fmt.Errorf("recover draft of inode %d: %w", rec.Ino, err)
 		}
@@ -104,6 +113,9 @@ func (v *Volume) dropLeftDrafts(drafts map[NodeID]draftRecord) error {
 	}
 	known := make(map[string]bool, len(drafts))
 	for node := range drafts {
+		known[v.draftName(node)] = true
+	}
+	for node := range v.backings {
 		known[v.draftName(node)] = true
 	}
 	prefix := v.id.String() + "-"

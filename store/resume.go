@@ -118,26 +118,33 @@ func (v *Volume) resumeDrafts(drafts map[NodeID]draftRecord, open openDrafts) er
 			}
 			rec.Ino = ino
 		}
-		if err := v.resumeDraft(node, rec, begun, open); err != nil {
+		d, err := v.resumeDraft(node, rec, begun)
+		if err != nil {
 			return fmt.Errorf("resume draft of inode %d: %w", rec.Ino, err)
 		}
+		d.handles = len(open.handles[node])
+		d.by.Store(uint64(open.by[node]))
+		v.drafts[node] = d
 	}
 	return nil
 }
 
-func (v *Volume) resumeDraft(node NodeID, rec draftRecord, begun bool, open openDrafts) error {
-	d := &draft{node: node, name: v.draftName(node), rec: rec, handles: len(open.handles[node])}
-	d.by.Store(uint64(open.by[node]))
-	if begun {
-		if err := v.openDraftFile(d); err != nil {
-			return err
-		}
+// resumeDraft goes on with a draft as it was.
+func (v *Volume) resumeDraft(node NodeID, rec draftRecord, begun bool) (d *draft, err error) {
+	d = &draft{node: node, name: v.draftName(node), rec: rec}
+	switch {
+	case v.isHeld(node):
+		err = v.resumeDirect(d)
+	case begun:
+		err = v.openDraftFile(d)
+	}
+	if err != nil {
+		return nil, err
 	}
 	d.mtime = v.lastWrite(d)
 	d.ctime = d.mtime
 	d.note()
-	v.drafts[node] = d
-	return v.resumeBirth(d)
+	return d, v.resumeBirth(d)
 }
 
 // lastWrite is when a draft was written last, as far as that is known.
@@ -213,6 +220,9 @@ func (v *Volume) Resumed(m MountID) map[Handle]NodeID {
 // closed, and what was kept for it alone is dropped.
 func (v *Volume) Unmounted(m MountID) error {
 	var errs []error
+	for _, held := range v.Held(m) {
+		errs = append(errs, v.Unhold(held.Backing, m), v.CloseBacking(held.Backing))
+	}
 	for h, node := range v.Resumed(m) {
 		errs = append(errs, v.Release(Request{Mount: m}, node, h))
 	}
@@ -235,6 +245,7 @@ func (v *Volume) Await(m MountID) {
 func (v *Volume) arrivedLocked(m MountID) {
 	delete(v.awaited, m)
 	delete(v.resumed, m)
+	delete(v.held, m)
 }
 
 // EachNode calls fn with every node that a kernel may know.

@@ -46,7 +46,8 @@ type Volume struct {
 	viewers    map[MountID]Viewer
 	awaited    map[MountID]bool // of Options.Mounted, without a viewer yet
 	resumed    map[MountID]map[Handle]NodeID
-	unfinished int // drafts whose writer died before closing them
+	held       map[MountID][]Held // of awaited mounts
+	unfinished int                // drafts whose writer died before closing them
 	roster     roster
 	journal    journal
 	collected  Collected
@@ -95,7 +96,8 @@ func newVolume(db *DB, id VolumeID, r replicaRecord) *Volume {
 		db: db, id: id, keys: newKeyspace(id, r.Gen), twoStates: r.TwoStates, next: r.Next,
 		replica: r.Replica, name: r.Name, portion: snapChunk,
 		vector: crdt.Vector{}, deps: map[crdt.ReplicaID]crdt.Seq{},
-		viewers: map[MountID]Viewer{}, awaited: map[MountID]bool{}, resumed: map[MountID]map[Handle]NodeID{}, backings: map[NodeID]*Backing{},
+		viewers: map[MountID]Viewer{}, awaited: map[MountID]bool{}, resumed: map[MountID]map[Handle]NodeID{},
+		backings: map[NodeID]*Backing{}, held: map[MountID][]Held{},
 		onSeal: map[int]func(*Batch){}, onMerge: map[int]func(crdt.Vector){}, onCollect: map[int]func(){},
 		nodes: map[NodeID]*nodeRecord{}, current: map[crdt.Ino]NodeID{},
 		drafts: map[NodeID]*draft{}, births: map[crdt.Ino]birth{}, wakeSealer: func() {}, handles: map[Handle]NodeID{}, published: make(chan struct{}),

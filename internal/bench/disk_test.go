@@ -62,6 +62,8 @@ var diskRows = []diskRow{
 	{name: "create", target: 15, run: createSmall},
 	{name: "append-new", target: 3, run: appendNew},
 	{name: "append-old", target: 40, before: appendBase, run: appendOld},
+	{name: "append-each", prepare: makeMiddle, run: appendEach},
+	{name: "append-held", prepare: makeMiddle, run: appendHeld},
 	{name: "write-1GiB", target: 1.2, before: withoutLast, run: writeLarge},
 	{name: "read-warm-1GiB", target: 1.2, reads: true, prepare: makeLarge, run: readLarge},
 	{name: "read-cold-1GiB", target: 1.5, reads: true, prepare: makeLarge, before: cold, run: readLarge},
@@ -121,8 +123,8 @@ func (p *places) measure(b *testing.B, r diskRow) {
 	if err := p.settle(); err != nil {
 		b.Fatal(err)
 	}
-	for _, top := range at { // the read-only mount is told later
-		if err := awaitDir(filepath.Join(top, name)); err != nil {
+	for _, top := range at[1:] { // the read-only mount is told later
+		if err := awaitNames(filepath.Join(top, name), filepath.Join(p.disk, name)); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -158,10 +160,19 @@ func (p *places) measure(b *testing.B, r diskRow) {
 	}
 }
 
-func awaitDir(dir string) error {
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(poll) {
-		if _, err := os.Stat(dir); err == nil || time.Now().After(deadline) {
-			return err
+// awaitNames returns when a directory has as many names as another.
+func awaitNames(dir, as string) error {
+	want, err := os.ReadDir(as)
+	if err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) { // the interval of polling
+		got, err := os.ReadDir(dir)
+		if err == nil && len(got) == len(want) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s has %d names, want %d: %w", dir, len(got), len(want), err)
 		}
 	}
 }
@@ -363,6 +374,41 @@ func appendOld(dir string, round int) error {
 	return in(dir, func(at int) error {
 		return writeAt(at, fmt.Sprint("log", round), unix.O_APPEND, page[:100], appends)
 	})
+}
+
+// makeMiddle makes a file that is large for one to which lines are appended.
+func makeMiddle(dir string) error {
+	return in(dir, func(at int) error {
+		for n := range 64 {
+			chunk[0], chunk[1] = byte(n), 77
+			if err := writeAt(at, "log", unix.O_CREAT|unix.O_APPEND, chunk, 1); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// appendEach opens the file for each line.
+func appendEach(dir string, _ int) error {
+	return in(dir, func(at int) error {
+		for range 1000 {
+			if err := writeAt(at, "log", unix.O_APPEND, page[:100], 1); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// appendHeld does so while somebody reads.
+func appendHeld(dir string, round int) error {
+	fd, err := unix.Open(filepath.Join(dir, "log"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return appendEach(dir, round)
 }
 
 func writeLarge(dir string, round int) error {

@@ -64,3 +64,34 @@ func BenchmarkWrite128KiB(b *testing.B) {
 		must(d.WriteAt(chunk, i%1024*int64(len(chunk))))(b)
 	}
 }
+
+// BenchmarkAppendToRead publishes a line at the end of a 64 MiB file that a
+// kernel reads, by a writer who can map the file and by one who cannot.
+func BenchmarkAppendToRead(b *testing.B) {
+	for what, w := range map[string]Writing{"maps": WritesAnywhere, "appends": WritesAtEnd} {
+		b.Run(what, func(b *testing.B) {
+			s, _ := openStore(b)
+			a := newAdopted(b, s, noise(1, 64*BlockSize))
+			defer a.file.Close()
+			line := noise(2, 100)
+			size := len(a.want)
+			for b.Loop() {
+				a.open(b, w)
+				must(a.draft.WriteAt(line, int64(size)))(b)
+				size += len(line)
+				a.publish(b, true)
+			}
+		})
+	}
+}
+
+// BenchmarkHold is what the record of a file that a kernel has open costs.
+func BenchmarkHold(b *testing.B) {
+	s, _ := openStore(b)
+	f := must(os.CreateTemp(b.TempDir(), ""))(b)
+	defer f.Close()
+	for b.Loop() {
+		slot := must(s.Hold(f, Held{Mount: 1, Node: 2, ID: 3}))(b)
+		check(b, s.LetGo(slot))
+	}
+}

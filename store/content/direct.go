@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -17,7 +16,8 @@ import (
 
 // A DirectDraft is a draft without a base that others write too: kernels that
 // pass reads and writes of a mounted file through to it. All that is known of
-// it is therefore what its file says at the moment. It keeps the promises of
+// it is therefore what its file says at the moment; unless it is an adopted one
+// that nobody but us writes, see [DirectDraft.Writer]. It keeps the promises of
 // [Draft].
 type DirectDraft struct {
 	// Fixed when it is made.
@@ -25,15 +25,18 @@ type DirectDraft struct {
 	name  string
 	f     *os.File // for reading: who has the file open for writing is not us
 
-	mu    sync.Mutex // guards what follows
-	rw    *os.File   // nil until we write
-	link  *FileID    // the immutable file that shares its inode
-	clean signature  // of what is published
-	taken signature  // of what Publish returned last
-	floor crdt.Time  // its mtime is at least that
-	set   crdt.Time  // explicitly
-	wrote bool       // there was a Writer
-	grows bool       // and each wrote at the end alone
+	mu    sync.Mutex    // guards what follows
+	rw    *os.File      // nil until we write
+	link  *FileID       // the immutable file that shares its inode
+	below int64         // the bytes below are link's too
+	seen  tracked       // what is known of the file's blocks
+	clean signature     // of what is published
+	taken signature     // of what Publish returned last
+	floor crdt.Time     // its mtime is at least that
+	set   crdt.Time     // explicitly
+	setAs unix.Timespec // what the file says since; zero: it was not set
+	wrote bool          // there was a Writer
+	grows bool          // and each wrote at the end alone
 	done  bool
 }
 
@@ -79,95 +82,6 @@ func (s *Store) openDirect(name string) (*DirectDraft, error) {
 		return nil, fmt.Errorf("open draft %q: %w", name, err)
 	}
 	return &DirectDraft{store: s, name: name, f: f}, nil
-}
-
-// AdoptDraft makes a draft of a file that kernels have: f is open on it, and
-// link names the immutable file that it is, nil if it is none any more. That one
-// gets a copy in its place, which is durable when AdoptDraft returns.
-func (s *Store) AdoptDraft(name string, f *os.File, link *FileID) (*DirectDraft, error) {
-	d, err := s.adoptDraft(name, f, link)
-	if err != nil {
-		return nil, fmt.Errorf("adopt draft %q: %w", name, err)
-	}
-	return d, nil
-}
-
-func (s *Store) adoptDraft(name string, f *os.File, link *FileID) (*DirectDraft, error) {
-	if err := checkDraftName(name); err != nil {
-		return nil, err
-	}
-	if link != nil {
-		err := os.Remove(s.draftPath(name))
-		if err == nil || errors.Is(err, os.ErrNotExist) {
-			err = os.Link(s.filePath(*link), s.draftPath(name))
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	d, err := s.openDirect(name)
-	if err != nil {
-		return nil, err
-	}
-	if same, err := sameFile(d.f, f); err != nil || !same {
-		d.f.Close()
-		return nil, errors.Join(err, errors.New("it is another file"))
-	}
-	d.link = link
-	if err := d.own(); err != nil {
-		d.f.Close()
-		return nil, err
-	}
-	return d, nil
-}
-
-func sameFile(a, b *os.File) (bool, error) {
-	sa, err := a.Stat()
-	if err != nil {
-		return false, err
-	}
-	sb, err := b.Stat()
-	return err == nil && os.SameFile(sa, sb), err
-}
-
-// own gives the immutable file that shares the draft's inode a copy of its own.
-func (d *DirectDraft) own() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.link == nil {
-		return nil
-	}
-	copied, err := (&Draft{store: d.store, name: d.name, f: d.f, size: fileSize(d.f)}).copyFile()
-	if err != nil {
-		return fmt.Errorf("copy immutable file: %w", err)
-	}
-	defer copied.Close()
-	to := d.store.filePath(*d.link)
-	if err := errors.Join(copied.Sync(), os.Rename(copied.Name(), to)); err != nil {
-		return errors.Join(err, os.Remove(copied.Name()))
-	}
-	if err := d.store.syncPath("sync directory", filepath.Dir(to)); err != nil {
-		return err
-	}
-	d.store.files.forget(*d.link)
-	d.link = nil
-	return nil
-}
-
-func fileSize(f *os.File) int64 {
-	st, err := f.Stat()
-	if err != nil {
-		return 0
-	}
-	return st.Size()
-}
-
-// Writer says that somebody is about to write, at the end alone or anywhere.
-func (d *DirectDraft) Writer(appends bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.grows = appends && (d.grows || !d.wrote)
-	d.wrote = true
 }
 
 // Open returns another descriptor of the draft's file, for reading.
@@ -220,7 +134,10 @@ func (d *DirectDraft) Stat() (size int64, mtime crdt.Time, changed bool, err err
 		return 0, crdt.Time{}, false, os.ErrClosed
 	}
 	s, err := d.sign()
-	if mtime = timeOf(s.mtime); mtime.Before(d.floor) && mtime != d.set {
+	switch mtime = timeOf(s.mtime); {
+	case s.mtime == d.setAs:
+		mtime = d.set // which may be beyond what the disk can tell
+	case mtime.Before(d.floor):
 		mtime = d.floor // a file's clock is coarser than ours
 	}
 	return s.size, mtime, s != d.clean, err
@@ -247,13 +164,16 @@ func timeOf(t unix.Timespec) crdt.Time { return crdt.TimeOf(time.Unix(t.Unix()).
 // SetMtime sets the mtime.
 func (d *DirectDraft) SetMtime(t crdt.Time) error {
 	ts := unix.Timespec{Sec: t.Sec, Nsec: int64(t.Nsec)}
-	if err := unix.UtimesNanoAt(int(d.f.Fd()), "", []unix.Timespec{ts, ts}, unix.AT_EMPTY_PATH); err != nil {
-		return fmt.Errorf("set mtime of draft %q: %w", d.name, err)
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.set, d.floor = t, crdt.Time{}
-	return nil
+	if err := d.trackLocked(0, 0, func() error {
+		return unix.UtimesNanoAt(int(d.f.Fd()), "", []unix.Timespec{ts, ts}, unix.AT_EMPTY_PATH)
+	}); err != nil {
+		return fmt.Errorf("set mtime of draft %q: %w", d.name, err)
+	}
+	s, err := d.sign()
+	d.set, d.setAs, d.floor = t, s.mtime, crdt.Time{}
+	return err
 }
 
 // Quiet reports whether nobody can write to the file any more: no kernel has it
@@ -281,8 +201,9 @@ func (d *DirectDraft) Quiet() (bool, error) {
 // ReadAt reads from the draft, as io.ReaderAt does.
 func (d *DirectDraft) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, off) }
 
-// write runs fn with a descriptor for writing.
-func (d *DirectDraft) write(op string, fn func(f *os.File) error) error {
+// write runs fn, which changes bytes from off to end or the size to more than
+// off, with a descriptor for writing.
+func (d *DirectDraft) write(op string, off, end int64, fn func(f *os.File) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	err := os.ErrClosed
@@ -291,8 +212,11 @@ func (d *DirectDraft) write(op string, fn func(f *os.File) error) error {
 			d.rw, err = os.OpenFile(d.store.draftPath(d.name), os.O_RDWR, 0)
 		}
 	}
+	if err == nil && off < d.below {
+		err = d.ownLocked()
+	}
 	if err == nil {
-		err = fn(d.rw)
+		err = d.trackLocked(off, end, func() error { return fn(d.rw) })
 	}
 	if err != nil {
 		return fmt.Errorf("%s draft %q: %w", op, d.name, err)
@@ -302,7 +226,7 @@ func (d *DirectDraft) write(op string, fn func(f *os.File) error) error {
 
 // WriteAt writes to the draft, as io.WriterAt does.
 func (d *DirectDraft) WriteAt(p []byte, off int64) (n int, err error) {
-	err = d.write("write", func(f *os.File) (err error) {
+	err = d.write("write", off, off+int64(len(p)), func(f *os.File) (err error) {
 		n, err = f.WriteAt(p, off)
 		return err
 	})
@@ -311,13 +235,17 @@ func (d *DirectDraft) WriteAt(p []byte, off int64) (n int, err error) {
 
 // Truncate sets the size in bytes.
 func (d *DirectDraft) Truncate(size int64) error {
-	d.Writer(false)
-	return d.write("truncate", func(f *os.File) error { return f.Truncate(size) })
+	return d.write("truncate", size, size, func(f *os.File) error {
+		d.grows, d.wrote = false, true
+		return f.Truncate(size)
+	})
 }
 
 // Fallocate is fallocate(2).
 func (d *DirectDraft) Fallocate(mode uint32, off, length int64) error {
-	return d.write("allocate", func(f *os.File) error { return unix.Fallocate(int(f.Fd()), mode, off, length) })
+	return d.write("allocate", off, off+length, func(f *os.File) error {
+		return unix.Fallocate(int(f.Fd()), mode, off, length)
+	})
 }
 
 // Allocated returns how many bytes of disk the file takes.
@@ -384,34 +312,45 @@ func (d *DirectDraft) Remove() error { return errors.Join(d.Close(), d.store.Rem
 // caller has made sure that it is quiet. If it is not, and somebody has written
 // meanwhile other than at the end, Publish fails with ErrBusy.
 func (d *DirectDraft) Publish(final bool, inlineLimit int) (Published, error) {
-	before, err := d.sign()
+	p, err := d.publishAsIs(final, inlineLimit)
 	if err != nil {
 		return Published{}, fmt.Errorf("publish draft %q: %w", d.name, err)
+	}
+	return p, nil
+}
+
+func (d *DirectDraft) publishAsIs(final bool, inlineLimit int) (Published, error) {
+	if !final {
+		if err := d.faultAgain(); err != nil {
+			return Published{}, err
+		}
+	}
+	before, blocks, err := d.take()
+	if err != nil {
+		return Published{}, err
 	}
 	var p Published
 	if before.size <= int64(inlineLimit) {
 		p, err = d.inline(before.size)
 	} else {
-		p, err = d.publish(before, final, inlineLimit)
-	}
-	if err != nil {
-		return Published{}, fmt.Errorf("publish draft %q: %w", d.name, err)
+		p, err = d.publish(before, blocks, final, inlineLimit)
 	}
 	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil && !final {
+		var after signature
+		after, err = d.sign()
+		if err == nil && after != before && !(d.grows && after.size >= before.size) {
+			err = ErrBusy
+		}
+	}
+	if err != nil {
+		d.seen.giveBack(blocks)
+		return Published{}, err
+	}
 	d.taken = before
-	d.mu.Unlock()
-	if final {
-		return p, nil
-	}
-	d.mu.Lock()
-	grows := d.grows
-	d.mu.Unlock()
-	after, err := d.sign()
-	if err == nil && after != before && !(grows && after.size >= before.size) {
-		err = ErrBusy
-	}
-	if err != nil {
-		return Published{}, fmt.Errorf("publish draft %q: %w", d.name, err)
+	if d.seen.base != nil {
+		d.seen.base = p.Manifest
 	}
 	return p, nil
 }
@@ -425,7 +364,7 @@ func (d *DirectDraft) inline(size int64) (Published, error) {
 }
 
 // publish has a Draft of the same file do it.
-func (d *DirectDraft) publish(as signature, final bool, inlineLimit int) (Published, error) {
+func (d *DirectDraft) publish(as signature, blocks tracked, final bool, inlineLimit int) (Published, error) {
 	f, err := os.OpenFile(d.store.draftPath(d.name), os.O_RDWR, 0)
 	if err != nil {
 		return Published{}, err
@@ -435,9 +374,12 @@ func (d *DirectDraft) publish(as signature, final bool, inlineLimit int) (Publis
 	if err := plain.findDirty(); err != nil {
 		return Published{}, errors.Join(err, f.Close())
 	}
+	blocks.applyTo(plain)
 	p, err := plain.Publish(final, inlineLimit)
 	d.mu.Lock()
-	d.link = plain.link
+	if d.link = plain.link; d.link != nil && final {
+		d.below = as.size
+	}
 	d.mu.Unlock()
 	return p, errors.Join(err, plain.Close())
 }

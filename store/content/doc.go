@@ -7,6 +7,7 @@
 //	files/xx/<id>   immutable; xx is the first byte of the id in hex
 //	drafts/<name>   sparse, each byte at its own offset in the file
 //	tmp/            being written; emptied by [Open]
+//	held            what kernels have open without us, see [Held]
 //
 // A block is 1 MiB of a file at an offset that is a multiple of 1 MiB; a
 // file's last block may be shorter. Where a block lives is told by an [Index],

@@ -239,7 +239,8 @@ func (p *publication) publishFinal() (Published, error) {
 }
 
 // storeFinalLocked stores the draft, either as it is, by a link to its file,
-// or by packing the few blocks that are new.
+// or by packing the few blocks that are new. A file that is linked already has
+// only got longer.
 func (p *publication) storeFinalLocked() (done Published, linked bool, err error) {
 	d := p.draft
 	if d.size <= p.inlineLimit {
@@ -261,7 +262,7 @@ func (p *publication) storeFinalLocked() (done Published, linked bool, err error
 		return Published{}, false, err
 	}
 	if len(missing) > 0 {
-		linked = d.mostlyLocked(missing)
+		linked = d.link != nil || d.mostlyLocked(missing)
 		if linked {
 			err = d.linkLocked(missing)
 		} else {
@@ -300,6 +301,8 @@ func (d *Draft) linkLocked(indexes []int64) error {
 			return fmt.Errorf("link to immutable file: %w", err)
 		}
 		d.link = &id
+	} else if err := d.syncFile(); err != nil { // it may have got longer
+		return fmt.Errorf("sync immutable file: %w", err)
 	}
 	entries := make([]IndexEntry, len(indexes))
 	for i, index := range indexes {

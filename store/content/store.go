@@ -23,6 +23,7 @@ type Store struct {
 	index Index
 	files *fileCache
 	slots *slots
+	helds *helds
 	fault func(op string) error // nil but in tests: fails operations by name
 }
 
@@ -48,11 +49,17 @@ func Open(dir string, index Index) (*Store, error) {
 	if s.slots, err = openSlots(slotsPath(dir)); err != nil {
 		return nil, fmt.Errorf("open content: %w", err)
 	}
+	if s.helds, err = openHelds(filepath.Join(dir, "held")); err != nil {
+		s.slots.f.Close()
+		return nil, fmt.Errorf("open content: %w", err)
+	}
 	return s, nil
 }
 
 // Close closes the descriptors that are kept open. Drafts must be closed before.
-func (s *Store) Close() error { return errors.Join(s.files.close(), s.slots.f.Close()) }
+func (s *Store) Close() error {
+	return errors.Join(s.files.close(), s.slots.f.Close(), s.helds.f.Close())
+}
 
 func (s *Store) filePath(id FileID) string {
 	name := id.String()
