@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"sync"
 	"syscall"
@@ -87,16 +88,26 @@ func (c *Client) checkKeeper() error {
 // that is just ending.
 const startInterval = 20 * time.Millisecond
 
+// startedEnv is set for a program that is started to be the keeper.
+const startedEnv = "SYNAPSEFS_KEEPER"
+
+// errNotMain: going on would start the same program for ever.
+var errNotMain = errors.New("this program was started to be a keeper and does not call keeper.Main")
+
 // Start connects to the keeper on socket and starts it first if there is none.
 // argv is a program with arguments that calls Main with Command and its
 // arguments put behind. Many may call it at once; they get the same keeper.
 func Start(ctx context.Context, socket string, argv ...string) (*Client, error) {
+	if os.Getenv(startedEnv) != "" {
+		return nil, errNotMain
+	}
 	for {
 		c, err := Dial(ctx, socket)
 		if !errors.Is(err, ErrNoKeeper) {
 			return c, err
 		}
 		cmd := exec.CommandContext(ctx, argv[0], append(argv[1:len(argv):len(argv)], "--socket", socket, "--start")...)
+		cmd.Env = append(os.Environ(), startedEnv+"=1")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is not for it
 		if said, err := cmd.CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("start the keeper on %s: %w: %s", socket, err, said)
