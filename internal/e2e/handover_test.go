@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -170,5 +171,65 @@ func copyFile(t *testing.T, from, to string) {
 	t.Helper()
 	if out, err := exec.Command("cp", from, to).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// P9: a mount whose state is not there any more waits, is told of, and can be
+// taken away; the daemon starts all the same.
+func TestP9StateIsGone(t *testing.T) {
+	c := keptCluster(t, 1)
+	nd := c.Nodes[0]
+	write(t, nd, "f", "x")
+	if err := nd.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(nd.State, nd.State+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := nd.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if status := synapsefs(t, nd, "status"); !strings.Contains(status, "take over the mount on "+nd.Mount) {
+		t.Errorf("status does not tell of the mount:\n%s", status)
+	}
+	umount(t, nd, 0, "removed the dead mount of an earlier run and its guard at "+nd.Mount)
+	wantPlain(t, nd.Mount)
+	mount(t, nd, true)
+	write(t, nd, "f", "anew")
+}
+
+// P9: who waits in a mount whose daemon does not come is freed by umount.
+func TestP9UmountFreesWhoWaits(t *testing.T) {
+	c := keptCluster(t, 1)
+	nd := c.Nodes[0]
+	write(t, nd, "f", strings.Repeat("x", 1<<20))
+	if err := nd.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	waits := exec.Command("mkdir", filepath.Join(nd.Mount, "d")) // asks the daemon
+	failed := make(chan error, 1)
+	if err := waits.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { failed <- waits.Wait() }()
+	umount(t, nd, 0, "removed the dead mount of an earlier run and its guard at "+nd.Mount)
+	if err := <-failed; err == nil {
+		t.Error("mkdir succeeded, without a daemon")
+	}
+	wantPlain(t, nd.Mount)
+}
+
+// P9: a program that cannot go on with the mounts does not get them.
+func TestP9UpgradeIsRefused(t *testing.T) {
+	c := keptCluster(t, 1)
+	nd := c.Nodes[0]
+	for _, other := range []string{"/bin/false", "/nonexistent"} {
+		if out, err := command(nd, "upgrade", "--binary", other); err == nil || !strings.Contains(err.Error(), "this daemon goes on") {
+			t.Errorf("upgrade to %s: %q, %v", other, out, err)
+		}
+	}
+	write(t, nd, "f", "served")
+	if m := mountOf(t, nd); m.Generation != 1 {
+		t.Errorf("generation %d", m.Generation)
 	}
 }

@@ -102,7 +102,7 @@ func mountedOf(kept []keptMount) map[store.VolumeID][]store.MountID {
 }
 
 // resume takes over the mounts that have outlived their daemon, before anything
-// new is merged.
+// new is merged. One whose volume is not here waits on; the others are served.
 func (n *Node) resume(kept []keptMount) error {
 	if err := n.sweepLedgers(kept); err != nil {
 		return err
@@ -110,10 +110,19 @@ func (n *Node) resume(kept []keptMount) error {
 	var group errgroup.Group
 	for _, k := range kept {
 		group.Go(func() error {
-			if err := n.takeOver(&k); err != nil {
-				return fmt.Errorf("take over the mount on %s: %w", k.Kept.Dir, err)
+			err := n.takeOver(&k)
+			if err != nil {
+				err = fmt.Errorf("take over the mount on %s: %w", k.Kept.Dir, err)
 			}
-			return nil
+			if errors.Is(err, store.ErrNoVolume) {
+				unix.Close(k.FD)
+				n.log.Error("a mount is not served", "err", err)
+				n.mu.Lock()
+				n.unserved[k.Kept.Dir] = err
+				n.mu.Unlock()
+				err = nil
+			}
+			return err
 		})
 	}
 	return group.Wait()
@@ -235,6 +244,24 @@ func (n *Node) renewKeeper() bool {
 	}
 	n.log.Info("another keeper has the mounts", "mounts", len(mounts))
 	return true
+}
+
+// release ends a mount that was not taken over, if it is on dir.
+func (n *Node) release(dir string) error {
+	point, err := kernel.Canonical(dir)
+	if err != nil {
+		return nil // whoever looks for a mount there will say so
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.unserved[point] == nil {
+		return nil
+	}
+	delete(n.unserved, point)
+	if _, err := n.keeper.Release(point); err != nil && !errors.Is(err, keeper.ErrUnknown) {
+		return err
+	}
+	return nil
 }
 
 // kept reports whether mounts outlive this daemon.

@@ -240,6 +240,9 @@ func (n *Node) Unmount(dir string, force bool) (kernel.Cleared, error) {
 		return kernel.Cleared{}, fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	defer n.forget(m)
+	if err := n.release(dir); err != nil {
+		return kernel.Cleared{}, fmt.Errorf("unmount %s: %w", dir, err)
+	}
 	left, err := kernel.Clear(dir)
 	if err == nil {
 		n.log.Info("cleared away what an earlier run left", "dir", dir, "mounts", left.Dead, "guards", left.Guards)

@@ -55,7 +55,8 @@ type Node struct {
 	mounts map[string]*mount
 	// mountIDs are those of all mounts, detached ones included.
 	mountIDs map[store.MountID]bool
-	keeper   *keeper.Client // nil: mounts end with this daemon
+	keeper   *keeper.Client   // nil: mounts end with this daemon
+	unserved map[string]error // mounts, by directory as the kernel spells it, that were not taken over
 	closed   bool
 }
 
@@ -72,6 +73,7 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, er
 		upgrade:  make(chan string, 1),
 		mounts:   map[string]*mount{},
 		mountIDs: map[store.MountID]bool{},
+		unserved: map[string]error{},
 		clocks:   clocks{limit: cfg.MaxClockSkew, log: log},
 	}
 	// First, because it is cheap and finds a second daemon; calls that come
