@@ -315,7 +315,7 @@ func (m *Mounted) Conn() *kernel.Conn { return m.conn }
 // Unmount removes the mount and its guard: the bare directory shows. If it is
 // in use it fails with kernel.ErrBusy, or, forced, takes it out of the tree at
 // once; then its users keep what they have open, and Wait tells when the last
-// has let go.
+// has let go. So it is, too, if another mount namespace has a copy of the mount.
 func (m *Mounted) Unmount(force bool) error {
 	return m.unmount(kernel.UnmountOptions{Lazy: force, Guard: true})
 }
@@ -333,8 +333,21 @@ func (m *Mounted) unmount(opts kernel.UnmountOptions) error {
 	if opts.Lazy {
 		return nil
 	}
-	return m.Wait()
+	t := time.NewTimer(endsWithin)
+	defer t.Stop()
+	select {
+	case <-m.done:
+		return m.err
+	case <-t.C:
+		m.fs.log.Warn("the mount is gone from here, but another mount namespace has a copy: it is served until that is gone, too")
+		return nil
+	}
 }
+
+// endsWithin is how long the connection of a mount that was unmounted may take
+// to end. It does not as long as a mount namespace that was made under the mount
+// has a copy of it.
+const endsWithin = 3 * time.Second
 
 // Remount changes whether the mount refuses changes, and its flags. It fails
 // with kernel.ErrBusy if it is to be read-only and somebody has a file open for

@@ -264,6 +264,29 @@ func (n *Node) release(dir string) error {
 	return nil
 }
 
+// releaseAll has the keeper let go of the mounts that were taken away and are
+// still used: they end with this daemon.
+func (n *Node) releaseAll() error {
+	if !n.kept() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
+	defer cancel()
+	mounts, err := n.keeper.List(ctx)
+	for _, m := range mounts {
+		if n.unserved[m.Dir] != nil {
+			continue
+		}
+		if _, e := n.keeper.Release(m.Dir); e != nil && !errors.Is(e, keeper.ErrUnknown) {
+			err = errors.Join(err, e)
+		}
+	}
+	if errors.Is(err, keeper.ErrGone) {
+		return nil
+	}
+	return err
+}
+
 // kept reports whether mounts outlive this daemon.
 func (n *Node) kept() bool {
 	n.mu.Lock()
