@@ -109,6 +109,8 @@ func (n *Node) restart() error {
 	if err != nil {
 		return err
 	}
-	n.Mount, err = fusefs.Attach(n.Volume, kept, opts.Mount)
-	return err
+	if n.Mount, err = fusefs.Attach(n.Volume, kept, opts.Mount); err != nil {
+		return err
+	}
+	return n.Mount.Resume()
 }
