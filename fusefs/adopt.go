@@ -117,6 +117,7 @@ func (s *shown) inherit(v *store.Volume) error {
 		s.mu.Lock()
 		if s.knowsDirLocked(key.dir) {
 			s.setLocked(key, pendingName{shown: told.was, merged: merged})
+			s.doubtful[key] = merged // the kernel may have been told in the last moment
 		}
 		s.queue.push(work{kind: workName, key: key})
 		s.mu.Unlock()
@@ -130,6 +131,40 @@ func (s *shown) inherit(v *store.Volume) error {
 		s.committed = s.ledger.seq
 	}
 	return nil
+}
+
+// doubt makes a name pending again that is shown as it is merged, for all this
+// daemon knows, and perhaps as something else, which the last one had shown: a
+// peer has taken it back since. It returns false if there is no doubt about it.
+func (s *shown) doubt(k nameKey) bool {
+	for {
+		gen := s.generation()
+		_, merged, err := s.vol.Lookup(store.NodeID(k.dir), k.name)
+		if err != nil {
+			merged = crdt.Entry{} // or it is told of what is there already
+		}
+		s.mu.Lock()
+		if s.changedSinceLocked(k.dir, gen) {
+			s.mu.Unlock()
+			continue
+		}
+		shown, ok := s.doubtful[k]
+		delete(s.doubtful, k)
+		_, pending := s.getLocked(k)
+		ok = ok && !pending && shown != merged && s.knowsDirLocked(k.dir)
+		if ok {
+			s.setLocked(k, pendingName{shown: shown, merged: merged})
+		}
+		s.mu.Unlock()
+		return ok
+	}
+}
+
+// certain says that a name was shown by this daemon.
+func (s *shown) certain(k nameKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.doubtful, k)
 }
 
 // knownBefore reports whether the kernel has a node from the time before this

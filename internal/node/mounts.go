@@ -116,17 +116,17 @@ func (n *Node) identify(m *mount) {
 	h.Write([]byte(m.info.Dir)) // never fails
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for m.id = store.MountID(h.Sum64() | 1); n.mountIDs[m.id]; {
+	for m.id = store.MountID(h.Sum64() | 1); n.live[m.id] != nil; {
 		m.id += 2
 	}
-	n.mountIDs[m.id] = true
+	n.live[m.id] = m
 }
 
 // freeID says that a mount has ended.
 func (n *Node) freeID(m *mount) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	delete(n.mountIDs, m.id)
+	delete(n.live, m.id)
 }
 
 // prepare returns the replica to mount, caught up.
