@@ -157,7 +157,7 @@ func newMountsCommand(env *environment) *cobra.Command {
 }
 
 func runMounts(ctx context.Context, env *environment) error {
-	return env.call(ctx, func(ctx context.Context, c *admin.Client) error {
+	err := env.call(ctx, func(ctx context.Context, c *admin.Client) error {
 		reply, err := c.Mounts(ctx, &wire.MountsRequest{})
 		if err != nil {
 			return err
@@ -165,6 +165,7 @@ func runMounts(ctx context.Context, env *environment) error {
 		v := viewMounts(reply.Mounts)
 		return env.print(v, func(w io.Writer) { printMounts(w, v) })
 	})
+	return waitingHint(ctx, err, env.socket)
 }
 
 func printMounts(w io.Writer, mounts []mountView) {

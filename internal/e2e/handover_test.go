@@ -244,6 +244,9 @@ func TestP9UmountFreesWhoWaits(t *testing.T) {
 	if err := nd.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := command(nd, "status"); err == nil || !strings.Contains(err.Error(), "programs wait for it at: "+nd.Mount) {
+		t.Errorf("status: %v", err)
+	}
 	waits := exec.Command("mkdir", filepath.Join(nd.Mount, "d")) // asks the daemon
 	failed := make(chan error, 1)
 	if err := waits.Start(); err != nil {
