@@ -186,7 +186,7 @@ func (m *Mounted) Resume() error {
 	case errors.Is(err, kernel.ErrUnmounted):
 		m.ended()
 	default:
-		m.left()
+		m.leave()
 	}
 	return fmt.Errorf("take over a mount of volume %q: %w", m.fs.vol.Name(), err)
 }
@@ -194,7 +194,7 @@ func (m *Mounted) Resume() error {
 // Abandon leaves a mount that Attach has returned as it was, instead of Resume.
 func (m *Mounted) Abandon() {
 	m.conn.Close()
-	m.left()
+	m.leave()
 }
 
 func newMounted(v *store.Volume, conn *kernel.Conn, opts *Options) (*Mounted, error) {
@@ -239,16 +239,24 @@ func (m *Mounted) seal(flags kernel.Flags) {
 func (m *Mounted) finish() {
 	m.err = m.conn.Wait()
 	m.quiet()
-	if errors.Is(m.err, kernel.ErrHandedOver) {
-		m.left()
-	} else {
+	if !errors.Is(m.err, kernel.ErrHandedOver) { // else Left does the rest
 		m.ended()
 	}
 	close(m.done)
 }
 
-// left leaves what the kernel has open, and knows, to the next daemon.
-func (m *Mounted) left() {
+// Left leaves what the kernel has open, and knows, to the next daemon, after
+// HandOver. It is to be called when all mounts of the volume have been handed
+// over: until then this one hears of what programs change in the others, for the
+// next daemon to show.
+func (m *Mounted) Left() {
+	<-m.done
+	if errors.Is(m.err, kernel.ErrHandedOver) { // else it has ended meanwhile
+		m.leave()
+	}
+}
+
+func (m *Mounted) leave() {
 	m.fs.vol.Await(m.fs.mount)
 	m.cancel()
 	m.fs.shown.ledger.close()
@@ -278,7 +286,7 @@ func (m *Mounted) quiet() {
 const showFor = time.Second
 
 // HandOver stops serving the mount, for the next daemon to take over; programs
-// that use it wait. Nothing may be merged into the volume any more. Should a
+// that use it wait. Left is to follow. Nothing may be merged into the volume any more. Should a
 // request not come to its end before ctx, this process must end all the same.
 func (m *Mounted) HandOver(ctx context.Context) error {
 	shown, cancel := context.WithTimeout(ctx, showFor)

@@ -127,6 +127,7 @@ func (n *Node) leave() error {
 	if err := n.Mount.HandOver(ctx); err != nil {
 		return err
 	}
+	n.Mount.Left()
 	if err := n.Mount.Wait(); !errors.Is(err, kernel.ErrHandedOver) {
 		return fmt.Errorf("after a hand-over the mount says %w", err)
 	}

@@ -362,9 +362,12 @@ func (n *Node) leaveMounts() (int, error) {
 	n.mu.Unlock()
 	err := each(mounts, func(_ int, m **mount) error { return (*m).fs.HandOver(ctx) })
 	if err != nil {
-		err = fmt.Errorf("hand over the mounts: %w", err)
+		return 0, fmt.Errorf("hand over the mounts: %w", err)
 	}
-	return len(mounts), err
+	for _, m := range mounts {
+		m.fs.Left()
+	}
+	return len(mounts), nil
 }
 
 // servedLocked are the mounts that programs may use, detached ones included.
