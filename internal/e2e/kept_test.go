@@ -41,7 +41,10 @@ func startShell(t *testing.T) *shell {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { in.Close(); cmd.Wait() }) //nolint:errcheck // it has said what it had to
+	t.Cleanup(func() {
+		cmd.Process.Kill() //nolint:errcheck // should it wait for a daemon that does not come
+		cmd.Wait()         //nolint:errcheck // it has said what it had to
+	})
 	return &shell{t, in, bufio.NewReader(out)}
 }
 
