@@ -107,6 +107,29 @@ func connectionsOf(t *testing.T, dir string) (controls []string) {
 	return controls
 }
 
+// P9: SIGINT takes the mounts away for good: who still has something open in one
+// gets an error, at once, and waits for no daemon.
+func TestP9StopFreesPrograms(t *testing.T) {
+	c := keptCluster(t, 1)
+	nd := c.Nodes[0]
+	write(t, nd, "f", "before")
+	s := startShell(t)
+	s.want("cd "+nd.Mount+" && exec 3>>f && echo ok", "ok")
+	if err := nd.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.want("{ timeout 5 sh -c 'echo x >&3'; } 2>/dev/null; test $? = 124 && echo hangs || echo ends", "ends")
+	s.says("cd /; exec 3>&-")
+	wantGuard(t, nd.Mount)
+	if err := nd.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := mounts(t, nd); len(got) > 0 {
+		t.Errorf("mounts after the end: %v", got)
+	}
+	mount(t, nd, false)
+}
+
 // P9, P11: a volume that is deleted while a node is away takes its mount there
 // with it when the node comes back: programs get errors, never an empty folder.
 func TestP9DeletedWhileAway(t *testing.T) {
@@ -114,6 +137,8 @@ func TestP9DeletedWhileAway(t *testing.T) {
 	nd := c.Nodes[1]
 	write(t, c.Nodes[0], "f", "x")
 	equal(t, c.Nodes...)
+	user := startShell(t)
+	user.want("cd "+nd.Mount+" && exec 3<f && echo ok", "ok")
 	if err := nd.Kill(); err != nil {
 		t.Fatal(err)
 	}

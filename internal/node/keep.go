@@ -319,6 +319,24 @@ func (n *Node) leaveMounts() (int, error) {
 	return len(mounts), err
 }
 
+// releaseMounts has nobody keep the mounts that were detached and are still used:
+// they end with this process, and no program waits for another.
+func (n *Node) releaseMounts() error {
+	n.mu.Lock()
+	mounts, client := n.servedLocked(), n.keeper
+	n.mu.Unlock()
+	if client == nil || len(mounts) == 0 {
+		return nil
+	}
+	err := client.Resign()
+	for _, m := range mounts {
+		if _, gone := client.Release(m.fs.Dir()); !errors.Is(gone, keeper.ErrUnknown) {
+			err = errors.Join(err, gone)
+		}
+	}
+	return err
+}
+
 // servedLocked are the mounts that programs may use, detached ones included.
 func (n *Node) servedLocked() (mounts []*mount) {
 	for _, m := range n.live {
