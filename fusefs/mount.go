@@ -327,6 +327,12 @@ func (m *Mounted) Leave(force bool) error {
 	return m.unmount(kernel.UnmountOptions{Lazy: force})
 }
 
+// Abort is Leave by force, at which its users get errors at once: for one whose
+// volume is no more.
+func (m *Mounted) Abort() error {
+	return m.unmount(kernel.UnmountOptions{Lazy: true, Abort: true})
+}
+
 func (m *Mounted) unmount(opts kernel.UnmountOptions) error {
 	if err := m.conn.Unmount(opts); err != nil {
 		return err

@@ -89,7 +89,7 @@ func Mount(dir string, opts Options) (*Conn, error) {
 	}
 	if err != nil {
 		unix.Close(fd)
-		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), detach(point, false))
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), detach(point, UnmountOptions{}))
 	}
 	return c, nil
 }
@@ -139,7 +139,7 @@ func clearLeftovers(point string, opts Options) (guarded bool, err error) {
 		if life := probe(point); life != "" {
 			return false, fmt.Errorf("%w (%s)", ErrMounted, life)
 		}
-		if err := detach(point, true); err != nil {
+		if err := detach(point, UnmountOptions{Lazy: true}); err != nil {
 			return false, fmt.Errorf("remove the dead mount of an earlier run: %w", err)
 		}
 	}

@@ -27,6 +27,8 @@ type UnmountOptions struct {
 	// Lazy takes the mount out of the tree at once even if it is in use;
 	// the connection ends when its last user lets go.
 	Lazy bool
+	// Abort ends the connection at once: its users get errors. Needs root.
+	Abort bool
 	// Guard removes the guard below as well: a deliberate unmount, after
 	// which the bare directory shows again.
 	Guard bool
@@ -87,7 +89,7 @@ func clearPoint(point string) (done Cleared, err error) {
 		if life := probe(point); life != "" {
 			return done, fmt.Errorf("%w (%s)", ErrServed, life)
 		}
-		if err := detach(point, true); err != nil {
+		if err := detach(point, UnmountOptions{Lazy: true}); err != nil {
 			return done, err
 		}
 		if isGuard(top) {
@@ -139,7 +141,8 @@ func unmountPoint(point string, opts UnmountOptions) error {
 			return nil
 		}
 		// A guard cannot be in use by anybody that we would have to spare.
-		if err := detach(point, opts.Lazy || isGuard(top)); err != nil {
+		opts.Lazy = opts.Lazy || isGuard(top)
+		if err := detach(point, opts); err != nil {
 			return err
 		}
 	}
@@ -150,14 +153,17 @@ func isGuard(e mountEntry) bool {
 }
 
 // detach unmounts the top mount at point.
-func detach(point string, lazy bool) error {
+func detach(point string, opts UnmountOptions) error {
 	var err error
 	if os.Geteuid() != 0 {
-		err = fusermountUnmount(point, lazy)
+		err = fusermountUnmount(point, opts.Lazy)
 	} else {
 		flags := unix.UMOUNT_NOFOLLOW
-		if lazy {
+		if opts.Lazy {
 			flags |= unix.MNT_DETACH
+		}
+		if opts.Abort {
+			flags |= unix.MNT_FORCE
 		}
 		err = unix.Unmount(point, flags)
 	}

@@ -29,6 +29,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if root := os.Getenv(lookerEnv); root != "" {
+		if err := runLooker(root); err != nil {
+			fmt.Fprintln(os.Stderr, "looker:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := playground.Mountable(); err != nil {
 		if os.Getenv("CI") != "" {
 			fmt.Println(err)

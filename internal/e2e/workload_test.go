@@ -143,7 +143,9 @@ var workers = map[string]func(w *worker) (round func() error, err error){
 	"buffered": func(w *worker) (func() error, error) { return w.descriptor(0) },
 	"direct":   func(w *worker) (func() error, error) { return w.descriptor(unix.O_DIRECT) },
 	"mapping":  (*worker).mapping,
-	"names":    (*worker).names,
+	// Many, so that a kill meets one that is done and not answered.
+	"names": (*worker).names, "names2": (*worker).names, "names3": (*worker).names, "names4": (*worker).names,
+	"names5": (*worker).names, "names6": (*worker).names, "names7": (*worker).names, "names8": (*worker).names,
 	"listing":  (*worker).listing,
 	"unlinked": (*worker).unlinked,
 	"appender": (*worker).appender,

@@ -295,29 +295,6 @@ func (n *Node) release(dir string) error {
 	return nil
 }
 
-// releaseAll has the keeper let go of the mounts that were taken away and are
-// still used: they end with this daemon.
-func (n *Node) releaseAll() error {
-	if !n.kept() {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
-	defer cancel()
-	mounts, err := n.keeper.List(ctx)
-	for _, m := range mounts {
-		if n.unserved[m.Dir] != nil {
-			continue
-		}
-		if _, e := n.keeper.Release(m.Dir); e != nil && !errors.Is(e, keeper.ErrUnknown) {
-			err = errors.Join(err, e)
-		}
-	}
-	if errors.Is(err, keeper.ErrGone) {
-		return nil
-	}
-	return err
-}
-
 // kept reports whether mounts outlive this daemon.
 func (n *Node) kept() bool {
 	n.mu.Lock()
@@ -368,6 +345,24 @@ func (n *Node) leaveMounts() (int, error) {
 		m.fs.Left()
 	}
 	return len(mounts), nil
+}
+
+// releaseMounts has nobody keep the mounts that were detached and are still used:
+// they end with this process, and no program waits for another.
+func (n *Node) releaseMounts() error {
+	n.mu.Lock()
+	mounts, client := n.servedLocked(), n.keeper
+	n.mu.Unlock()
+	if client == nil || len(mounts) == 0 {
+		return nil
+	}
+	var errs []error
+	for _, m := range mounts {
+		if _, err := client.Release(m.fs.Dir()); !errors.Is(err, keeper.ErrUnknown) && !errors.Is(err, keeper.ErrGone) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // servedLocked are the mounts that programs may use, detached ones included.

@@ -236,7 +236,7 @@ func (n *Node) Close() error {
 	if !n.end() {
 		return nil
 	}
-	err := errors.Join(n.unmountAll(), n.releaseAll(), n.shut())
+	err := errors.Join(n.unmountAll(), n.releaseMounts(), n.shut())
 	n.log.Info("node is down")
 	return err
 }

@@ -321,7 +321,7 @@ func (n *Node) drop(v *store.Volume) error {
 	for _, dir := range n.mountsOf(v.ID()) {
 		n.log.Warn("the volume mounted here is gone: the directory answers with an error until synapsefs umount",
 			"volume", v.Name(), "dir", dir)
-		errs = append(errs, n.unmount(dir, true, (*fusefs.Mounted).Leave))
+		errs = append(errs, n.unmount(dir, true, func(m *fusefs.Mounted, _ bool) error { return m.Abort() }))
 	}
 	n.cluster.RemoveVolume(v.ID())
 	errs = append(errs, n.db.DeleteReplica(v.ID()))
