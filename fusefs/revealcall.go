@@ -238,9 +238,6 @@ func (r *revealer) permissions(dir kernel.Dir, name string, a *store.Attr) {
 
 // event makes a call that changes nothing.
 func (r *revealer) event(req *kernel.Request) error {
-	if r.queue.length() > r.limits.rush {
-		return errRush
-	}
 	if req.Op == kernel.OpHold {
 		r.holds++
 		req.Hold = r.holds
