@@ -19,14 +19,8 @@ type prober interface {
 // adopt learns what the kernel knows, before anything is served. Attributes
 // that the kernel has cached are dropped with it.
 func (fs *FS) adopt(kernel prober) error {
-	known, err := fs.probe(kernel)
-	if err != nil {
+	if err := fs.probe(kernel); err != nil {
 		return fmt.Errorf("learn what the kernel knows: %w", err)
-	}
-	for node, ino := range known {
-		if err := fs.shown.adopt(node, ino, fs.vol); err != nil {
-			return fmt.Errorf("node %x: %w", uint64(node), err)
-		}
 	}
 	for h, node := range fs.vol.Resumed(fs.mount) {
 		ino, ok := fs.vol.Inode(node)
@@ -35,73 +29,71 @@ func (fs *FS) adopt(kernel prober) error {
 		}
 		fs.keepHandle(h, node, ino)
 	}
-	fs.resumeOpens(known)
+	fs.resumeOpens()
 	return fs.shown.inherit(fs.vol)
 }
 
-// probe asks the kernel about every node that it may know.
-func (fs *FS) probe(kernel prober) (map[store.NodeID]crdt.Ino, error) {
-	known := map[store.NodeID]crdt.Ino{}
-	ask := func(node store.NodeID, ino crdt.Ino) error {
+// probe asks the kernel about every node that it may know. Programs wait
+// meanwhile, so it does little for each: there may be a million.
+func (fs *FS) probe(kernel prober) error {
+	nodes := fs.shown.ledger.heritage().nodes
+	err := fs.vol.EachNode(func(node store.NodeID, ino crdt.Ino, inode func() (*crdt.Inode, error)) error {
+		if node == rootNode || nodes[node].Ino != 0 { // known always, or as another one
+			return nil
+		}
 		knows, err := kernel.KernelKnows(uint64(node))
-		if knows {
-			known[node] = ino
-		} else if err == nil && fs.vol.Kept(node) {
-			fs.shown.queue.push(work{kind: workLetGo, node: node})
+		if err != nil {
+			return err
 		}
-		return err
-	}
-	var errs []error
-	err := fs.vol.EachNode(func(node store.NodeID) {
-		if ino, ok := fs.vol.Inode(node); ok && node != rootNode && len(errs) == 0 {
-			if err := ask(node, ino); err != nil {
-				errs = append(errs, err)
+		if !knows {
+			if fs.vol.Kept(node) {
+				fs.shown.queue.push(work{kind: workLetGo, node: node})
 			}
+			return nil
 		}
+		i, err := inode()
+		if err != nil {
+			return fmt.Errorf("node %x: %w", uint64(node), err)
+		}
+		fs.shown.adopt(node, knownNode{
+			ino: ino, dir: i.Kind == crdt.KindDir, mode: i.Mode.Value, uid: i.Owner.Value.UID, gid: i.Owner.Value.GID,
+		}, fs.vol)
+		return nil
 	})
-	for node, means := range fs.shown.ledger.heritage().nodes {
-		if means.Ino != 0 && err == nil && len(errs) == 0 {
-			err = ask(node, means.Ino)
+	for node, means := range nodes {
+		if means.Ino == 0 || err != nil {
+			continue
+		}
+		var knows bool
+		if knows, err = kernel.KernelKnows(uint64(node)); knows {
+			a, _ := fs.vol.Attr(store.NodeID(means.Ino)) // one that is removed has none
+			fs.shown.adopt(node, knownNode{ino: means.Ino, dir: true, mode: a.Mode, uid: a.UID, gid: a.GID}, fs.vol)
 		}
 	}
-	return known, errors.Join(append(errs, err)...)
+	return err
 }
 
 // adopt takes over a node that the kernel knows.
-func (s *shown) adopt(node store.NodeID, ino crdt.Ino, v *store.Volume) error {
-	target := node
-	means := s.ledger.heritage().nodes[node]
-	if means.Ino != 0 {
-		ino, target = means.Ino, store.NodeID(means.Ino)
-	}
-	a, err := v.Attr(target)
-	if errors.Is(err, store.ErrStale) || errors.Is(err, crdt.ErrNotExist) {
-		a = store.Attr{Ino: ino} // removed, and kept by who uses it
-	} else if err != nil {
-		return err
-	}
+func (s *shown) adopt(node store.NodeID, k knownNode, v *store.Volume) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.nodes[node] = knownNode{
-		ino: ino, before: true, dir: a.Kind == crdt.KindDir, born: means.Born,
-		mode: a.Mode, uid: a.UID, gid: a.GID, size: a.Size,
-	}
-	if means.Born != 0 {
-		s.born[node] = means.Born
+	k.before, k.born = true, s.ledger.heritage().nodes[node].Born
+	s.nodes[node] = k
+	if k.born != 0 {
+		s.born[node] = k.born
 	}
 	if node&aliasNode != 0 {
 		s.aliases = max(s.aliases, node&^aliasNode)
 	}
-	if a.Kind == crdt.KindDir && node != store.NodeID(ino) {
+	if k.dir && node != store.NodeID(k.ino) {
 		s.aliased.Add(1)
 	}
 	if _, frozen := v.FrozenOf(node); frozen {
 		s.frozen[node] = struct{}{}
-		s.queue.push(work{kind: workInode, ino: ino, old: node, content: s.ledger.heritage().inodes[ino].Content})
-		return nil
+		s.queue.push(work{kind: workInode, ino: k.ino, old: node, content: s.ledger.heritage().inodes[k.ino].Content})
+		return
 	}
-	s.current[ino] = node
-	return nil
+	s.current[k.ino] = node
 }
 
 // inherit makes pending again what was not shown yet.
@@ -117,6 +109,7 @@ func (s *shown) inherit(v *store.Volume) error {
 		s.mu.Lock()
 		if s.knowsDirLocked(key.dir) {
 			s.setLocked(key, pendingName{shown: told.was, merged: merged})
+			s.doubtful[key] = merged // the kernel may have been told in the last moment
 		}
 		s.queue.push(work{kind: workName, key: key})
 		s.mu.Unlock()
@@ -130,6 +123,40 @@ func (s *shown) inherit(v *store.Volume) error {
 		s.committed = s.ledger.seq
 	}
 	return nil
+}
+
+// doubt makes a name pending again that is shown as it is merged, for all this
+// daemon knows, and perhaps as something else, which the last one had shown: a
+// peer has taken it back since. It returns false if there is no doubt about it.
+func (s *shown) doubt(k nameKey) bool {
+	for {
+		gen := s.generation()
+		_, merged, err := s.vol.Lookup(store.NodeID(k.dir), k.name)
+		if err != nil {
+			merged = crdt.Entry{} // or it is told of what is there already
+		}
+		s.mu.Lock()
+		if s.changedSinceLocked(k.dir, gen) {
+			s.mu.Unlock()
+			continue
+		}
+		shown, ok := s.doubtful[k]
+		delete(s.doubtful, k)
+		_, pending := s.getLocked(k)
+		ok = ok && !pending && shown != merged && s.knowsDirLocked(k.dir)
+		if ok {
+			s.setLocked(k, pendingName{shown: shown, merged: merged})
+		}
+		s.mu.Unlock()
+		return ok
+	}
+}
+
+// certain says that a name was shown by this daemon.
+func (s *shown) certain(k nameKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.doubtful, k)
 }
 
 // knownBefore reports whether the kernel has a node from the time before this

@@ -163,6 +163,62 @@ func TestP9RestartOfAReadOnlyMount(t *testing.T) {
 	written(t, n, "f", "changed")
 }
 
+// P9: a daemon that is killed between showing a change and noting that it did
+// leaves no name wrong, also when a peer takes the change back before the next
+// daemon shows it again.
+func TestP9RestartInDoubt(t *testing.T) {
+	swap := func(d string) error {
+		return unix.Renameat2(unix.AT_FDCWD, d+"/a", unix.AT_FDCWD, d+"/s", unix.RENAME_EXCHANGE)
+	}
+	for _, c := range []struct {
+		name     string
+		do, undo func(d string) error
+	}{
+		{"create, remove", func(d string) error { return os.WriteFile(d+"/n", []byte("new"), 0o644) }, func(d string) error { return os.Remove(d + "/n") }},
+		{"mkdir, rmdir", func(d string) error { return os.Mkdir(d+"/n", 0o755) }, func(d string) error { return os.Remove(d + "/n") }},
+		{"move there, move back", func(d string) error { return os.Rename(d+"/a", d+"/n") }, func(d string) error { return os.Rename(d+"/n", d+"/a") }},
+		{"the same with a directory", func(d string) error { return os.Rename(d+"/s", d+"/n") }, func(d string) error { return os.Rename(d+"/n", d+"/s") }},
+		{"exchange twice", swap, swap},
+		{"replace, remove", func(d string) error {
+			return errors.Join(os.WriteFile(d+"/tmp", []byte("new"), 0o644), os.Rename(d+"/tmp", d+"/a"))
+		}, func(d string) error { return os.Remove(d + "/a") }},
+		{"remove, make again", func(d string) error { return os.Remove(d + "/a") }, func(d string) error { return os.WriteFile(d+"/a", []byte("again"), 0o644) }},
+		{"remove and make a directory again", func(d string) error { return os.RemoveAll(d + "/s") }, func(d string) error { return os.Mkdir(d+"/s", 0o755) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := fstest.KeptPair(t, fstest.Options{})
+			a, b := makeStart(t, p)
+			resume := p.B.Mount.Pause()
+			must(t, c.do(a))
+			merged(t, p)
+			ledger, err := os.ReadFile(p.B.Ledger()) // as of a daemon that dies with the first thing that it shows
+			must(t, err)
+			resume()
+			p.Sync()
+			expectTree(t, b, tree(t, a)...)
+			for _, name := range []string{"a", "n", "s", "s/x"} {
+				os.Lstat(filepath.Join(b, name)) //nolint:errcheck // the kernel is to have it cached
+			}
+			heal := p.Cut()
+			p.B.RestartWith(func() {
+				must(t, os.WriteFile(p.B.Ledger(), ledger, 0o600))
+			}, func() {
+				must(t, c.undo(a))
+				heal()
+				merged(t, p)
+			})
+			p.Sync()
+			expectTree(t, b, tree(t, a)...)
+			for _, name := range []string{"a", "n", "s", "s/x"} {
+				_, want := os.Lstat(filepath.Join(a, name))
+				if _, got := os.Lstat(filepath.Join(b, name)); (got == nil) != (want == nil) {
+					t.Errorf("%s: %v, not %v", name, got, want)
+				}
+			}
+		})
+	}
+}
+
 // P9: what nobody has open any more goes, whoever had served it.
 func TestP9RestartLeavesNothingBehind(t *testing.T) {
 	n := fstest.KeptMount(t, fstest.Options{})

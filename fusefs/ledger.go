@@ -26,6 +26,7 @@ type ledger struct {
 	log  *slog.Logger
 	f    *os.File
 	size int64
+	torn bool   // what was written last may be a part of a line
 	seq  uint64 // of the last line that says what is to be shown
 	know heritage
 }
@@ -125,11 +126,7 @@ func openLedger(path string, log *slog.Logger) (*ledger, error) {
 // take takes a line over.
 func (h *heritage) take(line *ledgerLine) {
 	for _, n := range line.Names {
-		was := n.Was
-		if old, ok := h.names[n.key()]; ok {
-			was = old.was // it is shown still
-		}
-		h.names[n.key()] = toldEntry{was, line.Seq}
+		h.names[n.key()] = toldEntry{n.Was, line.Seq}
 	}
 	for _, i := range line.Inodes {
 		old := h.inodes[i.Ino]
@@ -211,23 +208,32 @@ func (l *ledger) heritage() *heritage {
 }
 
 // put adds a line. Should the disk be full, a crash now would cost events, not
-// data: it is told and borne.
+// data: it is told and borne, and the ledger is whole again with the next line
+// for which there is room.
 func (l *ledger) put(line ledgerLine) {
 	if l == nil || l.f == nil {
 		return
 	}
-	b, err := json.Marshal(&line)
-	if err == nil {
-		_, err = l.f.Write(append(b, '\n'))
-	}
 	l.know.take(&line)
-	l.size += int64(len(b)) + 1
-	if err == nil && l.size > ledgerLimit && l.size > 4*l.know.size() {
-		err = l.rewrite()
-	}
+	err := l.write(&line)
 	if err != nil {
 		l.log.Warn("what is not shown yet is not kept", "err", err)
 	}
+	l.torn = err != nil
+}
+
+// write writes a line that is taken, or all that still matters.
+func (l *ledger) write(line *ledgerLine) error {
+	if l.torn || l.size > ledgerLimit && l.size > 4*l.know.size() {
+		return l.rewrite()
+	}
+	b, err := json.Marshal(line)
+	if err != nil {
+		return err
+	}
+	l.size += int64(len(b)) + 1
+	_, err = l.f.Write(append(b, '\n'))
+	return err
 }
 
 // size is about what a new ledger would take.

@@ -56,12 +56,13 @@ type Options struct {
 // A Mounted is a volume in the directory tree of this node.
 type Mounted struct {
 	// Fixed by Mount.
-	conn     *kernel.Conn
-	fs       *FS
-	revealer *revealer
-	cancel   func() // of the volume's viewer
-	done     chan struct{}
-	tasks    sync.WaitGroup
+	conn       *kernel.Conn
+	fs         *FS
+	revealer   *revealer
+	helperExec []string
+	cancel     func() // of the volume's viewer
+	done       chan struct{}
+	tasks      sync.WaitGroup
 
 	remount sync.Mutex // one remount at a time
 
@@ -117,7 +118,11 @@ func mount(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 	}
 	m, err := newMounted(v, conn, &opts)
 	if err == nil {
-		err = m.serve(v, opts.ID)
+		m.cancel = v.AddViewer(opts.ID, m.fs.shown)
+		if err = conn.Serve(m.fs); err != nil {
+			m.cancel()
+			m.fs.shown.ledger.close()
+		}
 	}
 	if err != nil {
 		conn.Close()
@@ -128,17 +133,19 @@ func mount(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 		m.seal(opts.Flags)
 	}
 	m.fs.bequeathMode()
-	m.start(opts.HelperExec)
+	m.start()
 	return m, nil
 }
 
 // Attach takes over a mount of the volume whose daemon has ended, or has handed
-// it over. Nothing may have been merged into the volume since the store was
-// opened. Of opts the mount keeps what its first daemon said, but for Keeper,
-// Passthrough, HelperExec and Log; ID and Ledger must be the same. Errors are
-// those of kernel.Attach; kernel.ErrUnmounted says that the mount has ended,
-// which the volume is to be told (Volume.Unmounted). With any other error the
-// mount stays for who can serve it.
+// it over. It misses no change from here on; its programs wait for Resume, or
+// Abandon. Nothing may have been merged into the volume since the store was
+// opened, nor may another of its mounts be resumed: this one would not be told
+// what programs change there. Of opts the mount keeps what its first daemon
+// said, but for Keeper, Passthrough, HelperExec and Log; ID and Ledger must be
+// the same. Errors are those of kernel.Attach; kernel.ErrUnmounted says that the
+// mount has ended, which the volume is to be told (Volume.Unmounted). With any
+// other error the mount stays for who can serve it.
 func Attach(v *store.Volume, kept kernel.Kept, opts Options) (*Mounted, error) {
 	opts.prepare(v, kept.Dir)
 	m, err := attach(v, kept, opts)
@@ -160,15 +167,34 @@ func attach(v *store.Volume, kept kernel.Kept, opts Options) (*Mounted, error) {
 	if err == nil {
 		err = m.fs.adopt(conn)
 	}
-	if err == nil {
-		err = m.serve(v, opts.ID)
-	}
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	m.start(opts.HelperExec)
+	m.cancel = v.AddViewer(opts.ID, m.fs.shown)
 	return m, nil
+}
+
+// Resume lets the programs of a mount go on that Attach has returned. Errors are
+// as those of Attach; of a mount that has ended the volume is told.
+func (m *Mounted) Resume() error {
+	err := m.conn.Serve(m.fs)
+	switch {
+	case err == nil:
+		m.start()
+		return nil
+	case errors.Is(err, kernel.ErrUnmounted):
+		m.ended()
+	default:
+		m.leave()
+	}
+	return fmt.Errorf("take over a mount of volume %q: %w", m.fs.vol.Name(), err)
+}
+
+// Abandon leaves a mount that Attach has returned as it was, instead of Resume.
+func (m *Mounted) Abandon() {
+	m.conn.Close()
+	m.leave()
 }
 
 func newMounted(v *store.Volume, conn *kernel.Conn, opts *Options) (*Mounted, error) {
@@ -183,25 +209,16 @@ func newMounted(v *store.Volume, conn *kernel.Conn, opts *Options) (*Mounted, er
 		}
 		fs.inherit(l)
 	}
-	return &Mounted{conn: conn, fs: fs, revealer: newRevealer(fs, conn), done: make(chan struct{})}, nil
-}
-
-// serve lets the kernel ask; from here on no change is missed.
-func (m *Mounted) serve(v *store.Volume, id store.MountID) error {
-	m.cancel = v.AddViewer(id, m.fs.shown)
-	err := m.conn.Serve(m.fs)
-	if err != nil {
-		m.cancel()
-		m.fs.shown.ledger.close()
-	}
-	return err
+	return &Mounted{
+		conn: conn, fs: fs, revealer: newRevealer(fs, conn), helperExec: opts.HelperExec, done: make(chan struct{}),
+	}, nil
 }
 
 // start begins to tell the kernel.
-func (m *Mounted) start(helper []string) {
-	if len(helper) > 0 {
-		m.startHelper(helper)
-		m.tasks.Go(func() { m.keepHelper(helper) })
+func (m *Mounted) start() {
+	if len(m.helperExec) > 0 && !m.detached() {
+		m.startHelper(m.helperExec)
+		m.tasks.Go(func() { m.keepHelper(m.helperExec) })
 	}
 	m.tasks.Go(m.revealer.run)
 	go m.finish()
@@ -217,58 +234,42 @@ func (m *Mounted) seal(flags kernel.Flags) {
 	m.fs.sealed.Store(true)
 }
 
-func (m *Mounted) startHelper(exec []string) bool {
-	err := m.fs.helper.Start(m.conn, exec[0], exec[1:]...)
-	if err != nil {
-		m.fs.log.Error("changes of other nodes will be shown without inotify events", "err", err)
-	} else if m.fs.helper.NeedsPaths() {
-		m.fs.log.Info("reveal helper works without privileges")
-	}
-	return err == nil
-}
-
-// helperRestart is how long to wait before a dead helper is started again.
-const helperRestart = time.Second
-
-// keepHelper starts the helper again when it dies before the mount ends.
-func (m *Mounted) keepHelper(exec []string) {
-	for {
-		if gone := m.fs.helper.Gone(); gone != nil {
-			select {
-			case <-m.revealer.ctx.Done():
-				return
-			case <-gone:
-			}
-		}
-		t := time.NewTimer(helperRestart)
-		select {
-		case <-m.revealer.ctx.Done():
-			t.Stop()
-			return
-		case <-t.C:
-			m.startHelper(exec)
-		}
-	}
-}
-
 // finish ends what belongs to the mount when its connection has ended, whoever
 // unmounted it, or goes on elsewhere.
 func (m *Mounted) finish() {
 	m.err = m.conn.Wait()
 	m.quiet()
-	if errors.Is(m.err, kernel.ErrHandedOver) {
-		m.fs.vol.Await(m.fs.mount)
-		m.cancel()
-		m.fs.shown.ledger.close()
-	} else {
-		m.cancel()
-		m.fs.leaveAll()
-		m.fs.releaseAll()
-		if err := m.fs.shown.ledger.remove(); err != nil {
-			m.fs.log.Warn("unmount", "err", err)
-		}
+	if !errors.Is(m.err, kernel.ErrHandedOver) { // else Left does the rest
+		m.ended()
 	}
 	close(m.done)
+}
+
+// Left leaves what the kernel has open, and knows, to the next daemon, after
+// HandOver. It is to be called when all mounts of the volume have been handed
+// over: until then this one hears of what programs change in the others, for the
+// next daemon to show.
+func (m *Mounted) Left() {
+	<-m.done
+	if errors.Is(m.err, kernel.ErrHandedOver) { // else it has ended meanwhile
+		m.leave()
+	}
+}
+
+func (m *Mounted) leave() {
+	m.fs.vol.Await(m.fs.mount)
+	m.cancel()
+	m.fs.shown.ledger.close()
+}
+
+// ended closes what a connection that has ended had open.
+func (m *Mounted) ended() {
+	m.cancel()
+	m.fs.leaveAll()
+	m.fs.releaseAll()
+	if err := m.fs.shown.ledger.remove(); err != nil {
+		m.fs.log.Warn("unmount", "err", err)
+	}
 }
 
 // quiet stops telling the kernel.
@@ -285,7 +286,7 @@ func (m *Mounted) quiet() {
 const showFor = time.Second
 
 // HandOver stops serving the mount, for the next daemon to take over; programs
-// that use it wait. Nothing may be merged into the volume any more. Should a
+// that use it wait. Left is to follow. Nothing may be merged into the volume any more. Should a
 // request not come to its end before ctx, this process must end all the same.
 func (m *Mounted) HandOver(ctx context.Context) error {
 	shown, cancel := context.WithTimeout(ctx, showFor)
@@ -315,7 +316,7 @@ func (m *Mounted) Conn() *kernel.Conn { return m.conn }
 // Unmount removes the mount and its guard: the bare directory shows. If it is
 // in use it fails with kernel.ErrBusy, or, forced, takes it out of the tree at
 // once; then its users keep what they have open, and Wait tells when the last
-// has let go.
+// has let go. So it is, too, if another mount namespace has a copy of the mount.
 func (m *Mounted) Unmount(force bool) error {
 	return m.unmount(kernel.UnmountOptions{Lazy: force, Guard: true})
 }
@@ -333,8 +334,21 @@ func (m *Mounted) unmount(opts kernel.UnmountOptions) error {
 	if opts.Lazy {
 		return nil
 	}
-	return m.Wait()
+	t := time.NewTimer(endsWithin)
+	defer t.Stop()
+	select {
+	case <-m.done:
+		return m.err
+	case <-t.C:
+		m.fs.log.Warn("the mount is gone from here, but another mount namespace has a copy: it is served until that is gone, too")
+		return nil
+	}
 }
+
+// endsWithin is how long the connection of a mount that was unmounted may take
+// to end. It does not as long as a mount namespace that was made under the mount
+// has a copy of it.
+const endsWithin = 3 * time.Second
 
 // Remount changes whether the mount refuses changes, and its flags. It fails
 // with kernel.ErrBusy if it is to be read-only and somebody has a file open for

@@ -9,7 +9,6 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/synapsefs/synapsefs/store"
-	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // An openFile is a node that the kernel has open, and how. From the first open
@@ -108,12 +107,12 @@ func (fs *FS) leave(node store.NodeID) {
 
 // resumeOpens takes over what the kernel has open by files of ours. What it
 // knows stays open until it forgets the node.
-func (fs *FS) resumeOpens(known map[store.NodeID]crdt.Ino) {
+func (fs *FS) resumeOpens() {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	for _, h := range fs.vol.Held(fs.mount) {
-		_, before := known[h.Node] // else the open was not answered, and comes again
-		fs.opens[h.Node] = &openFile{before: before, decided: true, backing: h.Backing, id: h.ID}
+		// If it is not known the open was not answered, and comes again.
+		fs.opens[h.Node] = &openFile{before: fs.shown.knownBefore(h.Node), decided: true, backing: h.Backing, id: h.ID}
 	}
 }
 

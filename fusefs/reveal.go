@@ -195,6 +195,9 @@ func (r *revealer) name(k nameKey) (done bool) {
 		var err error
 		switch st.kind {
 		case stepNone:
+			if r.shown.doubt(k) {
+				continue
+			}
 			return true
 		case stepReplace:
 			err = r.replace(st)
@@ -202,8 +205,10 @@ func (r *revealer) name(k nameKey) (done bool) {
 			err = r.reveal(st)
 		}
 		switch {
-		case err == nil, errors.Is(err, syscall.ECANCELED):
-			// On to the next step, or what changed meanwhile.
+		case err == nil:
+			r.shown.certain(k) // on to the next step
+		case errors.Is(err, syscall.ECANCELED):
+			// On to what changed meanwhile.
 		case errors.Is(err, syscall.EBUSY):
 			r.log.Warn("a peer removed a directory that is in use as a mount point here; it stays until that is unmounted",
 				"dir", uint64(k.dir), "name", k.name)

@@ -79,6 +79,7 @@ type shown struct {
 	aliases store.NodeID              // last one given
 
 	pending  map[crdt.Ino]map[string]pendingName
+	doubtful map[nameKey]crdt.Entry  // what a dead daemon may have shown, and not told
 	shownAt  map[crdt.LinkID]nameKey // of pending names
 	mergedAt map[crdt.LinkID]nameKey // of pending names
 
@@ -103,6 +104,7 @@ func newShown(id store.MountID, queue *workQueue, v *store.Volume) *shown {
 		born:     make(map[store.NodeID]uint32),
 		dead:     make(map[store.NodeID]struct{}),
 		pending:  make(map[crdt.Ino]map[string]pendingName),
+		doubtful: make(map[nameKey]crdt.Entry),
 		shownAt:  make(map[crdt.LinkID]nameKey),
 		mergedAt: make(map[crdt.LinkID]nameKey),
 		own:      make(map[nameKey]int),

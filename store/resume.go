@@ -248,12 +248,14 @@ func (v *Volume) arrivedLocked(m MountID) {
 	delete(v.held, m)
 }
 
-// EachNode calls fn with every node that a kernel may know.
-func (v *Volume) EachNode(fn func(NodeID)) error {
+// EachNode calls fn with every node that a kernel may know, and with what reads
+// its inode, which is good during the call: there may be a million. It ends with
+// the first error.
+func (v *Volume) EachNode(fn func(node NodeID, ino crdt.Ino, inode func() (*crdt.Inode, error)) error) error {
 	err := v.db.kv.view(func(t txn) error {
-		return t.scan(v.keys.key('i'), nil, func(key, _ []byte) (bool, error) {
-			fn(v.Node(crdt.Ino(v.keys.tail(key, 0))))
-			return true, nil
+		return t.scan(v.keys.key('i'), nil, func(key, value []byte) (bool, error) {
+			ino := crdt.Ino(v.keys.tail(key, 0))
+			return true, fn(v.Node(ino), ino, func() (*crdt.Inode, error) { return crdt.DecodeInode(value) })
 		})
 	})
 	if err != nil {
@@ -263,8 +265,15 @@ func (v *Volume) EachNode(fn func(NodeID)) error {
 	nodes := maps.Clone(v.nodes)
 	v.nodesMu.RUnlock()
 	for _, id := range slices.Sorted(maps.Keys(nodes)) {
-		if nodes[id].Frozen != nil {
-			fn(id)
+		if nodes[id].Frozen == nil {
+			continue
+		}
+		ino := nodes[id].Ino
+		if err := fn(id, ino, func() (i *crdt.Inode, err error) {
+			err = v.read(func(t *tree) error { i, err = t.Inode(ino); return err })
+			return i, err
+		}); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 const livingMount MountID = 7
@@ -148,7 +150,13 @@ func TestP9KeptNodesGoOn(t *testing.T) {
 		t.Errorf("old version %q, new %q, without a name %q", readNode(t, v, a.Node), readNode(t, v, b.Node), readNode(t, v, unnamed.node))
 	}
 	seen := map[NodeID]bool{}
-	check(t, v.EachNode(func(n NodeID) { seen[n] = true }), nil)
+	check(t, v.EachNode(func(n NodeID, ino crdt.Ino, inode func() (*crdt.Inode, error)) error {
+		seen[n] = true
+		if i, err := inode(); err != nil || i.Ino != ino {
+			t.Errorf("inode of node %x: %+v, %v", n, i, err)
+		}
+		return nil
+	}), nil)
 	for _, n := range []NodeID{a.Node, b.Node, unnamed.node} {
 		if !seen[n] {
 			t.Errorf("node %x is not among those that a kernel may know", n)

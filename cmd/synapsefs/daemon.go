@@ -69,7 +69,7 @@ func runDaemon(ctx context.Context, cfg *config.Config) error {
 		runtime.GOMAXPROCS(leastProcs)
 	}
 	n, err := node.Start(ctx, cfg, cfg.Logger(os.Stderr))
-	if errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.Canceled) || ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
 		return nil // told to stop while starting
 	}
 	if err != nil {

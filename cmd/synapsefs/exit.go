@@ -10,6 +10,8 @@ import (
 
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
 	"github.com/synapsefs/synapsefs/internal/admin"
+	"github.com/synapsefs/synapsefs/internal/config"
+	"github.com/synapsefs/synapsefs/internal/keeper"
 	"github.com/synapsefs/synapsefs/internal/node"
 )
 
@@ -75,6 +77,28 @@ func exitCode(err error) int {
 		}
 	}
 	return exitError
+}
+
+// waitingHint adds to an error that no daemon runs which mounts wait for one.
+func waitingHint(ctx context.Context, err error, socket string) error {
+	if !errors.Is(err, admin.ErrNotRunning) {
+		return err
+	}
+	c, dialErr := keeper.Dial(ctx, config.KeeperSocket(socket))
+	if dialErr != nil {
+		return err // nobody keeps any
+	}
+	defer c.Close()
+	mounts, listErr := c.List(ctx)
+	if listErr != nil || len(mounts) == 0 {
+		return err
+	}
+	var dirs []string
+	for _, m := range mounts {
+		dirs = append(dirs, m.Dir)
+	}
+	return fmt.Errorf("%w\nprograms wait for it at: %s\nstart it again, or take a mount away with: synapsefs umount DIR",
+		err, strings.Join(dirs, ", "))
 }
 
 // startHint adds to an error how to get a daemon.

@@ -76,12 +76,18 @@ type mountView struct {
 	Stale    bool       `json:"stale"`
 	Created  bool       `json:"created,omitempty"`
 	Since    *time.Time `json:"since"`
+
+	Kept       bool   `json:"kept"`              // it outlives the daemon
+	Generation uint64 `json:"generation"`        // how many daemons have served it
+	Resent     uint64 `json:"resent_requests"`   // that the daemon before had read and not answered
+	Repeated   uint64 `json:"repeated_requests"` // that it had done already
 }
 
 func viewMount(m *wire.MountStatus) mountView {
 	return mountView{
 		Volume: m.Volume, Dir: string(m.Dir), ReadOnly: m.ReadOnly,
 		Stale: m.Stale, Created: m.Created, Since: timeOf(m.SinceUnixNs),
+		Kept: m.Kept, Generation: m.Generation, Resent: m.Resent, Repeated: m.Repeated,
 	}
 }
 
@@ -151,7 +157,7 @@ func newMountsCommand(env *environment) *cobra.Command {
 }
 
 func runMounts(ctx context.Context, env *environment) error {
-	return env.call(ctx, func(ctx context.Context, c *admin.Client) error {
+	err := env.call(ctx, func(ctx context.Context, c *admin.Client) error {
 		reply, err := c.Mounts(ctx, &wire.MountsRequest{})
 		if err != nil {
 			return err
@@ -159,11 +165,12 @@ func runMounts(ctx context.Context, env *environment) error {
 		v := viewMounts(reply.Mounts)
 		return env.print(v, func(w io.Writer) { printMounts(w, v) })
 	})
+	return waitingHint(ctx, err, env.socket)
 }
 
 func printMounts(w io.Writer, mounts []mountView) {
-	fmt.Fprintln(w, "VOLUME\tDIRECTORY\tREAD-ONLY\tSTALE\tSINCE")
+	fmt.Fprintln(w, "VOLUME\tDIRECTORY\tREAD-ONLY\tSTALE\tKEPT\tDAEMONS\tSINCE")
 	for _, m := range mounts {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", m.Volume, m.Dir, yesNo(m.ReadOnly), yesNo(m.Stale), m.Since.Format(time.RFC3339))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", m.Volume, m.Dir, yesNo(m.ReadOnly), yesNo(m.Stale), yesNo(m.Kept), m.Generation, m.Since.Format(time.RFC3339))
 	}
 }

@@ -38,7 +38,7 @@ type statusView struct {
 }
 
 func runStatus(ctx context.Context, env *environment) error {
-	return env.call(ctx, func(ctx context.Context, c *admin.Client) error {
+	err := env.call(ctx, func(ctx context.Context, c *admin.Client) error {
 		s, err := c.Status(ctx, &wire.NodeStatusRequest{})
 		if err != nil {
 			return err
@@ -51,6 +51,7 @@ func runStatus(ctx context.Context, env *environment) error {
 		}
 		return env.print(v, func(w io.Writer) { printStatus(w, v) })
 	})
+	return waitingHint(ctx, err, env.socket)
 }
 
 func printStatus(w io.Writer, v statusView) {

@@ -263,6 +263,7 @@ func (c *Conn) answer(in, out [][]byte) {
 		}
 		n = errorReply(out[0], in[0], int32(status))
 	}
+	beforeReply(in[0])
 	_, err := unix.Write(c.fd, out[0][:n])
 	switch err {
 	case nil, unix.ENOENT, unix.ENODEV: // ENOENT: interrupted or aborted meanwhile

@@ -204,7 +204,7 @@ func TestDrainWaits(t *testing.T) {
 	fs.mu.Lock()
 	asked := make(chan error)
 	go func() { asked <- unix.Stat(c.Dir()+"/x", new(unix.Stat_t)) }()
-	await(t, "the request", func() bool { return c.idle.Load() < idleReaders })
+	await(t, "the request", func() bool { return c.alive.Load() > c.idle.Load() })
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := c.Drain(ctx); !errors.Is(err, context.Canceled) {

@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -207,5 +210,49 @@ func umount(t *testing.T, nd *playground.Node, code int, says string) {
 	}
 	if got := cmd.ProcessState.ExitCode(); got != code || !strings.Contains(string(out), says) {
 		t.Errorf("umount: exit %d, want %d; it says %q, want %q in it", got, code, out, says)
+	}
+}
+
+// P11: a daemon ends although a mount namespace that was made under its mount
+// has a copy of that; who uses the copy gets an error then, and no empty
+// directory.
+func TestP11StopWithACopyElsewhere(t *testing.T) {
+	for _, kept := range []bool{false, true} {
+		t.Run(fmt.Sprintf("kept=%v", kept), func(t *testing.T) {
+			c := prepareWith(t, 1, func(c *playground.Cluster) { c.MountsEnd = !kept })
+			nd := c.Nodes[0]
+			if err := nd.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			mount(t, nd, true)
+			write(t, nd, "f", "x")
+			script := `echo ready; read go; ls "$1" 2>&1`
+			elsewhere := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", nd.Mount)
+			in, err := elsewhere.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := elsewhere.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := elsewhere.Start(); err != nil {
+				t.Fatal(err)
+			}
+			said := bufio.NewReader(out)
+			if line, err := said.ReadString('\n'); err != nil || line != "ready\n" {
+				t.Fatalf("it says %q, %v", line, err)
+			}
+			if err := nd.Stop(); err != nil {
+				t.Error(err)
+			}
+			wantGuard(t, nd.Mount)
+			in.Close()
+			rest, err := io.ReadAll(said)
+			if err != nil || !strings.Contains(string(rest), "not connected") && !strings.Contains(string(rest), "connection abort") {
+				t.Errorf("in the other namespace ls says %q, %v", rest, err)
+			}
+			elsewhere.Wait() //nolint:errcheck // ls fails
+		})
 	}
 }

@@ -70,34 +70,72 @@ func (s *shelf) take() (k kernel.Kept, err error) {
 // KeptMount is Mount of a node that can Restart.
 func KeptMount(t testing.TB, opts Options) *Node {
 	t.Helper()
+	return keptMount(t, store.NewVolumeID(), opts)
+}
+
+func keptMount(t testing.TB, id store.VolumeID, opts Options) *Node {
+	t.Helper()
 	opts.Mount.Keeper = &shelf{}
 	opts.Mount.ID = 7
 	opts.Mount.Ledger = filepath.Join(t.TempDir(), "ledger")
-	return mount(t, store.NewVolumeID(), opts)
+	return mount(t, id, opts)
 }
+
+// KeptPair is a pair of which B can Restart, while cut off, and only A changes
+// anything.
+func KeptPair(t testing.TB, opts Options) *Pair {
+	t.Helper()
+	id := store.NewVolumeID()
+	opts.Store.Hold = time.Millisecond
+	p := &Pair{t: t, A: mount(t, id, opts), B: keptMount(t, id, opts)}
+	p.ab = newPipe(t, p.A, p.B)
+	p.ba = newPipe(t, p.B, p.A)
+	return p
+}
+
+// Ledger is the file that a mount keeps for its successor.
+func (n *Node) Ledger() string { return n.opts.Mount.Ledger }
 
 // Restart hands the mount over, closes the store, opens it again, and takes
 // the mount over.
 func (n *Node) Restart() {
 	n.t.Helper()
-	if err := n.restart(); err != nil {
+	n.RestartWith(func() {}, func() {})
+}
+
+// RestartWith is Restart that calls left when nobody has the mount, and taken
+// when it is taken over and its programs still wait.
+func (n *Node) RestartWith(left, taken func()) {
+	n.t.Helper()
+	err := n.leave()
+	if err == nil {
+		left()
+		err = n.takeOver()
+	}
+	if err == nil {
+		taken()
+		err = n.Mount.Resume()
+	}
+	if err != nil {
 		n.t.Fatal(err)
 	}
 }
 
-func (n *Node) restart() error {
+func (n *Node) leave() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := n.Mount.HandOver(ctx); err != nil {
 		return err
 	}
+	n.Mount.Left()
 	if err := n.Mount.Wait(); !errors.Is(err, kernel.ErrHandedOver) {
 		return fmt.Errorf("after a hand-over the mount says %w", err)
 	}
+	return n.DB.Close()
+}
+
+func (n *Node) takeOver() error {
 	id := n.Volume.ID()
-	if err := n.DB.Close(); err != nil {
-		return err
-	}
 	opts := n.opts
 	opts.Store.Mounted = map[store.VolumeID][]store.MountID{id: {opts.Mount.ID}}
 	var err error

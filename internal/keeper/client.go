@@ -284,7 +284,7 @@ func (c *Client) Resign() error { return c.tell(&request{Op: "resign"}) }
 
 // Release ends the connections of the mounts on dir, as the kernel spells it,
 // which nobody serves: blocked callers get ENOTCONN or ECONNABORTED, and umount
-// works. ErrOwned: a daemon is there. It returns how many they were.
+// works. ErrOwned: another process is the one that serves. It returns how many they were.
 func (c *Client) Release(dir string) (int, error) {
 	r, _, err := c.ask(context.Background(), &request{Op: "release", Dir: dir}, -1)
 	if err != nil {

@@ -48,8 +48,8 @@
 //	note    epoch, data  replace the daemon's own note
 //	drop    epoch        forget it; refused as long as the connection lives
 //	resign               nothing of the mounts is served here any more
-//	release dir          close the descriptors of the mounts on dir; refused as
-//	                     long as there is an owner
+//	release dir          close the descriptors of the mounts on dir; for the owner,
+//	                     or for anybody if there is none
 //
 // Only processes of the keeper's own user may connect (SO_PEERCRED). The keeper
 // looks itself whether connections have ended and forgets those that have.

@@ -24,6 +24,9 @@ func (s *server) answer(p *peer, r *request, fd int) (answer *reply, give int, e
 		}
 		return &reply{Mount: m}, -1, err
 	case "release":
+		if s.owner != nil && !s.owns(p) {
+			return nil, -1, ErrOwned
+		}
 		n, err := s.release(r.Dir)
 		return &reply{Count: n}, -1, err
 	}
@@ -97,9 +100,6 @@ func (s *server) mount(epoch uint64) (*Mount, error) {
 // release ends the connections of the mounts on dir, whose callers nobody will
 // answer.
 func (s *server) release(dir string) (int, error) {
-	if s.owner != nil {
-		return 0, ErrOwned
-	}
 	n := 0
 	for _, m := range s.mounts {
 		if m.Dir == dir {

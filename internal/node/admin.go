@@ -248,5 +248,10 @@ func (n *Node) problems() []string {
 	for _, p := range n.cluster.Problems() {
 		all = append(all, p.Reason)
 	}
+	n.mu.Lock()
+	for _, err := range n.unserved {
+		all = append(all, err.Error())
+	}
+	n.mu.Unlock()
 	return append(all, n.clocks.problems()...)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -102,45 +103,83 @@ func mountedOf(kept []keptMount) map[store.VolumeID][]store.MountID {
 }
 
 // resume takes over the mounts that have outlived their daemon, before anything
-// new is merged.
+// new is merged. Programs go on when all are taken over. A mount whose volume is
+// not here waits on; the others are served.
 func (n *Node) resume(kept []keptMount) error {
 	if err := n.sweepLedgers(kept); err != nil {
 		return err
 	}
+	taken := make([]*mount, len(kept))
+	err := each(kept, func(i int, k *keptMount) (err error) {
+		taken[i], err = n.takeOver(k)
+		return err
+	})
+	taken = slices.DeleteFunc(taken, func(m *mount) bool { return m == nil })
+	if err != nil {
+		for _, m := range taken {
+			m.fs.Abandon()
+		}
+		return err
+	}
+	return each(taken, func(_ int, m **mount) error { return n.goOn(*m) })
+}
+
+// each calls fn for all at once.
+func each[T any](all []T, fn func(int, *T) error) error {
 	var group errgroup.Group
-	for _, k := range kept {
-		group.Go(func() error {
-			if err := n.takeOver(&k); err != nil {
-				return fmt.Errorf("take over the mount on %s: %w", k.Kept.Dir, err)
-			}
-			return nil
-		})
+	for i := range all {
+		group.Go(func() error { return fn(i, &all[i]) })
 	}
 	return group.Wait()
 }
 
-func (n *Node) takeOver(k *keptMount) error {
-	begin := time.Now()
+// takeOver returns nil for a mount that has ended.
+func (n *Node) takeOver(k *keptMount) (*mount, error) {
 	v := n.db.Volume(k.volume)
 	if v == nil {
-		return fmt.Errorf("%w: %s is not in %s; unmount it (synapsefs umount), or start the daemon with the state directory that it was mounted from",
-			store.ErrNoVolume, k.Volume, n.cfg.StateDir)
+		err := fmt.Errorf("take over the mount on %s: %w: %s is not in %s; unmount it (synapsefs umount), or start the daemon with the state directory that it was mounted from",
+			k.Kept.Dir, store.ErrNoVolume, k.Volume, n.cfg.StateDir)
+		unix.Close(k.FD)
+		n.log.Error("a mount is not served", "err", err)
+		n.mu.Lock()
+		n.unserved[k.Kept.Dir] = err
+		n.mu.Unlock()
+		return nil, nil
 	}
-	m := &mount{id: k.Mount, volume: k.volume, info: MountInfo{Volume: v.Name(), Dir: k.mountNote.Dir, Stale: true, Since: begin}}
+	m := &mount{id: k.Mount, volume: k.volume, info: MountInfo{Volume: v.Name(), Dir: k.mountNote.Dir, Stale: true, Since: time.Now()}}
 	fs, err := fusefs.Attach(v, k.Kept, n.mountOptions(m, nil))
 	if errors.Is(err, kernel.ErrUnmounted) {
 		n.log.Info("a mount has ended while no daemon served it", "volume", v.Name(), "dir", k.Kept.Dir)
-		return errors.Join(v.Unmounted(k.Mount), n.keeper.Drop(k.Epoch), removeIfThere(n.ledger(m)))
+		return nil, errors.Join(v.Unmounted(k.Mount), n.keeper.Drop(k.Epoch), removeIfThere(n.ledger(m)))
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.fs, m.info.ReadOnly = fs, fs.ReadOnly()
+	return m, nil
+}
+
+// goOn serves a mount that was taken over.
+func (n *Node) goOn(m *mount) error {
+	there, err := m.fs.Conn().Mounted()
+	if err != nil {
+		m.fs.Abandon()
+		return fmt.Errorf("take over the mount on %s: %w", m.fs.Dir(), err)
+	}
+	err = m.fs.Resume()
+	if errors.Is(err, kernel.ErrUnmounted) {
+		return nil // just now
 	}
 	if err != nil {
 		return err
 	}
-	m.fs, m.info.ReadOnly = fs, fs.ReadOnly()
 	n.mu.Lock()
-	n.mountIDs[m.id] = true
-	n.mounts[m.info.Dir] = m
+	n.live[m.id] = m
+	if there { // else it is detached, and another may be in its place
+		n.mounts[m.info.Dir] = m
+	}
 	n.mu.Unlock()
-	n.log.Info("took over", "volume", v.Name(), "dir", m.info.Dir, "generation", fs.Conn().Generation(), "took", time.Since(begin))
+	n.log.Info("took over", "volume", m.info.Volume, "dir", m.info.Dir, "generation", m.fs.Conn().Generation(), "took", time.Since(m.info.Since))
 	return nil
 }
 
@@ -148,7 +187,7 @@ func (n *Node) takeOver(k *keptMount) error {
 func (n *Node) watchMounts() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, m := range n.mounts {
+	for _, m := range n.live {
 		n.follow(m, m.fs, m.info.Stale)
 	}
 	if n.keeper != nil {
@@ -196,24 +235,30 @@ func (n *Node) watchKeeper() {
 		case <-n.keeper.Gone():
 		}
 		n.log.Error("the keeper is gone: until another has the mounts they end with this daemon")
-		for !n.renewKeeper() {
+		ctx, release := n.scope(context.Background())
+		for !n.renewKeeper(ctx) {
 			select {
 			case <-n.stopping:
+				release()
 				return
 			case <-time.After(keeperRestart):
 			}
 		}
+		release()
 	}
 }
 
-func (n *Node) renewKeeper() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), takeOverTime)
+// renewKeeper starts another keeper, if none runs, and gives it the mounts.
+func (n *Node) renewKeeper(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, takeOverTime)
 	defer cancel()
-	ctx, release := n.scope(ctx)
-	defer release()
 	client, err := keeper.Start(ctx, n.cfg.KeeperSocket(), selfKeeper()...)
+	var known []keeper.Mount
 	if err == nil {
-		_, err = client.Attach(ctx)
+		known, err = client.Attach(ctx)
+	}
+	for _, m := range known { // it had merely hung up
+		unix.Close(m.FD)
 	}
 	if err != nil {
 		n.log.Error("start another keeper", "err", err)
@@ -221,12 +266,7 @@ func (n *Node) renewKeeper() bool {
 	}
 	n.mu.Lock()
 	n.keeper = client
-	var mounts []*mount
-	for _, m := range n.mounts {
-		if m.fs != nil {
-			mounts = append(mounts, m)
-		}
-	}
+	mounts := n.servedLocked()
 	n.mu.Unlock()
 	for _, m := range mounts {
 		if err := m.fs.Conn().Keep(keeping{client}); err != nil {
@@ -235,6 +275,47 @@ func (n *Node) renewKeeper() bool {
 	}
 	n.log.Info("another keeper has the mounts", "mounts", len(mounts))
 	return true
+}
+
+// release ends a mount that was not taken over, if it is on dir.
+func (n *Node) release(dir string) error {
+	point, err := kernel.Canonical(dir)
+	if err != nil {
+		return nil // whoever looks for a mount there will say so
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.unserved[point] == nil {
+		return nil
+	}
+	delete(n.unserved, point)
+	if _, err := n.keeper.Release(point); err != nil && !errors.Is(err, keeper.ErrUnknown) {
+		return err
+	}
+	return nil
+}
+
+// releaseAll has the keeper let go of the mounts that were taken away and are
+// still used: they end with this daemon.
+func (n *Node) releaseAll() error {
+	if !n.kept() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
+	defer cancel()
+	mounts, err := n.keeper.List(ctx)
+	for _, m := range mounts {
+		if n.unserved[m.Dir] != nil {
+			continue
+		}
+		if _, e := n.keeper.Release(m.Dir); e != nil && !errors.Is(e, keeper.ErrUnknown) {
+			err = errors.Join(err, e)
+		}
+	}
+	if errors.Is(err, keeper.ErrGone) {
+		return nil
+	}
+	return err
 }
 
 // kept reports whether mounts outlive this daemon.
@@ -254,28 +335,49 @@ func (n *Node) HandOver() error {
 	if !n.end() {
 		return nil
 	}
+	if _, err := n.keeper.Epochs(); err != nil { // it has just died, and the mounts would end with us
+		n.renewKeeper(context.Background())
+	}
 	// First, so that nothing is merged any more: programs go on meanwhile.
-	if err := n.cluster.Close(); err != nil {
+	if err := n.leaveCluster(); err != nil {
 		n.log.Warn("leave the cluster", "err", err)
 	}
-	n.cluster = nil
+	begin := time.Now()
+	mounts, err := n.leaveMounts()
+	if err != nil {
+		return err
+	}
+	err = n.shut()
+	n.log.Info("handed over", "mounts", mounts, "took", time.Since(begin))
+	return err
+}
+
+// leaveMounts stops serving the mounts, for the next daemon to take over. After
+// an error what they need must stay open until this process ends.
+func (n *Node) leaveMounts() (int, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
 	defer cancel()
-	begin := time.Now()
-	var group errgroup.Group
 	n.mu.Lock()
-	for _, m := range n.mounts {
+	mounts := n.servedLocked()
+	n.mu.Unlock()
+	err := each(mounts, func(_ int, m **mount) error { return (*m).fs.HandOver(ctx) })
+	if err != nil {
+		return 0, fmt.Errorf("hand over the mounts: %w", err)
+	}
+	for _, m := range mounts {
+		m.fs.Left()
+	}
+	return len(mounts), nil
+}
+
+// servedLocked are the mounts that programs may use, detached ones included.
+func (n *Node) servedLocked() (mounts []*mount) {
+	for _, m := range n.live {
 		if m.fs != nil {
-			group.Go(func() error { return m.fs.HandOver(ctx) })
+			mounts = append(mounts, m)
 		}
 	}
-	n.mu.Unlock()
-	if err := group.Wait(); err != nil {
-		return fmt.Errorf("hand over the mounts: %w", err)
-	}
-	err := n.shut()
-	n.log.Info("handed over", "mounts", len(n.mounts), "took", time.Since(begin))
-	return err
+	return mounts
 }
 
 // Upgrade has the mounts handed over to another program, if that can go on with

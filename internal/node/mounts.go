@@ -116,17 +116,17 @@ func (n *Node) identify(m *mount) {
 	h.Write([]byte(m.info.Dir)) // never fails
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for m.id = store.MountID(h.Sum64() | 1); n.mountIDs[m.id]; {
+	for m.id = store.MountID(h.Sum64() | 1); n.live[m.id] != nil; {
 		m.id += 2
 	}
-	n.mountIDs[m.id] = true
+	n.live[m.id] = m
 }
 
 // freeID says that a mount has ended.
 func (n *Node) freeID(m *mount) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	delete(n.mountIDs, m.id)
+	delete(n.live, m.id)
 }
 
 // prepare returns the replica to mount, caught up.
@@ -240,6 +240,9 @@ func (n *Node) Unmount(dir string, force bool) (kernel.Cleared, error) {
 		return kernel.Cleared{}, fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	defer n.forget(m)
+	if err := n.release(dir); err != nil {
+		return kernel.Cleared{}, fmt.Errorf("unmount %s: %w", dir, err)
+	}
 	left, err := kernel.Clear(dir)
 	if err == nil {
 		n.log.Info("cleared away what an earlier run left", "dir", dir, "mounts", left.Dead, "guards", left.Guards)

@@ -45,7 +45,7 @@ func TestMountOverDetached(t *testing.T) {
 			eventually(t, "the old mount to end", func() bool {
 				n.mu.Lock()
 				defer n.mu.Unlock()
-				return len(n.mountIDs) == 2
+				return len(n.live) == 2
 			})
 			expectShown(t, other, dir, "when-ended")
 		})

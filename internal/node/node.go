@@ -53,9 +53,11 @@ type Node struct {
 
 	mu     sync.Mutex // guards what follows
 	mounts map[string]*mount
-	// mountIDs are those of all mounts, detached ones included.
-	mountIDs map[store.MountID]bool
-	keeper   *keeper.Client // nil: mounts end with this daemon
+	live   map[store.MountID]*mount // those, and the detached ones that are still used
+	keeper *keeper.Client           // nil: mounts end with this daemon
+	// unserved are mounts that were not taken over, by directory as the kernel
+	// spells it, and why.
+	unserved map[string]error
 	closed   bool
 }
 
@@ -71,7 +73,8 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, er
 		changed:  make(chan struct{}, 1),
 		upgrade:  make(chan string, 1),
 		mounts:   map[string]*mount{},
-		mountIDs: map[store.MountID]bool{},
+		live:     map[store.MountID]*mount{},
+		unserved: map[string]error{},
 		clocks:   clocks{limit: cfg.MaxClockSkew, log: log},
 	}
 	// First, because it is cheap and finds a second daemon; calls that come
@@ -81,13 +84,25 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, er
 		return nil, err
 	}
 	if err := n.open(ctx); err != nil {
-		return nil, errors.Join(err, n.shut(), socket.Close())
+		return nil, errors.Join(err, n.retreat(), socket.Close())
 	}
 	n.watchMounts()
 	n.loops.Go(n.reconcileLoop)
 	n.serveAdmin(socket)
 	n.log.Info("node is up", "cluster", cfg.Cluster, "admin", cfg.AdminSocket)
 	return n, nil
+}
+
+// retreat ends a start that has failed. Mounts that were taken over wait for the
+// next one: their programs must not meet a store that is closed.
+func (n *Node) retreat() error {
+	if err := n.leaveCluster(); err != nil {
+		n.log.Warn("leave the cluster", "err", err)
+	}
+	if _, err := n.leaveMounts(); err != nil {
+		return err
+	}
+	return n.shut()
 }
 
 // open opens what the node is made of; shut closes as much of it as there is.
@@ -221,7 +236,7 @@ func (n *Node) Close() error {
 	if !n.end() {
 		return nil
 	}
-	err := errors.Join(n.unmountAll(), n.shut())
+	err := errors.Join(n.unmountAll(), n.releaseAll(), n.shut())
 	n.log.Info("node is down")
 	return err
 }
@@ -244,10 +259,7 @@ func (n *Node) end() bool {
 
 // shut closes cluster and state, in this order.
 func (n *Node) shut() error {
-	var errs []error
-	if n.cluster != nil {
-		errs = append(errs, n.cluster.Close())
-	}
+	errs := []error{n.leaveCluster()}
 	if n.db != nil {
 		errs = append(errs, n.db.Close())
 	}
@@ -255,6 +267,16 @@ func (n *Node) shut() error {
 		n.keeper.Close()
 	}
 	return errors.Join(errs...)
+}
+
+// leaveCluster ends all merging.
+func (n *Node) leaveCluster() error {
+	if n.cluster == nil {
+		return nil
+	}
+	err := n.cluster.Close()
+	n.cluster = nil
+	return err
 }
 
 // scope returns a context that also ends when the node stops.

@@ -180,7 +180,8 @@ func (c *Cluster) Close() error {
 	return errors.Join(errs...)
 }
 
-var errEnded = errors.New("the daemon ended at once")
+// ErrEnded says that a daemon ended before it answered.
+var ErrEnded = errors.New("the daemon ended at once")
 
 // Start starts the daemon and returns when it answers. It runs in a session of
 // its own: a Ctrl-C at the terminal is not for it.
@@ -204,7 +205,7 @@ func (nd *Node) Start(ctx context.Context) error {
 	}()
 	nd.child, nd.exited = child, exited
 	err = nd.answers(ctx)
-	if errors.Is(err, errEnded) {
+	if errors.Is(err, ErrEnded) {
 		nd.child = nil
 	}
 	if err != nil {
@@ -230,7 +231,7 @@ func (nd *Node) answers(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-nd.exited:
-			return fmt.Errorf("%w:\n%s", errEnded, nd.LogTail())
+			return fmt.Errorf("%w:\n%s", ErrEnded, nd.LogTail())
 		case <-ctx.Done():
 			return fmt.Errorf("the daemon does not answer: %w\n%s", err, nd.LogTail())
 		}
@@ -254,6 +255,9 @@ func (nd *Node) PID() int {
 	}
 	return nd.child.Process.Pid
 }
+
+// Exited is closed when the daemon has ended.
+func (nd *Node) Exited() <-chan struct{} { return nd.exited }
 
 // Stop asks the daemon to end with its mounts, and kills it if it does not in
 // time. Its guard stays at nd.Mount.
