@@ -13,7 +13,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test test-full torn-full handover-full suites-full xfstests pjdfstest sim race bench lint generate check clean
+.PHONY: help setup build install demo test test-full torn-full handover-full events-full suites-full xfstests pjdfstest sim race bench lint generate check clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ torn-full: setup ## 10,000 remote replacements of files that are being read
 
 handover-full: setup ## 1,000 kills of the daemon under a workload, 40 upgrades with 100,000 files: half an hour
 	$(GO) test -count=1 -timeout 0 -v -run 'TestP9(Kills|Upgrades)' ./internal/e2e -kills=1000 -upgrades=40 -upgrade.files=100000
+
+events-full: setup ## the tests of inotify events at full length, minutes
+	$(GO) test -count=1 -timeout 30m -v -run 'TestP10' ./internal/e2e -events.full
 
 suites-full: setup ## the suites of others at full length, with and without faults of the peers: an hour
 	$(GO) test -count=1 -timeout 0 -v -run 'Suites' ./internal/e2e -suites.full

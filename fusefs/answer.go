@@ -19,6 +19,7 @@ type expectation struct {
 	from  nameKey    // where entry is moved from
 	there crdt.Entry // of a swap: what is moved from key to from
 	swap  bool       // of a replacement: what stood at key is moved to from
+	next  nameKey    // of what is new: where entry goes on to, if not zero
 
 	met bool // guarded by shown.mu
 }
@@ -93,16 +94,32 @@ func (s *shown) meetNew(gen uint64, e *expectation, a *store.Attr, out *fuse.Ent
 	if _, ok := s.expectedLocked(expectNew, e.key); !ok {
 		return meetNever
 	}
-	if p, ok := s.getLocked(e.key); !ok || p.merged != e.entry || p.shown.Ino != 0 {
+	p, ok := s.getLocked(e.key)
+	if e.next != (nameKey{}) {
+		next, there := s.getLocked(e.next)
+		if ok || !there || next.merged != e.entry {
+			return meetNever
+		}
+	} else if !ok || p.merged != e.entry || p.shown.Ino != 0 {
 		return meetNever
 	}
 	if !s.knowLocked(gen, a, out) {
 		return meetAgain
 	}
 	delete(s.dead, store.NodeID(out.NodeId))
-	s.dropLocked(e.key)
+	if e.next != (nameKey{}) {
+		s.passLocked(e)
+	} else {
+		s.dropLocked(e.key)
+	}
 	e.met = true
 	return meetDone
+}
+
+// passLocked shows something where it was made, until it has moved on.
+func (s *shown) passLocked(e *expectation) {
+	s.ledger.put(ledgerLine{Seq: s.committed, Names: []toldName{{e.key.dir, []byte(e.key.name), e.entry}}})
+	s.showLocked(e.key, pendingName{shown: e.entry})
 }
 
 // answerGone answers the helper's unlink or rmdir.

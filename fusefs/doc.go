@@ -76,8 +76,8 @@
 //   - InvalEntry of a directory's name silently unmounts what is mounted below
 //     it: directories change by helper calls only. See notifier.
 //
-// A helper call that does not return within a tenth of a second is given up:
-// the name is switched and the kernel notified instead, which is counted.
+// A helper call that does not return within a second is given up: the name is
+// switched and the kernel notified instead, which is counted.
 // A handler may wait for a commit in progress (shown.know): commits wait for
 // no kernel.
 //

@@ -23,9 +23,8 @@ func (m *Mounted) HelperRuns() error {
 	return nil
 }
 
-// Hurry makes the revealer give a call up after so long, and all if there is so
-// much work.
-func (m *Mounted) Hurry(patience time.Duration, rush int) {
+// Hurry makes the revealer give a call up after so long.
+func (m *Mounted) Hurry(patience time.Duration) {
 	defer m.Pause()()
-	m.revealer.limits = limits{patience, rush}
+	m.revealer.patience = patience
 }

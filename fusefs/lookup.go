@@ -84,6 +84,11 @@ func (fs *FS) parent(dir store.NodeID) (store.NodeID, error) {
 // shown.
 func (fs *FS) shownAttr(e crdt.Entry) (store.Attr, error) {
 	a, err := fs.vol.AttrOf(e)
+	if err == nil && a.Nlink == 0 && a.Kind != crdt.KindDir {
+		if node, ok := fs.shown.lastOf(e.Ino); ok {
+			a, err = fs.vol.Attr(node)
+		}
+	}
 	a.Nlink = max(a.Nlink, 1)
 	return a, err
 }

@@ -37,7 +37,7 @@ func (s *shown) planLocked(k nameKey) step {
 	if !ok {
 		return step{}
 	}
-	if from, ok := s.shownAt[p.merged.Link]; ok && p.merged.Ino != 0 && from != k {
+	if from, ok := s.shownAt[p.merged.Link]; ok && p.merged.Ino != 0 && from != k && s.knowsDirLocked(from.dir) {
 		return s.planMoveLocked(from, k)
 	}
 	if to, ok := s.mergedAt[p.shown.Link]; ok && p.shown.Ino != 0 && to != k {
@@ -47,12 +47,28 @@ func (s *shown) planLocked(k nameKey) step {
 	case !s.knowsDirLocked(k.dir), p.shown.Ino == p.merged.Ino:
 		s.dropLocked(k) // the kernel has nothing to change
 		return step{}
+	case s.passesLocked(k, p):
+		return s.callLocked(&expectation{kind: expectNew, key: p.by, entry: p.merged, next: k})
 	case p.shown.Ino == 0:
 		return s.callLocked(&expectation{kind: expectNew, key: k, entry: p.merged})
 	case p.merged.Ino == 0:
 		return s.callLocked(&expectation{kind: expectGone, key: k, entry: p.shown})
 	}
 	return s.planReplaceLocked(k, p, !sameKind(p.shown, p.merged))
+}
+
+// passesLocked reports whether what is merged at a name is to be shown first
+// where it was made, from where it is moved then: who replaces a file by a rename
+// makes a temporary one in the same batch. It is tried once.
+func (s *shown) passesLocked(k nameKey, p pendingName) bool {
+	by := p.by
+	if by == (nameKey{}) {
+		return false
+	}
+	p.by = nameKey{}
+	s.pending[k.dir][k.name] = p
+	_, taken := s.getLocked(by)
+	return !taken && s.knowsDirLocked(by.dir)
 }
 
 // planReplaceLocked lets what is merged at a name take the place of what is
@@ -132,6 +148,22 @@ func (s *shown) known(ino crdt.Ino) (store.NodeID, knownNode, bool) {
 		node, ok = rootNode, true
 	}
 	return node, s.nodes[node], ok
+}
+
+// lastOf is the kernel's node of a file that was removed, as far as there is no
+// doubt: it keeps the version that the name shows until it goes.
+func (s *shown) lastOf(ino crdt.Ino) (last store.NodeID, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for node := range s.frozen {
+		if s.nodes[node].ino == ino {
+			if ok {
+				return 0, false
+			}
+			last, ok = node, true
+		}
+	}
+	return last, ok
 }
 
 // knownDir is how the helper finds a directory, if the kernel knows it.

@@ -21,28 +21,19 @@ const (
 	// and not yet answered.
 	inFlight = 2 * time.Millisecond
 	maxTries = 50
+	// usualPatience is how long a call on the mount may be blocked by others
+	// before the revealer goes on without it, and so without an event. A busy
+	// host takes some of it, too.
+	usualPatience = time.Second
+	// tellPatience is how long a notification may take before the revealer
+	// goes on meanwhile: nothing is lost by that.
+	tellPatience = 100 * time.Millisecond
 	// maxBlocked bounds the notifications that are blocked in the kernel,
 	// each of which takes a thread.
 	maxBlocked = 32
 )
 
-var (
-	errSlow = errors.New("the helper's call is blocked")
-	errRush = errors.New("too much to reveal")
-)
-
-// limits say when the revealer does without a call. Tests change them, holding
-// the gate.
-type limits struct {
-	// patience is how long a call on the mount may be blocked by others
-	// before the revealer goes on without it.
-	patience time.Duration
-	// rush is how much work makes the revealer notify instead of making
-	// calls: a watcher loses events behind max_queued_events (16384) anyway.
-	rush int
-}
-
-var usualLimits = limits{patience: 100 * time.Millisecond, rush: 16384}
+var errSlow = errors.New("the helper's call is blocked")
 
 // revealer makes the kernel and programs see what was merged. Its one goroutine
 // does the work of the queue in order.
@@ -55,7 +46,8 @@ type revealer struct {
 	log    *slog.Logger
 	ctx    context.Context // ends with the mount
 	stop   context.CancelFunc
-	limits limits
+	// patience is usualPatience. Tests change it, holding the gate.
+	patience time.Duration
 
 	gate    sync.Mutex    // held during each work; a leaf, for tests to stop the revealer
 	blocked chan struct{} // a token for each notification in progress
@@ -73,7 +65,7 @@ func newRevealer(fs *FS, n notifier) *revealer {
 	ctx, stop := context.WithCancel(context.Background())
 	return &revealer{
 		fs: fs, shown: fs.shown, queue: fs.shown.queue, kernel: n, log: fs.log,
-		ctx: ctx, stop: stop, blocked: make(chan struct{}, maxBlocked), limits: usualLimits,
+		ctx: ctx, stop: stop, blocked: make(chan struct{}, maxBlocked), patience: usualPatience,
 	}
 }
 
@@ -162,7 +154,7 @@ func (r *revealer) call(req *kernel.Request) error {
 	}
 	done := make(chan error, 1)
 	r.tasks.Go(func() { done <- r.fs.helper.Do(r.ctx, req) })
-	t := time.NewTimer(r.limits.patience)
+	t := time.NewTimer(r.patience)
 	defer t.Stop()
 	select {
 	case err := <-done:
@@ -187,7 +179,7 @@ func (r *revealer) tell(what string, send func(notifier) error) {
 		<-r.blocked
 		close(done)
 	})
-	t := time.NewTimer(r.limits.patience)
+	t := time.NewTimer(min(r.patience, tellPatience))
 	defer t.Stop()
 	select {
 	case <-done:
@@ -240,9 +232,6 @@ func (r *revealer) name(k nameKey) (done bool) {
 
 // reveal makes one call and returns nil if it has shown the name.
 func (r *revealer) reveal(st step) error {
-	if r.queue.length() > r.limits.rush {
-		return errRush
-	}
 	// One that was given up must not find what is expected of the next.
 	if err := r.idle(); err != nil {
 		return err

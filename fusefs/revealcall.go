@@ -156,7 +156,7 @@ func (r *revealer) changed(w work, names []store.PlacedName) {
 		case w.old != 0:
 			r.tell("switch version", func(c notifier) error { return dropVersion(c, dir, n.Name, w.old) })
 		case w.attrib:
-			r.permissions(dir, n.Name, &a)
+			r.attributes(dir, n.Name, &a)
 		}
 	}
 }
@@ -221,14 +221,8 @@ func (r *revealer) modified(dir kernel.Dir, name string, e crdt.Entry) {
 	r.event(&kernel.Request{Op: op, Dir: dir, Name: name}) //nolint:errcheck // an event that cannot be made is missed
 }
 
-// permissions gives ATTRIB, for a directory only if its mode or owner is not
-// what the kernel was told: its times change with its names.
-func (r *revealer) permissions(dir kernel.Dir, name string, a *store.Attr) {
-	_, k, known := r.shown.known(a.Ino)
-	same := known && k.mode == a.Mode && k.uid == a.UID && k.gid == a.GID
-	if a.Kind == crdt.KindDir && (same || !known) {
-		return
-	}
+// attributes gives ATTRIB.
+func (r *revealer) attributes(dir kernel.Dir, name string, a *store.Attr) {
 	op := kernel.OpChmod
 	if a.Kind == crdt.KindSymlink {
 		op = kernel.OpTouch
@@ -238,9 +232,6 @@ func (r *revealer) permissions(dir kernel.Dir, name string, a *store.Attr) {
 
 // event makes a call that changes nothing.
 func (r *revealer) event(req *kernel.Request) error {
-	if r.queue.length() > r.limits.rush {
-		return errRush
-	}
 	if req.Op == kernel.OpHold {
 		r.holds++
 		req.Hold = r.holds

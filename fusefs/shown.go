@@ -27,6 +27,9 @@ type nameKey struct {
 // pendingName is a name whose change is merged and not shown yet.
 type pendingName struct {
 	shown, merged crdt.Entry
+	// by is a name at which merged was made before it went on to this one;
+	// none if it is zero.
+	by nameKey
 }
 
 // knownNode is what the kernel has of us: a node id it has looked up.

@@ -14,13 +14,18 @@ type preparation struct {
 	in            map[crdt.Ino][]string // the names, by directory
 	before, after map[crdt.Ino]bool     // what stood, and what stands, at one of the names
 	done          map[nameKey]bool      // names dealt with
+	// passed is where a link was made that went on before it was shown.
+	passed map[crdt.LinkID]nameKey
 }
 
 func newPreparation(c *store.Changes) *preparation {
 	p := &preparation{
 		change: c, names: make(map[nameKey]crdt.NameChange, len(c.Names)),
 		in: make(map[crdt.Ino][]string), done: make(map[nameKey]bool),
-		before: make(map[crdt.Ino]bool), after: make(map[crdt.Ino]bool),
+		before: make(map[crdt.Ino]bool), after: make(map[crdt.Ino]bool), passed: make(map[crdt.LinkID]nameKey),
+	}
+	for link, at := range c.Passed {
+		p.passed[link] = nameKey{at.Dir, at.Name}
 	}
 	for _, n := range c.Names {
 		p.names[nameKey{n.Dir, n.Name}] = n
@@ -39,6 +44,7 @@ func (s *shown) Prepare(c *store.Changes) (switched []crdt.Ino) {
 	s.changing = make(map[crdt.Ino]struct{}, len(c.Names)+len(c.Inodes))
 	s.undo, s.switched, s.adopted, s.placed = nil, nil, nil, nil
 	p := newPreparation(c)
+	s.passedLocked(p)
 	// First where the kernel has names: what moved from there is shown as a
 	// move wherever it went.
 	for _, known := range []bool{true, false} {
@@ -60,12 +66,29 @@ func (s *shown) Prepare(c *store.Changes) (switched []crdt.Ino) {
 	return switched
 }
 
+// passedLocked notes which links go on that are yet to be shown where they were
+// made.
+func (s *shown) passedLocked(p *preparation) {
+	for k, n := range p.names {
+		now, ok := s.getLocked(k)
+		if !ok || now.merged.Ino == 0 || now.merged.Link == n.After.Link {
+			continue
+		}
+		if now.shown.Ino == 0 && now.by == (nameKey{}) {
+			now.by = k
+		}
+		if now.by != (nameKey{}) {
+			p.passed[now.merged.Link] = now.by
+		}
+	}
+}
+
 func (s *shown) prepareNameLocked(p *preparation, k nameKey, n crdt.NameChange, known bool) {
 	p.done[k] = true
 	_, moved := s.shownAt[n.After.Link]
 	// A call of this mount shows its own names.
 	own := p.change.By == s.mount && s.own[k] > 0
-	if own || !known && (!moved || n.After.Ino == 0) {
+	if own || !known && (!moved || n.After.Ino == 0) && !s.waitsLocked(p, n) {
 		s.placeLocked(p, k, pendingName{})
 		return
 	}
@@ -73,8 +96,18 @@ func (s *shown) prepareNameLocked(p *preparation, k nameKey, n crdt.NameChange, 
 	if !pending {
 		now.shown = n.Before
 	}
-	now.merged = n.After
+	now.merged, now.by = n.After, nameKey{}
+	if n.After.Ino != 0 {
+		now.by = p.passed[n.After.Link]
+	}
 	s.placeLocked(p, k, now)
+}
+
+// waitsLocked reports whether a name in a directory that the kernel does not know
+// stays until what came before is shown: who follows a symlink must not find that
+// what it leads to is gone, while the symlink's next target waits.
+func (s *shown) waitsLocked(p *preparation, n crdt.NameChange) bool {
+	return n.After.Ino == 0 && !p.after[n.Before.Ino] && len(s.pending) > 0
 }
 
 // placeLocked makes a name pending as part of a change that may be aborted.

@@ -259,7 +259,9 @@ func (c *change) commitSplit(writes []crdt.Write, h hold) error {
 }
 
 // compose joins the effects of several ops into what a viewer has to show.
-// A name that several ops changed stands where the last of them changed it.
+// A name that several ops changed stands where the last of them changed it, and
+// what was removed after the first of them comes after it: a symlink is never seen
+// to lead to what is gone.
 func compose(effects []*crdt.Effects) *Changes {
 	type key struct {
 		dir  crdt.Ino
@@ -267,24 +269,52 @@ func compose(effects []*crdt.Effects) *Changes {
 	}
 	out := &Changes{}
 	first, last := map[key]crdt.Entry{}, map[key]int{}
+	born, end := map[crdt.LinkID]key{}, map[key]crdt.Entry{}
 	n := 0
 	for _, e := range effects {
+		for _, c := range e.Names {
+			if _, ok := born[c.Before.Link]; !ok {
+				born[c.Before.Link] = key{} // it was there before
+			}
+		}
 		for _, c := range e.Names {
 			k := key{c.Dir, c.Name}
 			if _, ok := first[k]; !ok {
 				first[k] = c.Before
 			}
-			last[k] = n
+			last[k], end[k] = n, c.After
+			if _, ok := born[c.After.Link]; !ok && c.After.Ino != 0 {
+				born[c.After.Link] = k
+			}
 			n++
 		}
 	}
-	n = 0
+	none := crdt.Entry{}
+	var gone []crdt.NameChange // that wait
+	n, until := 0, 0
 	for _, e := range effects {
 		for _, c := range e.Names {
 			k := key{c.Dir, c.Name}
+			if first[k] != end[k] && end[k] != none {
+				until = max(until, last[k])
+			}
 			if last[k] == n && first[k] != c.After {
 				c.Before = first[k]
-				out.Names = append(out.Names, c)
+				if c.After == none && n < until {
+					gone = append(gone, c)
+				} else {
+					out.Names = append(out.Names, c)
+				}
+				if at := born[c.After.Link]; at != (key{}) && at != k && first[at] == none && end[at] == none {
+					if out.Passed == nil {
+						out.Passed = make(map[crdt.LinkID]PlacedName)
+					}
+					out.Passed[c.After.Link] = PlacedName{at.dir, at.name}
+				}
+			}
+			if n == until {
+				out.Names = append(out.Names, gone...)
+				gone = nil
 			}
 			n++
 		}

@@ -207,6 +207,22 @@ func TestP2Compose(t *testing.T) {
 			want: Changes{Names: []crdt.NameChange{name("x", file(2), none), name("z", none, file(2))}},
 		},
 		{
+			name: "made and then moved over another",
+			ops: ops(crdt.Effects{Names: []crdt.NameChange{name("tmp", none, file(5))}},
+				crdt.Effects{Names: []crdt.NameChange{name("x", file(2), file(5)), name("tmp", file(5), none)}}),
+			want: Changes{
+				Names:  []crdt.NameChange{name("x", file(2), file(5))},
+				Passed: map[crdt.LinkID]PlacedName{5: {1, "tmp"}},
+			},
+		},
+		{
+			name: "removed between two changes of a name",
+			ops: ops(crdt.Effects{Names: []crdt.NameChange{name("x", file(2), file(5))}},
+				crdt.Effects{Names: []crdt.NameChange{name("y", file(7), none)}},
+				crdt.Effects{Names: []crdt.NameChange{name("x", file(5), file(6))}}),
+			want: Changes{Names: []crdt.NameChange{name("x", file(2), file(6)), name("y", file(7), none)}},
+		},
+		{
 			name: "contents",
 			ops: ops(crdt.Effects{Inodes: []crdt.InodeChange{{Ino: 2}}},
 				crdt.Effects{Inodes: []crdt.InodeChange{{Ino: 3}, {Ino: 2, Content: true, Before: version(1)}}},

@@ -103,6 +103,9 @@ type Changes struct {
 	Names  []crdt.NameChange // each (Dir, Name) once, in an order in which they can be shown
 	Inodes []crdt.InodeChange
 	By     MountID // the mount through which it was made; 0 if remote
+	// Passed is where things were made that one of Names has now: names at
+	// which nothing was before and nothing is any more.
+	Passed map[crdt.LinkID]PlacedName
 }
 
 // A Viewer shows a volume to programs on this node: a mount. Its methods are
