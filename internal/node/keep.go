@@ -133,7 +133,7 @@ func each[T any](all []T, fn func(int, *T) error) error {
 	return group.Wait()
 }
 
-// takeOver returns nil for a mount that has ended.
+// takeOver returns nil for a mount that has ended, or that waits on.
 func (n *Node) takeOver(k *keptMount) (*mount, error) {
 	v := n.db.Volume(k.volume)
 	if v == nil {
