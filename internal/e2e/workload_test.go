@@ -152,19 +152,19 @@ var workers = map[string]func(w *worker) (round func() error, err error){
 }
 
 // call counts one call and how long it took.
-func (w *programs) call(what string, fn func() error) error {
+func (p *programs) call(what string, fn func() error) error {
 	begin := time.Now()
 	err := fn()
 	took := time.Since(begin).Nanoseconds()
-	w.calls.Add(1)
+	p.calls.Add(1)
 	for {
-		longest := w.longest.Load()
-		if took <= longest || w.longest.CompareAndSwap(longest, took) {
+		longest := p.longest.Load()
+		if took <= longest || p.longest.CompareAndSwap(longest, took) {
 			break
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+		return fmt.Errorf("%s: %p", what, err)
 	}
 	return nil
 }

@@ -177,7 +177,7 @@ func (c *Client) exchange(ctx context.Context, r *request, fd int) (received, er
 		}
 		return received{}, fmt.Errorf("%w: %w", ErrGone, io.ErrUnexpectedEOF)
 	case <-ctx.Done():
-		c.conn.Close() // or the reply would be taken for the next one's
+		c.conn.Close() //nolint:errcheck // or the reply would be taken for the next one's
 		return received{}, ctx.Err()
 	}
 }
@@ -299,7 +299,7 @@ func (c *Client) Gone() <-chan struct{} { return c.gone }
 // Close ends the connection. This process goes on to count as the one that
 // serves, until it ends.
 func (c *Client) Close() {
-	c.conn.Close()
+	c.conn.Close() //nolint:errcheck // it is of no use any more
 	<-c.gone
 	select {
 	case late := <-c.replies: // to an Attach that was given up
