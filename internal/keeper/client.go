@@ -264,11 +264,6 @@ func (c *Client) Reply(epoch uint64, out []byte) error {
 // Done says that INIT is answered.
 func (c *Client) Done(epoch uint64) error { return c.tell(&request{Op: "done", Epoch: epoch}) }
 
-// Note replaces a mount's note, of at most MaxNote bytes.
-func (c *Client) Note(epoch uint64, note []byte) error {
-	return c.tell(&request{Op: "note", Epoch: epoch, Data: note})
-}
-
 // Drop says that a mount's connection has ended. ErrAlive: it has not.
 func (c *Client) Drop(epoch uint64) error {
 	err := c.tell(&request{Op: "drop", Epoch: epoch})
@@ -277,10 +272,6 @@ func (c *Client) Drop(epoch uint64) error {
 	}
 	return err
 }
-
-// Resign says that this process serves none of the mounts any more, and never
-// will again without Attach: it has drained them all.
-func (c *Client) Resign() error { return c.tell(&request{Op: "resign"}) }
 
 // Release ends the connections of the mounts on dir, as the kernel spells it,
 // which nobody serves: blocked callers get ENOTCONN or ECONNABORTED, and umount

@@ -28,9 +28,9 @@
 // of the connection says less: a process may close it and go on, and one that
 // waits in the kernel for a disk may answer yet when its connection is gone. It
 // also is right in another pid namespace, where a number would mean nothing.
-// Without pidfds the end of the connection has to do. The next attach waits. An
-// owner that has drained all its mounts may resign before it ends, and one
-// process may attach again after it lost the connection.
+// Without pidfds the end of the connection has to do. The next attach waits. One
+// process may attach again, after it lost the connection or became another
+// program by exec.
 //
 // # Messages
 //
@@ -45,9 +45,7 @@
 //	init    epoch, data  INIT was read
 //	reply   epoch, data  its reply is made
 //	done    epoch        its reply is written
-//	note    epoch, data  replace the daemon's own note
 //	drop    epoch        forget it; refused as long as the connection lives
-//	resign               nothing of the mounts is served here any more
 //	release dir          close the descriptors of the mounts on dir; for the owner,
 //	                     or for anybody if there is none
 //

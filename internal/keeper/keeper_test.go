@@ -69,7 +69,7 @@ func dial(t *testing.T, socket string) *keeper.Client {
 }
 
 // await waits for what another process does.
-func await(t *testing.T, what string, ok func() bool) {
+func await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) { // polling
 		if time.Now().After(deadline) {
@@ -81,9 +81,6 @@ func await(t *testing.T, what string, ok func() bool) {
 // give ends what a test has put: it is on /dev/null and would be kept for ever.
 func give(t *testing.T, c *keeper.Client, dirs ...string) {
 	t.Helper()
-	if err := c.Resign(); err != nil {
-		t.Error(err)
-	}
 	for _, dir := range dirs {
 		if n, err := c.Release(dir); n != 1 || err != nil {
 			t.Errorf("released %d mounts on %s: %v", n, dir, err)
@@ -99,18 +96,12 @@ func TestKeeperKeeps(t *testing.T) {
 	}
 	put(t, c, keeper.Mount{Dir: "/a", MountID: 5, Dev: "0:7", Epoch: 1<<63 | 1, Generation: 1, Note: []byte("note")})
 	put(t, c, keeper.Mount{Dir: "/b", Epoch: 2})
-	err := errors.Join(c.Init(2, []byte("in")), c.Reply(2, []byte("out")), c.Done(2), c.Note(2, []byte("new")))
+	err := errors.Join(c.Init(2, []byte("in")), c.Reply(2, []byte("out")), c.Done(2))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Note(3, nil); !errors.Is(err, keeper.ErrUnknown) {
-		t.Errorf("note of an unknown mount: %v", err)
-	}
-	if err := c.Note(2, make([]byte, keeper.MaxNote+1)); !errors.Is(err, keeper.ErrTooLarge) {
-		t.Errorf("a large note: %v", err)
-	}
-	if err := c.Resign(); err != nil {
-		t.Fatal(err)
+	if err := c.Done(3); !errors.Is(err, keeper.ErrUnknown) {
+		t.Errorf("INIT of an unknown mount: %v", err)
 	}
 	mounts := attach(t, dial(t, socket))
 	if len(mounts) != 2 {
@@ -122,12 +113,12 @@ func TestKeeperKeeps(t *testing.T) {
 		}
 		mounts[i].FD = 0
 	}
-	want := "[{0 /b 0  2 1 [110 101 119] [105 110] [111 117 116] true} {0 /a 5 0:7 9223372036854775809 2 [110 111 116 101] [] [] false}]"
+	want := "[{0 /b 0  2 1 [] [105 110] [111 117 116] true} {0 /a 5 0:7 9223372036854775809 2 [110 111 116 101] [] [] false}]"
 	if got := fmt.Sprint(mounts); got != want {
 		t.Errorf("got %s", got)
 	}
-	if err := c.Note(2, nil); !errors.Is(err, keeper.ErrNotOwner) {
-		t.Errorf("a note from who has resigned: %v", err)
+	if err := c.Done(2); !errors.Is(err, keeper.ErrNotOwner) {
+		t.Errorf("INIT from who is not the one any more: %v", err)
 	}
 	attach(t, c) // the same process may
 	give(t, c, "/a", "/b")
@@ -229,9 +220,6 @@ func TestKeeperOneOwner(t *testing.T) {
 	}()
 	first.kill()
 	if err := <-attached; err != nil {
-		t.Error(err)
-	}
-	if err := c.Resign(); err != nil {
 		t.Error(err)
 	}
 }
@@ -353,11 +341,20 @@ func TestP9KeeperKilled(t *testing.T) {
 	give(t, c, "/a")
 }
 
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatal("needs root")
+	}
+	t.Skip("needs root")
+}
+
 // Nobody else may talk to it, even if the socket lets him.
 func TestKeeperDeniesOthers(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	needRoot(t)
 	_, socket := startKeeper(t)
 	if st, err := os.Stat(socket); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("the socket has mode %v, %v", st.Mode(), err)

@@ -171,12 +171,21 @@ func newHost(t testing.TB) *host {
 	return h
 }
 
-// free ends what is kept. Its daemon was killed before.
+// free ends what is kept, when the daemon that was killed before has ended.
 func (h *host) free(client *keeper.Client) {
-	h.eventually("the last daemon's end", func() bool {
-		_, err := client.Release(h.Point)
-		return !errors.Is(err, keeper.ErrOwned)
-	})
+	h.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	mounts, err := client.Attach(ctx)
+	for _, m := range mounts {
+		unix.Close(m.FD)
+	}
+	if err == nil {
+		_, err = client.Release(h.Point)
+	}
+	if err != nil && !errors.Is(err, keeper.ErrUnknown) {
+		h.Errorf("free the mount: %v", err)
+	}
 }
 
 // socketPath is short: the name of a socket has at most 107 bytes.
@@ -188,16 +197,6 @@ func socketPath(t testing.TB) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return filepath.Join(dir, "s")
-}
-
-func (h *host) eventually(what string, ok func() bool) {
-	h.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) { // polling
-		if time.Now().After(deadline) {
-			h.Errorf("%s did not come", what)
-			return
-		}
-	}
 }
 
 // A daemon is a process that serves.

@@ -40,12 +40,8 @@ func (s *server) owns(p *peer) bool { return s.owner != nil && s.owner.peer == p
 
 // change does what only the owner may.
 func (s *server) change(r *request, fd int) error {
-	switch r.Op {
-	case "put":
+	if r.Op == "put" {
 		return s.put(r.Mount, fd)
-	case "resign":
-		s.disown("has resigned")
-		return nil
 	}
 	m, err := s.mount(r.Epoch)
 	if err != nil {
@@ -58,11 +54,6 @@ func (s *server) change(r *request, fd int) error {
 		m.InitOut = r.Data
 	case "done":
 		m.InitDone = true
-	case "note":
-		if len(r.Data) > MaxNote {
-			return fmt.Errorf("note of %d bytes: %w", len(r.Data), ErrTooLarge)
-		}
-		m.Note = r.Data
 	case "drop":
 		if !ended(m.FD) {
 			return ErrAlive
