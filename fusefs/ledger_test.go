@@ -81,3 +81,18 @@ func TestP13LedgerIsBounded(t *testing.T) {
 		t.Errorf("it has %d bytes", l.size)
 	}
 }
+
+// What a remote change of one name costs to promise and to keep.
+func BenchmarkLedger(b *testing.B) {
+	l, err := openLedger(filepath.Join(b.TempDir(), "ledger"), slog.Default())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.close()
+	for b.Loop() {
+		l.seq++
+		k := toldName{Dir: 1, Name: []byte("name")}
+		l.put(ledgerLine{Seq: l.seq, Names: []toldName{k}})
+		l.put(ledgerLine{Seq: l.seq, Name: &k})
+	}
+}

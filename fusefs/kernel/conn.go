@@ -91,13 +91,6 @@ func (c *Conn) Epoch() uint64 { return c.epoch }
 // and that came again.
 func (c *Conn) Resent() uint64 { return uint64(c.resent.Load()) }
 
-// Kept reports whether the mount outlives this process.
-func (c *Conn) Kept() bool { return c.isKept() }
-
-// Init returns the kernel's INIT message and the reply to it, both whole.
-// Who takes the connection over has to negotiate the same again.
-func (c *Conn) Init() (in, out []byte) { return c.initIn, c.initOut }
-
 // Serve answers the kernel's INIT and starts the readers; it returns when
 // the mount answers. Methods of fs run in the readers' goroutines, many at
 // once. fs.Init and fs.OnUnmount are not called.
@@ -129,7 +122,7 @@ func (c *Conn) Serve(fs fuse.RawFileSystem) error {
 		c.readers.Wait()
 		c.finish(nil)
 	}()
-	if !c.isKept() {
+	if !c.Kept() {
 		c.stopPolling()
 	}
 	return nil

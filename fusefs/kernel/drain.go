@@ -32,7 +32,7 @@ func (c *Conn) Drain(ctx context.Context) error {
 }
 
 func (c *Conn) drain(ctx context.Context) error {
-	if !c.isKept() {
+	if !c.Kept() {
 		return ErrNotKept
 	}
 	c.mu.Lock()

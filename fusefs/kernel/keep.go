@@ -195,8 +195,8 @@ func (c *Conn) state(fd int) Kept {
 	}
 }
 
-// isKept reports whether the mount outlives this process.
-func (c *Conn) isKept() bool {
+// Kept reports whether the mount outlives this process.
+func (c *Conn) Kept() bool {
 	_, alone := c.keeper().(noKeeper)
 	return !alone
 }

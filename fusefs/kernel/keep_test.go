@@ -288,7 +288,7 @@ func initStep(t *testing.T, step string, after bool) {
 	moveData(t, c.Dir()+"/f", 1)
 	k := s.take(t)
 	unix.Close(k.FD)
-	in, out := c.Init()
+	in, out := c.initIn, c.initOut
 	if !bytes.Equal(in, k.InitIn) || !bytes.Equal(out, k.InitOut) || !k.InitDone {
 		t.Errorf("kept are %d bytes of INIT, %d of the reply, done: %v", len(k.InitIn), len(k.InitOut), k.InitDone)
 	}
