@@ -5,6 +5,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"pgregory.net/rapid"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -341,4 +344,54 @@ func TestDirectoryTimesThatChangeAreTold(t *testing.T) {
 			t.Errorf("%s: told of the directory %d times", calls, toldOf)
 		}
 	}
+}
+
+// TestDirectoryTimesNeverGoBack: a file made in a directory is published later,
+// when the directory may have changed since; only who sets the times takes them
+// back.
+func TestDirectoryTimesNeverGoBack(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		clock := &testClock{now: time.Unix(1_700_000_000, 0)}
+		o := longHold
+		o.Scheduler, o.Memory, o.Now = still{}, NewMemory(), clock.Now
+		v := volumeWith(t, NewVolumeID(), o)
+		dir := mkdir(t, v, root, "d")
+		var open []writing
+		names := 0
+		name := func() string { names++; return fmt.Sprint("n", names) }
+		last, err := v.Attr(dir)
+		check(t, err, nil)
+		rt.Repeat(map[string]func(*rapid.T){
+			"create": func(*rapid.T) { open = append(open, create(t, v, dir, name()).write("x", 0)) },
+			"make":   func(*rapid.T) { mkdir(t, v, dir, name()) },
+			"attributes": func(*rapid.T) {
+				mode := uint32(0o700 + names%8)
+				_, err := v.SetAttr(Request{}, dir, SetAttr{Mode: &mode})
+				check(t, err, nil)
+			},
+			"close": func(*rapid.T) {
+				if len(open) > 0 {
+					open[0].close()
+					open = open[1:]
+				}
+			},
+			"replace": func(rt *rapid.T) {
+				if names > 1 {
+					from, to := rapid.IntRange(1, names).Draw(rt, "from"), rapid.IntRange(1, names).Draw(rt, "to")
+					_ = v.Rename(Request{}, dir, fmt.Sprint("n", from), dir, fmt.Sprint("n", to), 0)
+				}
+			},
+			"": func(rt *rapid.T) {
+				now, err := v.Attr(dir)
+				check(t, err, nil)
+				if now.Mtime.Before(last.Mtime) || now.Ctime.Before(last.Ctime) {
+					rt.Fatalf("mtime %v, ctime %v after mtime %v, ctime %v", now.Mtime, now.Ctime, last.Mtime, last.Ctime)
+				}
+				last = now
+			},
+		})
+		for _, w := range open {
+			w.close()
+		}
+	})
 }

@@ -257,11 +257,13 @@ func (c *change) dirTimes(dir crdt.Ino, b birth) (dirTimes, error) {
 	return dirTimesOf(i, b), nil
 }
 
-// keepTimes repeats the time that was set on a directory after the inode was
-// made in it: for the user the name came with the creation, not with this
-// publication, and what tar set last must stand.
+// keepTimes has the directories of what is published show the times that they
+// have shown: for the user the name came with the creation, not with this
+// publication. What has changed there since does not go back, and a time that was
+// set after the creation is repeated: what tar set last must stand.
 func (c *change) keepTimes(p *crdt.Plan, i *crdt.Inode) error {
-	for _, w := range p.Writes {
+	for n := range p.Writes {
+		w := &p.Writes[n]
 		if w.Kind != crdt.WritePlace {
 			continue
 		}
@@ -269,7 +271,15 @@ func (c *change) keepTimes(p *crdt.Plan, i *crdt.Inode) error {
 		if err != nil {
 			return err
 		}
-		if dir != nil && dir.TimeSetAfter(i.Mtime.Value) {
+		if dir == nil {
+			continue
+		}
+		for _, shown := range []crdt.Time{dir.Named.Value, dir.Changed.Value, c.v.birthIn(dir.Ino).at} {
+			if w.Time.Before(shown) {
+				w.Time = shown
+			}
+		}
+		if dir.TimeSetAfter(i.Mtime.Value) {
 			p.Writes = append(p.Writes, crdt.Write{Kind: crdt.WriteTime, Ino: dir.Ino, Time: dir.Mtime.Value})
 		}
 	}

@@ -330,6 +330,9 @@ func (a *applier) named(op *Op, id VersionID, dir Ino, at Time) error {
 		return fmt.Errorf("%w: a name in inode %d, which is no directory", ErrMalformed, dir)
 	}
 	delete(a.quiet, dir)
+	if d.Named.At.CompareOp(id) == 0 && at.Before(d.Named.Value) {
+		return nil // by another write of the op
+	}
 	d.Named.set(id, at)
 	d.Changed.set(id, at)
 	return nil
