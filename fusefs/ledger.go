@@ -293,9 +293,10 @@ func (s *shown) promiseLocked(c *store.Changes) {
 			line.Names = append(line.Names, toldName{k.dir, []byte(k.name), p.shown})
 		}
 	}
+	named := namedIn(c)
 	for _, i := range c.Inodes {
 		if _, known := s.current[i.Ino]; known && c.By != s.mount {
-			line.Inodes = append(line.Inodes, toldInode{i.Ino, i.Content && i.Before != nil, !i.Content})
+			line.Inodes = append(line.Inodes, toldInode{i.Ino, i.Content && i.Before != nil, !i.Content && !named[i.Ino]})
 		}
 	}
 	if len(line.Names)+len(line.Inodes) > 0 {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
@@ -29,6 +30,22 @@ func TestP9LedgerOfAChangeDuringAnother(t *testing.T) {
 		if got := l.know.names[nameKey{1, "f"}]; got.was.Ino != 7 || got.seq != 2 || len(l.know.names) != 1 {
 			t.Errorf("the ledger says %+v", l.know.names)
 		}
+	}
+}
+
+// P9: the next daemon tells watchers of a directory's names as this one would
+// have, and not of the directory, whose attributes nobody has changed.
+func TestP9LedgerSaysWhatWouldBeTold(t *testing.T) {
+	const dir, other = crdt.Ino(7), crdt.Ino(8)
+	s := newShown(1, newWorkQueue(), nil)
+	s.ledger = openedLedger(t, filepath.Join(t.TempDir(), "ledger"))
+	s.current[dir], s.current[other] = 7, 8
+	s.promiseLocked(&store.Changes{
+		Names:  []crdt.NameChange{{Dir: dir, Name: "f", After: crdt.Entry{Ino: 9}}},
+		Inodes: []crdt.InodeChange{{Ino: dir}, {Ino: other}},
+	})
+	if told := s.ledger.know.inodes; told[dir].Attrib || !told[other].Attrib {
+		t.Errorf("the ledger says %+v", told)
 	}
 }
 

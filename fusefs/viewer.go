@@ -241,9 +241,8 @@ func (s *shown) Committed(c *store.Changes) {
 	for _, f := range s.switched {
 		s.freezeLocked(f)
 	}
-	named := make(map[crdt.Ino]bool, 2*len(c.Names))
+	named := namedIn(c)
 	for _, n := range c.Names {
-		named[n.Dir], named[n.Before.Ino], named[n.After.Ino] = true, true, true
 		if node := s.vol.Node(n.After.Ino); n.After.Kind == crdt.KindFile && s.vol.Kept(node) {
 			s.queue.push(work{kind: workLetGo, node: node}) // it has a name again
 		}
@@ -285,6 +284,16 @@ func (s *shown) settleLocked() {
 	s.settled.Broadcast()
 }
 
+// namedIn are the inodes of which a change concerns a name, or a name in them:
+// that has events of its own.
+func namedIn(c *store.Changes) map[crdt.Ino]bool {
+	named := make(map[crdt.Ino]bool, 2*len(c.Names))
+	for _, n := range c.Names {
+		named[n.Dir], named[n.Before.Ino], named[n.After.Ino] = true, true, true
+	}
+	return named
+}
+
 // freezeLocked notes that a node keeps the version that it showed.
 func (s *shown) freezeLocked(f switchedFile) {
 	if s.vol.Node(f.ino) == f.old {
@@ -301,9 +310,8 @@ func (s *shown) freezeLocked(f switchedFile) {
 	s.queue.push(work{kind: workInode, ino: f.ino, old: f.old, content: true})
 }
 
-// tellInodeLocked queues what the kernel is to hear about an inode. named says
-// that the same change concerns its name or a name in it, which has events of
-// its own.
+// tellInodeLocked queues what the kernel is to hear about an inode that is, or
+// is not, among those of [namedIn].
 func (s *shown) tellInodeLocked(c *store.Changes, i crdt.InodeChange, named bool) {
 	for _, f := range s.switched {
 		if f.ino == i.Ino { // told, or hidden by a draft: its publication will tell
