@@ -67,6 +67,7 @@ func Default() *Config {
 		Hold:             40 * time.Millisecond,
 		CatchUpTimeout:   30 * time.Second,
 		Keeper:           true,
+		Passthrough:      true,
 		MaxClockSkew:     5 * time.Second,
 		ReplicaRetention: 7 * 24 * time.Hour,
 		JournalLimit:     256 << 20,
