@@ -312,3 +312,40 @@ func allocateAll(v *Volume, name string) error {
 	}
 	return v.Release(Request{}, a.Node, h)
 }
+
+// TestP13PreallocatedIsGivenBack: what was allocated and not written keeps no disk
+// full on which the close could then not be recorded.
+func TestP13PreallocatedIsGivenBack(t *testing.T) {
+	const size = 64 << 20
+	for _, how := range []string{"by us", "by the kernel"} {
+		db := openWith(t, Options{})
+		var shut atomic.Bool // nothing can be recorded
+		db.kv.(*guardedKV).closed = &shut
+		v := must(db.CreateReplica(NewVolumeID(), "test", true))
+		w := create(t, v, root, "f")
+		if how == "by us" {
+			w.write("x", 200_000)
+		} else {
+			w.past("x", false)
+		}
+		check(t, v.Allocate(w.node, w.h, 0, 0, size), nil)
+		if got := diskOf(t, db); got < size {
+			t.Fatalf("%s: %d bytes of disk are allocated", how, got)
+		}
+		before := must(v.Attr(w.node)).Mtime
+		shut.Store(true)
+		check(t, v.Release(Request{}, w.node, w.h), ErrNoSpace)
+		if got := diskOf(t, db); got > size/4 {
+			t.Errorf("%s: %d bytes of disk are kept", how, got)
+		}
+		shut.Store(false)
+		d := v.draftOf(w.node)
+		d.mu.Lock()
+		v.stopTimer(d)
+		check(t, v.finish(d, w.h), nil)
+		d.mu.Unlock()
+		if a := must(v.Attr(w.node)); a.Size != size || a.Mtime != before {
+			t.Errorf("%s: %d bytes, mtime %v, not %v", how, a.Size, a.Mtime, before)
+		}
+	}
+}
