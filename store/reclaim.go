@@ -72,22 +72,12 @@ func (db *DB) reclaimTurn() time.Duration {
 }
 
 // Reclaim gives the disk back of large content that nothing has named since the
-// last call or before, and returns how many bytes that were. It does nothing
-// while some volume takes a snapshot.
+// last call or before, and returns how many bytes that were. While some volume
+// takes a snapshot, everything counts as named.
 func (db *DB) Reclaim() (freed int64, err error) {
 	db.reclaimer.turn.Lock()
 	defer db.reclaimer.turn.Unlock()
-	for _, v := range db.Volumes() {
-		if !v.joinMu.TryLock() {
-			return 0, nil
-		}
-		defer v.joinMu.Unlock()
-	}
-	named, whole, err := db.named()
-	if err != nil || !whole {
-		return 0, err
-	}
-	removed, err := db.condemn(named)
+	removed, err := db.removeUnnamed()
 	if err != nil {
 		return 0, err
 	}
@@ -106,6 +96,22 @@ func (db *DB) Reclaim() (freed int64, err error) {
 		db.opts.Log.Debug("reclaimed content", "entries", removed, "bytes", freed)
 	}
 	return freed, err
+}
+
+// removeUnnamed takes entries out of the index that nothing names, unless some
+// volume takes a snapshot.
+func (db *DB) removeUnnamed() (removed int, err error) {
+	for _, v := range db.Volumes() {
+		if !v.joinMu.TryLock() {
+			return 0, nil
+		}
+		defer v.joinMu.Unlock()
+	}
+	named, whole, err := db.named()
+	if err != nil || !whole {
+		return 0, err
+	}
+	return db.condemn(named)
 }
 
 // condemn removes of what is not named what was condemned before, and condemns
@@ -223,10 +229,11 @@ func (db *DB) placedBlocks() (map[content.FileID][]content.Location, error) {
 // backedBy reports by inode number whether kernels may have a file of the disk
 // that backs a node.
 func (db *DB) backedBy() func(inode uint64) bool {
+	volumes := db.Volumes()
 	return func(inode uint64) bool {
 		db.backingMu.Lock()
 		defer db.backingMu.Unlock()
-		for _, v := range db.Volumes() {
+		for _, v := range volumes {
 			for _, b := range v.backings {
 				var st unix.Stat_t
 				if err := unix.Fstat(int(b.file.Fd()), &st); err != nil || st.Ino == inode {
