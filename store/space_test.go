@@ -349,3 +349,39 @@ func TestP13PreallocatedIsGivenBack(t *testing.T) {
 		}
 	}
 }
+
+// TestP13AllocationLeavesTheReserve: what cannot be had is refused before any is
+// taken, whoever writes the file.
+func TestP13AllocationLeavesTheReserve(t *testing.T) {
+	for _, how := range []string{"by us", "by the kernel"} {
+		v := volumeWith(t, NewVolumeID(), longHold)
+		db := v.db
+		w := create(t, v, root, "f")
+		if how == "by us" {
+			w.write("x", 200_000)
+		} else {
+			w.past("x", false)
+		}
+		var st unix.Statfs_t
+		check(t, unix.Statfs(db.Dir(), &st), nil)
+		free := st.Bavail * uint64(st.Bsize)
+		db.reserve.Store(free - db.headroom() - 256<<20)
+		before := diskOf(t, db)
+		for _, mode := range []uint32{0, unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE} {
+			check(t, v.Allocate(w.node, w.h, mode, 0, 1<<30), ErrNoSpace)
+		}
+		if taken := diskOf(t, db) - before; taken > 1<<20 {
+			t.Errorf("%s: %d bytes of disk were taken", how, taken)
+		}
+		db.reserve.Store(1 << 20)
+		check(t, v.Allocate(w.node, w.h, 0, 0, 64<<20), nil)
+		if taken := diskOf(t, db) - before; taken < 60<<20 {
+			t.Errorf("%s: %d bytes of disk were taken", how, taken)
+		}
+		check(t, v.Allocate(w.node, w.h, unix.FALLOC_FL_KEEP_SIZE|unix.FALLOC_FL_PUNCH_HOLE, 0, 64<<20), nil)
+		if taken := diskOf(t, db) - before; taken > 1<<20 {
+			t.Errorf("%s: %d bytes of disk are left", how, taken)
+		}
+		w.close()
+	}
+}

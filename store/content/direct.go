@@ -245,12 +245,33 @@ func (d *DirectDraft) Truncate(size int64) error {
 	})
 }
 
-// Fallocate is fallocate(2).
-func (d *DirectDraft) Fallocate(mode uint32, off, length int64) error {
-	return d.write("allocate", off, off+length, func(f *os.File) error {
+// Allocate reserves disk for length bytes from off. The draft grows to hold them
+// unless keepSize.
+func (d *DirectDraft) Allocate(off, length int64, keepSize bool) error {
+	return d.fallocate("allocate", 0, off, length, keepSize)
+}
+
+// ZeroRange makes a range read as zeros, with disk reserved for it, as Allocate.
+func (d *DirectDraft) ZeroRange(off, length int64, keepSize bool) error {
+	return d.fallocate("zero range", unix.FALLOC_FL_ZERO_RANGE, off, length, keepSize)
+}
+
+// PunchHole makes a range read as zeros and gives its disk back.
+func (d *DirectDraft) PunchHole(off, length int64) error {
+	return d.fallocate("punch hole", unix.FALLOC_FL_PUNCH_HOLE, off, length, true)
+}
+
+func (d *DirectDraft) fallocate(op string, mode uint32, off, length int64, keepSize bool) error {
+	if keepSize {
+		mode |= unix.FALLOC_FL_KEEP_SIZE
+	}
+	return d.write(op, off, off+length, func(f *os.File) error {
 		return unix.Fallocate(int(f.Fd()), mode, off, length)
 	})
 }
+
+// Taken is Allocated.
+func (d *DirectDraft) Taken() (int64, error) { return d.Allocated() }
 
 // GiveBack frees the disk that is allocated and was not written, which no version
 // has. Nobody may have the file open for writing. The mtime stays.
