@@ -3,6 +3,7 @@ package fusefs
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -16,11 +17,32 @@ type prober interface {
 	KernelKnows(node uint64) (bool, error)
 }
 
-// adopt learns what the kernel knows, before anything is served. Attributes
-// that the kernel has cached are dropped with it.
-func (fs *FS) adopt(kernel prober) error {
-	if err := fs.probe(kernel); err != nil {
+// adopt takes over what the daemon before has left, before anything is served.
+func (m *Mounted) adopt() error {
+	begin := time.Now()
+	told, ok, err := m.takeKnown()
+	if err != nil {
+		return err
+	}
+	learn := m.fs.probe
+	if ok {
+		learn = func(kernel prober) error { return m.fs.adoptTold(kernel, told) }
+	}
+	err = m.fs.adopt(m.conn, learn)
+	m.fs.log.Debug("adopted", "left by the last daemon", ok, "took", time.Since(begin))
+	return err
+}
+
+// adopt learns what the kernel knows. Attributes that the kernel has cached and
+// that may be out of date are dropped with it.
+func (fs *FS) adopt(kernel prober, learn func(prober) error) error {
+	if err := learn(kernel); err != nil {
 		return fmt.Errorf("learn what the kernel knows: %w", err)
+	}
+	for _, node := range fs.vol.AllKept() {
+		if !fs.shown.Knows(node) {
+			fs.shown.queue.push(work{kind: workLetGo, node: node})
+		}
 	}
 	for h, node := range fs.vol.Resumed(fs.mount) {
 		ino, ok := fs.vol.Inode(node)
@@ -46,9 +68,6 @@ func (fs *FS) probe(kernel prober) error {
 			return err
 		}
 		if !knows {
-			if fs.vol.Kept(node) {
-				fs.shown.queue.push(work{kind: workLetGo, node: node})
-			}
 			return nil
 		}
 		i, err := inode()

@@ -136,11 +136,15 @@ func TestP9RestartUnderPrograms(t *testing.T) {
 			t.Run(test.name+name, func(t *testing.T) {
 				n := fstest.KeptMount(t, fstest.Options{Mount: fusefs.Options{NoPassthrough: !past}})
 				check := test.make(t, n)
-				for round := range 3 {
+				for round := range 4 {
 					if err := check(); err != nil {
 						t.Fatalf("after %d restarts: %v", round, err)
 					}
-					n.Restart()
+					n.RestartWith(func() {
+						if round%2 == 1 { // as after a kill
+							must(t, os.Remove(known(n)))
+						}
+					}, func() {})
 				}
 				must(t, check())
 			})
@@ -237,6 +241,40 @@ func TestP9RestartLeavesNothingBehind(t *testing.T) {
 		})
 	}
 }
+
+// P9: what a daemon left of the kernel's nodes is taken once, and not if it is torn
+// or of another hand-over: what it does not name may be open.
+func TestP9RestartWithNodesOfAnotherTime(t *testing.T) {
+	n := fstest.KeptMount(t, fstest.Options{})
+	var stale []byte
+	read := func() (b []byte) {
+		b, err := os.ReadFile(known(n))
+		must(t, err)
+		return b
+	}
+	taken := func() { must(t, isGone(known(n))) }
+	n.RestartWith(func() { stale = read() }, taken)
+	w := created(t, n, "f") // kept as long as the kernel knows it, without a write handle
+	f, err := os.Open(w.Name())
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	_, err = w.WriteString("content")
+	must(t, errors.Join(err, os.Remove(f.Name()), w.Close()))
+	for _, left := range []func() []byte{
+		read,
+		func() []byte { return stale },
+		func() []byte { b := read(); return b[:len(b)/2] },
+		func() []byte { return nil },
+	} {
+		n.RestartWith(func() { must(t, os.WriteFile(known(n), left(), 0o600)) }, taken)
+		must(t, n.Mount.WaitIdle(t.Context()))
+		must(t, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED))
+		must(t, reads(f, "content"))
+	}
+}
+
+// known is the file that says what the kernel knows.
+func known(n *fstest.Node) string { return n.Ledger() + fusefs.KnownSuffix }
 
 func created(t *testing.T, n *fstest.Node, name string) *os.File {
 	t.Helper()

@@ -166,7 +166,7 @@ func attach(v *store.Volume, kept kernel.Kept, opts Options) (*Mounted, error) {
 	}
 	m, err := newMounted(v, conn, &opts)
 	if err == nil {
-		err = m.fs.adopt(conn)
+		err = m.adopt()
 	}
 	if err != nil {
 		conn.Close()
@@ -254,6 +254,9 @@ func (m *Mounted) Left() {
 	<-m.done
 	if errors.Is(m.err, kernel.ErrHandedOver) { // else it has ended meanwhile
 		m.leave()
+		if err := m.leaveKnown(); err != nil {
+			m.fs.log.Warn("hand over", "err", err)
+		}
 	}
 }
 
@@ -293,11 +296,13 @@ func (m *Mounted) HandOver(ctx context.Context) error {
 	shown, cancel := context.WithTimeout(ctx, showFor)
 	m.WaitIdle(shown) //nolint:errcheck // as said above
 	cancel()
-	m.quiet() // first: nobody would answer the helper
+	m.quiet()           // first: nobody would answer the helper
+	begin := time.Now() // from here programs wait
 	if err := m.conn.Drain(ctx); err != nil {
 		return err
 	}
 	<-m.done
+	m.fs.log.Debug("drained", "took", time.Since(begin))
 	return nil
 }
 

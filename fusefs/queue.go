@@ -123,6 +123,17 @@ func (q *workQueue) idle() <-chan struct{} {
 	return done
 }
 
+// concerned are the inodes and nodes that the work is about, but for names.
+func (q *workQueue) concerned() (inos map[crdt.Ino]bool, nodes map[store.NodeID]bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	inos, nodes = make(map[crdt.Ino]bool), make(map[store.NodeID]bool)
+	for _, w := range q.items {
+		inos[w.ino], nodes[w.node] = true, true
+	}
+	return inos, nodes
+}
+
 // length is how much work there is, with what is being done and what waits
 // for a timer.
 func (q *workQueue) length() int {

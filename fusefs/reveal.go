@@ -71,18 +71,14 @@ func newRevealer(fs *FS, n notifier) *revealer {
 
 // run does the work until the mount ends.
 func (r *revealer) run() {
-	for {
+	for r.ctx.Err() == nil { // looked at first: what is taken is done
 		w, ok := r.queue.pop()
 		if !ok {
 			select {
 			case <-r.queue.wake:
-				continue
 			case <-r.ctx.Done():
-				return
 			}
-		}
-		if r.ctx.Err() != nil {
-			return
+			continue
 		}
 		r.gate.Lock()
 		upTo := r.shown.promised()

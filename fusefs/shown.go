@@ -49,7 +49,7 @@ type knownNode struct {
 type shown struct {
 	mount store.MountID
 	queue *workQueue
-	vol   *store.Volume // Node and Kept only: they take leaf locks
+	vol   *store.Volume // Node, Kept and Drafted only: they take leaf locks
 
 	aliased atomic.Int64 // directories whose node id is not their number
 	anyDead atomic.Bool  // dead is not empty

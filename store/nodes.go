@@ -133,6 +133,10 @@ func (v *Volume) Kept(id NodeID) bool {
 	return r != nil && r.Frozen != nil
 }
 
+// Drafted reports whether a node has a draft: what it shows is then not only
+// what is recorded.
+func (v *Volume) Drafted(id NodeID) bool { return v.draftOf(id) != nil }
+
 // knownLocked reports whether some mount's kernel knows, or may know, a node.
 func (v *Volume) knownLocked(id NodeID) bool {
 	if len(v.awaited) > 0 {
@@ -184,18 +188,21 @@ func (v *Volume) LetGo(id NodeID) {
 	}
 }
 
-// letGoAll is LetGo of all nodes for which something is kept.
-func (v *Volume) letGoAll() {
+// AllKept are the nodes that are Kept.
+func (v *Volume) AllKept() []NodeID {
 	v.draftsMu.Lock()
 	ids := slices.Collect(maps.Keys(v.drafts))
 	v.draftsMu.Unlock()
 	v.nodesMu.RLock()
 	ids = slices.AppendSeq(ids, maps.Keys(v.nodes))
 	v.nodesMu.RUnlock()
-	for _, id := range ids {
-		if v.Kept(id) {
-			v.LetGo(id)
-		}
+	return slices.DeleteFunc(ids, func(id NodeID) bool { return !v.Kept(id) })
+}
+
+// letGoAll is LetGo of all nodes for which something is kept.
+func (v *Volume) letGoAll() {
+	for _, id := range v.AllKept() {
+		v.LetGo(id)
 	}
 }
 

@@ -212,7 +212,7 @@ func (n *Node) sweepLedgers(kept []keptMount) error {
 	}
 	entries, err := os.ReadDir(dir)
 	for _, e := range entries {
-		if path := filepath.Join(dir, e.Name()); !live[path] {
+		if path := filepath.Join(dir, e.Name()); !live[strings.TrimSuffix(path, fusefs.KnownSuffix)] {
 			err = errors.Join(err, removeIfThere(path))
 		}
 	}
@@ -320,11 +320,14 @@ func (n *Node) HandOver() error {
 		n.log.Warn("leave the cluster", "err", err)
 	}
 	begin := time.Now()
+	steps := beginSteps(n.log)
 	mounts, err := n.leaveMounts()
 	if err != nil {
 		return err
 	}
+	steps.done("leave the mounts")
 	err = n.shut()
+	steps.done("close the store")
 	n.log.Info("handed over", "mounts", mounts, "took", time.Since(begin))
 	return err
 }

@@ -118,10 +118,12 @@ func (n *Node) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	steps := beginSteps(n.log)
 	kept, err := n.recall(ctx)
 	if err != nil {
 		return err
 	}
+	steps.done("ask the keeper")
 	n.db, err = store.Open(store.Options{
 		Mounted:          mountedOf(kept),
 		Dir:              n.cfg.StateDir,
@@ -136,9 +138,11 @@ func (n *Node) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	steps.done("open the store")
 	if err := n.resume(kept); err != nil { // before anything is merged
 		return err
 	}
+	steps.done("take the mounts over")
 	founder, err := n.openCatalogue()
 	if err != nil {
 		return fmt.Errorf("open catalogue: %w", err)
