@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ import (
 var (
 	kills    = flag.Int("kills", 25, "how often the daemon under a workload is killed")
 	upgrades = flag.Int("upgrades", 8, "how often the daemon under a workload is upgraded")
+	oldBuild = flag.String("upgrade.old", "", "another build of synapsefs: it takes turns, and its upgrades are told apart")
 	filesBy  = flag.Int("upgrade.files", 5_000, "files in the volume that is upgraded")
 )
 
@@ -169,13 +171,19 @@ func TestP9Upgrades(t *testing.T) {
 	}
 	w := startWorkload(t, nd.Mount, seed)
 	pid := nd.PID()
+	builds := []string{binary}
+	if *oldBuild != "" { // each hands over to itself, too
+		builds = append(builds, binary, *oldBuild, *oldBuild)
+	}
+	var begun []time.Time
 	for i := range *upgrades {
 		time.Sleep(time.Duration(r.IntN(300)) * time.Millisecond) // any moment is to be hit
 		rebuilt := c.Binary + ".new"
-		copyFile(t, binary, rebuilt)
+		copyFile(t, builds[i%len(builds)], rebuilt)
 		if err := os.Rename(rebuilt, c.Binary); err != nil {
 			t.Fatal(err)
 		}
+		begun = append(begun, time.Now())
 		err := nd.Call(func(c *admin.Client) error {
 			_, err := c.Upgrade(t.Context(), &wire.UpgradeRequest{})
 			return err
@@ -203,6 +211,20 @@ func TestP9Upgrades(t *testing.T) {
 		t.Errorf("process %d became %d", pid, nd.PID())
 	}
 	t.Logf("%d upgrades with %d files; %d calls, the longest took %v", *upgrades, *filesBy, used.Calls, used.Longest)
+	begun = append(begun, time.Now())
+	longest := map[string][]time.Duration{}
+	was := binary
+	for i := range len(begun) - 1 {
+		build := builds[i%len(builds)]
+		if build == was {
+			longest[build] = append(longest[build], used.longestBetween(begun[i], begun[i+1]))
+		}
+		was = build
+	}
+	for build, took := range longest {
+		slices.Sort(took)
+		t.Logf("the longest calls at %d upgrades of %s: median %v, longest %v", len(took), build, took[len(took)/2], took[len(took)-1])
+	}
 	equal(t, c.Nodes...)
 }
 

@@ -39,7 +39,27 @@ type workload struct {
 type workloadResult struct {
 	Calls   int64
 	Longest time.Duration // that a call took
+	Stalls  []stall
 	Errors  []string
+}
+
+// A stall is a call that took long.
+type stall struct {
+	Ended time.Time
+	Took  time.Duration
+}
+
+// stallTime is what makes a call one.
+const stallTime = 50 * time.Millisecond
+
+// longestBetween is the longest call that ended in a time.
+func (r *workloadResult) longestBetween(from, to time.Time) (longest time.Duration) {
+	for _, s := range r.Stalls {
+		if s.Ended.After(from) && !s.Ended.After(to) {
+			longest = max(longest, s.Took)
+		}
+	}
+	return longest
 }
 
 const workloadEnv = "SYNAPSEFS_E2E_WORKLOAD"
@@ -91,7 +111,7 @@ func runWorkload(spec string) error {
 	if err := p.run(dir, seed); err != nil {
 		return err
 	}
-	return json.NewEncoder(os.Stdout).Encode(workloadResult{p.calls.Load(), time.Duration(p.longest.Load()), p.errors})
+	return json.NewEncoder(os.Stdout).Encode(workloadResult{p.calls.Load(), time.Duration(p.longest.Load()), p.stalls, p.errors})
 }
 
 // programs are what runs in a workload.
@@ -103,6 +123,7 @@ type programs struct {
 	longest atomic.Int64 // nanoseconds that a call took
 
 	mu     sync.Mutex // guards what follows
+	stalls []stall
 	errors []string
 }
 
@@ -157,6 +178,11 @@ func (p *programs) call(what string, fn func() error) error {
 	err := fn()
 	took := time.Since(begin).Nanoseconds()
 	p.calls.Add(1)
+	if took >= stallTime.Nanoseconds() {
+		p.mu.Lock()
+		p.stalls = append(p.stalls, stall{time.Now(), time.Duration(took)})
+		p.mu.Unlock()
+	}
 	for {
 		longest := p.longest.Load()
 		if took <= longest || p.longest.CompareAndSwap(longest, took) {
