@@ -285,17 +285,11 @@ func (m *Mounted) quiet() {
 	m.revealer.tasks.Wait()
 }
 
-// showFor bounds how long a hand-over waits for what is not shown yet; the
-// successor shows the rest.
-const showFor = time.Second
-
 // HandOver stops serving the mount, for the next daemon to take over; programs
-// that use it wait. Left is to follow. Nothing may be merged into the volume any more. Should a
-// request not come to its end before ctx, this process must end all the same.
+// that use it wait. Left is to follow. Nothing may be merged into the volume any
+// more; what is not shown yet (WaitIdle) the next daemon shows. Should a request
+// not come to its end before ctx, this process must end all the same.
 func (m *Mounted) HandOver(ctx context.Context) error {
-	shown, cancel := context.WithTimeout(ctx, showFor)
-	m.WaitIdle(shown) //nolint:errcheck // as said above
-	cancel()
 	m.quiet()           // first: nobody would answer the helper
 	begin := time.Now() // from here programs wait
 	if err := m.conn.Drain(ctx); err != nil {

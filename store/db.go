@@ -421,47 +421,6 @@ func (db *DB) openVolumes(s start) error {
 	return nil
 }
 
-// Close stops all volumes, leaves the mark of a clean stop, and syncs.
-func (db *DB) Close() error {
-	db.mu.Lock()
-	if db.closed {
-		db.mu.Unlock()
-		return nil
-	}
-	db.closed = true
-	volumes := db.sorted()
-	db.mu.Unlock()
-	var errs []error
-	for _, v := range volumes {
-		errs = append(errs, v.close())
-	}
-	place, err := db.takePlace()
-	db.boot.Place, db.boot.Clean = place, true
-	errs = append(errs, err, db.markBoot(db.boot))
-	errs = append(errs, db.release())
-	return errors.Join(errs...)
-}
-
-func (db *DB) release() error {
-	var errs []error
-	if db.stopReclaimer != nil {
-		db.stopReclaimer()
-	}
-	if db.stopSpace != nil {
-		db.stopSpace()
-	}
-	if db.content != nil {
-		errs = append(errs, db.content.Close())
-	}
-	if db.kv != nil {
-		errs = append(errs, db.kv.close())
-	}
-	if db.lock != nil {
-		errs = append(errs, db.lock.Close())
-	}
-	return errors.Join(errs...)
-}
-
 // Dir is the state directory.
 func (db *DB) Dir() string { return db.opts.Dir }
 

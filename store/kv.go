@@ -25,5 +25,7 @@ type kv interface {
 	sync() error
 	// size is what the database's files take, in bytes.
 	size() int64
+	// compacting reports whether close would wait for a large compaction.
+	compacting() bool
 	close() error
 }

@@ -139,6 +139,15 @@ func (k *badgerKV) size() (n int64) {
 	return n
 }
 
+// compacting looks at the newest tables, which are merged all at once.
+func (k *badgerKV) compacting() bool {
+	if !k.begin() {
+		return false
+	}
+	defer k.running.Done()
+	return k.db.Levels()[0].Score >= 1
+}
+
 // close waits for the transactions that run.
 func (k *badgerKV) close() error {
 	k.mu.Lock()

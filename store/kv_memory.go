@@ -97,8 +97,9 @@ func (m *Memory) Writeback() {
 	m.durable = m.items
 }
 
-func (m *Memory) size() int64  { return 0 }
-func (m *Memory) close() error { return nil }
+func (m *Memory) size() int64      { return 0 }
+func (m *Memory) compacting() bool { return false }
+func (m *Memory) close() error     { return nil }
 
 type memoryTxn struct{ items *items }
 

@@ -124,6 +124,9 @@ func (n *Node) RestartWith(left, taken func()) {
 func (n *Node) leave() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	shown, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	n.Mount.WaitIdle(shown) //nolint:errcheck // the next one shows the rest
 	if err := n.Mount.HandOver(ctx); err != nil {
 		return err
 	}

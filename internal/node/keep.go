@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,9 +23,6 @@ import (
 const (
 	// takeOverTime is how long a start waits for the daemon before to end.
 	takeOverTime = 30 * time.Second
-	// handOverTime bounds how long the requests in progress may take when the
-	// mounts are handed over. What is not through then is done again.
-	handOverTime = 2 * time.Second
 	// keeperRestart is how long to wait before a dead keeper is started again.
 	keeperRestart = time.Second
 )
@@ -302,54 +298,6 @@ func (n *Node) kept() bool {
 	return n.keeper != nil
 }
 
-// HandOver ends this daemon and leaves its mounts to the next: programs that use
-// them wait for it. Where nobody keeps the mounts it is Close. After an error
-// this process must end at once: the mounts may be served still.
-func (n *Node) HandOver() error {
-	if !n.kept() {
-		return n.Close()
-	}
-	if !n.end() {
-		return nil
-	}
-	if _, err := n.keeper.Epochs(); err != nil { // it has just died, and the mounts would end with us
-		n.renewKeeper(context.Background())
-	}
-	// First, so that nothing is merged any more: programs go on meanwhile.
-	if err := n.leaveCluster(); err != nil {
-		n.log.Warn("leave the cluster", "err", err)
-	}
-	begin := time.Now()
-	steps := beginSteps(n.log)
-	mounts, err := n.leaveMounts()
-	if err != nil {
-		return err
-	}
-	steps.done("leave the mounts")
-	err = n.shut()
-	steps.done("close the store")
-	n.log.Info("handed over", "mounts", mounts, "took", time.Since(begin))
-	return err
-}
-
-// leaveMounts stops serving the mounts, for the next daemon to take over. After
-// an error what they need must stay open until this process ends.
-func (n *Node) leaveMounts() (int, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
-	defer cancel()
-	n.mu.Lock()
-	mounts := n.servedLocked()
-	n.mu.Unlock()
-	err := each(mounts, func(_ int, m **mount) error { return (*m).fs.HandOver(ctx) })
-	if err != nil {
-		return 0, fmt.Errorf("hand over the mounts: %w", err)
-	}
-	for _, m := range mounts {
-		m.fs.Left()
-	}
-	return len(mounts), nil
-}
-
 // releaseMounts has nobody keep the mounts that were detached and are still used:
 // they end with this process, and no program waits for another.
 func (n *Node) releaseMounts() error {
@@ -368,6 +316,12 @@ func (n *Node) releaseMounts() error {
 	return errors.Join(errs...)
 }
 
+func (n *Node) served() []*mount {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.servedLocked()
+}
+
 // servedLocked are the mounts that programs may use, detached ones included.
 func (n *Node) servedLocked() (mounts []*mount) {
 	for _, m := range n.live {
@@ -376,71 +330,4 @@ func (n *Node) servedLocked() (mounts []*mount) {
 		}
 	}
 	return mounts
-}
-
-// Upgrade has the mounts handed over to another program, if that can go on with
-// them, and returns its version. The process is to become that program by
-// UpgradeTo, once HandOver has returned.
-func (n *Node) Upgrade(ctx context.Context, binary string) (string, error) {
-	if !n.kept() {
-		return "", fmt.Errorf("upgrade: %w; stop this daemon and start the other", kernel.ErrNotKept)
-	}
-	if binary == "" {
-		var err error
-		if binary, err = os.Readlink("/proc/self/exe"); err != nil {
-			return "", err
-		}
-		binary = strings.TrimSuffix(binary, " (deleted)") // replaced
-	}
-	cmd := exec.CommandContext(ctx, binary, CheckCommand, n.cfg.KeeperSocket())
-	var said strings.Builder
-	cmd.Stderr = &said
-	version, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("upgrade to %s: %w: %s; this daemon goes on", binary, err, strings.TrimSpace(said.String()))
-	}
-	select {
-	case n.upgrade <- binary:
-		n.log.Info("upgrade", "binary", binary, "version", strings.TrimSpace(string(version)))
-		return strings.TrimSpace(string(version)), nil
-	default:
-		return "", fmt.Errorf("upgrade: %w", ErrStopping)
-	}
-}
-
-// UpgradeTo gets the program by which Upgrade wants this one replaced.
-func (n *Node) UpgradeTo() <-chan string { return n.upgrade }
-
-// CheckCommand makes a program say whether it could take over the mounts of the
-// keeper whose socket follows.
-const CheckCommand = "takeover-check"
-
-// CheckTakeOver returns why this program could not go on with the mounts that
-// the keeper on socket has.
-func CheckTakeOver(ctx context.Context, socket string) error {
-	client, err := keeper.Dial(ctx, socket)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	mounts, err := client.List(ctx)
-	if err != nil {
-		return err
-	}
-	for _, m := range mounts {
-		k := kernel.Kept(m)
-		if err := fusefs.Agrees(&k); err != nil {
-			return fmt.Errorf("the mount on %s: %w", m.Dir, err)
-		}
-	}
-	return nil
-}
-
-// Become replaces this process, which has handed its mounts over, by a program
-// with the same arguments.
-func Become(binary string) error {
-	if err := unix.Exec(binary, os.Args, os.Environ()); err != nil {
-		return fmt.Errorf("become %s: %w; the mounts wait: start a daemon", binary, err)
-	}
-	return nil
 }
