@@ -52,6 +52,9 @@ func TestP9RestartsLeaveNothing(t *testing.T) {
 			t.Errorf("%s: %d after %d restarts, %d before", what, n, *restarts, first[what])
 		}
 	}
+	if n := last["keeper's RSS KiB"]; n > keeperLimit {
+		t.Errorf("the keeper takes %d KiB, and not %d", n, keeperLimit)
+	}
 	s.want("echo y >&4; cat <&3 | wc -c", "100")
 	if err := nd.Call(func(c *admin.Client) error {
 		status, err := c.Status(t.Context(), &wire.NodeStatusRequest{})
@@ -63,6 +66,10 @@ func TestP9RestartsLeaveNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// keeperLimit is what a keeper may have in memory, in KiB. The program as a whole,
+// once started, takes 19,000.
+const keeperLimit = 14 << 10
 
 // slack is what may come and go.
 var slack = map[string]int{"daemon's descriptors": 6, "keeper's RSS KiB": 1024, "daemon's RSS KiB": 40 << 10, "ledgers' bytes": 4096, "drafts": 2, "held": 1, "files of state": 60}

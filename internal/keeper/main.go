@@ -100,6 +100,9 @@ func keep(socket string, ready int, idle time.Duration) error {
 	say(ready, saysReady)
 	debug.FreeOSMemory()
 	s := newServer(listener, idle)
+	if err := trim(); err != nil {
+		s.log.Print("start: ", err)
+	}
 	err = s.run(stop)
 	unix.Unlink(socket) //nolint:errcheck // the next one does
 	unix.Close(listener)
