@@ -9,10 +9,19 @@ import (
 // compactingLook is between two looks of PrepareClose.
 const compactingLook = 5 * time.Millisecond
 
-// PrepareClose does what Close takes long for, while others go on to use the
-// store, as far as that is possible before ctx ends.
+// PrepareClose, which Close is to follow, does what Close takes long for, while
+// others go on to use the store, as far as that is possible before ctx ends.
 func (db *DB) PrepareClose(ctx context.Context) error {
+	stopped := make(chan struct{})
+	go func() {
+		db.stopReclaimer()
+		close(stopped)
+	}()
 	err := db.kv.sync()
+	select {
+	case <-stopped:
+	case <-ctx.Done():
+	}
 	tick := time.NewTicker(compactingLook)
 	defer tick.Stop()
 	for db.kv.compacting() {

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 )
 
@@ -27,7 +28,8 @@ func (k *restlessKV) compacting() bool {
 // What a hand-over has programs wait for is done before, but not for ever.
 func TestPrepareCloseWaitsForCompaction(t *testing.T) {
 	k := &restlessKV{looks: 3}
-	db := &DB{kv: k}
+	stopped := 0
+	db := &DB{kv: k, stopReclaimer: sync.OnceFunc(func() { stopped++ })}
 	if err := db.PrepareClose(t.Context()); err != nil || k.looks != -1 {
 		t.Errorf("%v, with %d looks to go", err, k.looks)
 	}
@@ -37,5 +39,8 @@ func TestPrepareCloseWaitsForCompaction(t *testing.T) {
 	db.kv = k
 	if err := db.PrepareClose(ctx); !errors.Is(err, failed) || k.looks < 1<<29 {
 		t.Errorf("%v, with %d looks to go", err, k.looks)
+	}
+	if stopped != 1 {
+		t.Errorf("the reclaimer was stopped %d times", stopped)
 	}
 }

@@ -213,7 +213,8 @@ func (db *DB) open() error {
 	if db.boot.Place, err = db.takePlace(); err != nil {
 		return err
 	}
-	_, db.stopReclaimer = db.opts.Scheduler.Loop(later(reclaimInterval, db.reclaimTurn))
+	_, stop := db.opts.Scheduler.Loop(later(reclaimInterval, db.reclaimTurn))
+	db.stopReclaimer = sync.OnceFunc(stop)
 	return db.markBoot(db.boot)
 }
 
