@@ -118,7 +118,7 @@ func (s *shown) meetNew(gen uint64, e *expectation, a *store.Attr, out *fuse.Ent
 
 // passLocked shows something where it was made, until it has moved on.
 func (s *shown) passLocked(e *expectation) {
-	s.ledger.put(ledgerLine{Seq: s.committed, Names: []toldName{{e.key.dir, []byte(e.key.name), e.entry}}})
+	s.ledger.put(ledgerLine{Seq: s.committed, Names: []toldName{{Dir: e.key.dir, Name: []byte(e.key.name), Was: e.entry}}})
 	s.showLocked(e.key, pendingName{shown: e.entry})
 }
 

@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -59,6 +60,7 @@ type toldName struct {
 	Dir  crdt.Ino   `json:"d"`
 	Name []byte     `json:"n"` // need not be text
 	Was  crdt.Entry `json:"e,omitzero"`
+	At   int        `json:"o,omitempty"` // its place in the change
 }
 
 func (n *toldName) key() nameKey { return nameKey{n.Dir, string(n.Name)} }
@@ -89,6 +91,7 @@ type heritage struct {
 type toldEntry struct {
 	was crdt.Entry
 	seq uint64
+	at  int
 }
 
 type toldChange struct {
@@ -126,7 +129,7 @@ func openLedger(path string, log *slog.Logger) (*ledger, error) {
 // take takes a line over.
 func (h *heritage) take(line *ledgerLine) {
 	for _, n := range line.Names {
-		h.names[n.key()] = toldEntry{n.Was, line.Seq}
+		h.names[n.key()] = toldEntry{n.Was, line.Seq, n.At}
 	}
 	for _, i := range line.Inodes {
 		old := h.inodes[i.Ino]
@@ -154,11 +157,20 @@ func (h *heritage) take(line *ledgerLine) {
 	}
 }
 
+// inOrder are the names in the order in which they were told.
+func (h *heritage) inOrder() []nameKey {
+	return slices.SortedFunc(maps.Keys(h.names), func(a, b nameKey) int {
+		x, y := h.names[a], h.names[b]
+		return cmp.Or(cmp.Compare(x.seq, y.seq), cmp.Compare(x.at, y.at))
+	})
+}
+
 // lines are what a new ledger begins with.
 func (h *heritage) lines() []ledgerLine {
 	lines := []ledgerLine{{Helper: h.helper, Mode: h.mode}}
-	for key, n := range h.names {
-		lines = append(lines, ledgerLine{Seq: n.seq, Names: []toldName{{key.dir, []byte(key.name), n.was}}})
+	for _, key := range h.inOrder() {
+		n := h.names[key]
+		lines = append(lines, ledgerLine{Seq: n.seq, Names: []toldName{{key.dir, []byte(key.name), n.was, n.at}}})
 	}
 	for _, i := range h.inodes {
 		lines = append(lines, ledgerLine{Seq: i.seq, Inodes: []toldInode{i.toldInode}})
@@ -290,7 +302,7 @@ func (s *shown) promiseLocked(c *store.Changes) {
 	line := ledgerLine{Seq: s.ledger.seq + 1}
 	for _, k := range s.placed {
 		if p, ok := s.getLocked(k); ok {
-			line.Names = append(line.Names, toldName{k.dir, []byte(k.name), p.shown})
+			line.Names = append(line.Names, toldName{k.dir, []byte(k.name), p.shown, len(line.Names)})
 		}
 	}
 	named := namedIn(c)

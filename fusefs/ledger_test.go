@@ -30,7 +30,7 @@ func TestP9LedgerIsReadAsItWasWritten(t *testing.T) {
 	l := openedLedger(t, path)
 	for range 30 {
 		for range r.IntN(40) {
-			k := toldName{Dir: crdt.Ino(r.IntN(3) + 1), Name: fmt.Appendf(nil, "n\xff%d", r.IntN(5))}
+			k := toldName{Dir: crdt.Ino(r.IntN(3) + 1), Name: fmt.Appendf(nil, "n\xff%d", r.IntN(5)), At: r.IntN(3)}
 			switch r.IntN(6) {
 			case 0, 1:
 				l.seq++

@@ -199,6 +199,8 @@ func (r *revealer) name(k nameKey) (done bool) {
 				continue
 			}
 			return true
+		case stepLater:
+			return false
 		case stepReplace:
 			err = r.replace(st)
 		default:

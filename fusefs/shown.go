@@ -332,10 +332,12 @@ func (s *shown) forgetLocked(id store.NodeID, k knownNode) {
 }
 
 // showAllLocked ends the pending of names in a directory that the kernel no
-// longer knows.
+// longer knows, but for what goes: see waitsLocked.
 func (s *shown) showAllLocked(dir crdt.Ino) {
 	for name := range s.pending[dir] {
-		s.dropLocked(nameKey{dir, name})
+		if k := (nameKey{dir, name}); !s.goesLocked(k) {
+			s.dropLocked(k)
+		}
 	}
 }
 
