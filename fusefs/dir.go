@@ -23,7 +23,7 @@ const (
 
 // OpenDir lets the kernel cache the listing. Directories need no handle.
 func (fs *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if fs.helper.Is(&in.InHeader) {
+	if fs.helpers.is(&in.InHeader) {
 		return fuse.OK // it sees more than others
 	}
 	out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
@@ -83,7 +83,7 @@ func (fs *FS) list(in *fuse.ReadIn, extra int, add func(*store.DirEntry) (bool, 
 	if err != nil {
 		return fs.status("readdir", err)
 	}
-	if !fs.helper.Is(&in.InHeader) {
+	if !fs.helpers.is(&in.InHeader) {
 		fs.accessed(dir)
 	}
 	for n := range entries {

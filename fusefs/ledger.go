@@ -38,14 +38,14 @@ const ledgerLimit = 1 << 20
 
 // ledgerLine is one line. Each field stands for a kind of line.
 type ledgerLine struct {
-	Seq    uint64      `json:"s,omitempty"`
-	Names  []toldName  `json:"n,omitempty"` // about to be merged
-	Inodes []toldInode `json:"i,omitempty"`
-	Name   *toldName   `json:"dn,omitempty"` // shown, as of line Seq
-	Inode  crdt.Ino    `json:"di,omitempty"`
-	Node   *ledgerNode `json:"a,omitempty"`
-	Helper uint32      `json:"h,omitempty"`
-	Mode   *mountMode  `json:"m,omitempty"`
+	Seq     uint64      `json:"s,omitempty"`
+	Names   []toldName  `json:"n,omitempty"` // about to be merged
+	Inodes  []toldInode `json:"i,omitempty"`
+	Name    *toldName   `json:"dn,omitempty"` // shown, as of line Seq
+	Inode   crdt.Ino    `json:"di,omitempty"`
+	Node    *ledgerNode `json:"a,omitempty"`
+	Helpers []uint32    `json:"hs,omitempty"` // all that run
+	Mode    *mountMode  `json:"m,omitempty"`
 }
 
 // mountMode is what Mounted.Remount changes.
@@ -81,11 +81,11 @@ type ledgerNode struct {
 
 // heritage is what a ledger says.
 type heritage struct {
-	names  map[nameKey]toldEntry
-	inodes map[crdt.Ino]toldChange
-	nodes  map[store.NodeID]ledgerNode
-	helper uint32 // thread id of the reveal helper
-	mode   *mountMode
+	names   map[nameKey]toldEntry
+	inodes  map[crdt.Ino]toldChange
+	nodes   map[store.NodeID]ledgerNode
+	helpers []uint32 // thread ids of the reveal helpers
+	mode    *mountMode
 }
 
 type toldEntry struct {
@@ -149,8 +149,8 @@ func (h *heritage) take(line *ledgerLine) {
 			h.nodes[n.Node] = *n
 		}
 	}
-	if line.Helper != 0 {
-		h.helper = line.Helper
+	if len(line.Helpers) > 0 {
+		h.helpers = line.Helpers
 	}
 	if line.Mode != nil {
 		h.mode = line.Mode
@@ -167,7 +167,7 @@ func (h *heritage) inOrder() []nameKey {
 
 // lines are what a new ledger begins with.
 func (h *heritage) lines() []ledgerLine {
-	lines := []ledgerLine{{Helper: h.helper, Mode: h.mode}}
+	lines := []ledgerLine{{Helpers: h.helpers, Mode: h.mode}}
 	for _, key := range h.inOrder() {
 		n := h.names[key]
 		lines = append(lines, ledgerLine{Seq: n.seq, Names: []toldName{{key.dir, []byte(key.name), n.was, n.at}}})
@@ -279,7 +279,7 @@ func (fs *FS) inherit(l *ledger) {
 		fs.noAtime.Store(mode.NoAtime)
 		fs.sealed.Store(mode.Sealed)
 	}
-	fs.helper.Follow(l.know.helper, func(thread uint32) { fs.shown.bequeath(ledgerLine{Helper: thread}) })
+	fs.helpers.follow(l.know.helpers, func(threads []uint32) { fs.shown.bequeath(ledgerLine{Helpers: threads}) })
 }
 
 // bequeathMode tells a successor how the mount is.

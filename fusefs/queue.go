@@ -94,6 +94,28 @@ func (q *workQueue) pushLocked(w work) {
 	q.wakeUp()
 }
 
+// suspend counts work that waits for something and will be resumed.
+func (q *workQueue) suspend() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.later++
+}
+
+// resume adds work that was suspended, before all that waits. What has changed
+// meanwhile waits already, where it belongs.
+func (q *workQueue) resume(works []work) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.later -= len(works)
+	rest := q.items
+	q.items = nil
+	for _, w := range works {
+		q.pushLocked(w)
+	}
+	q.items = append(q.items, rest...)
+}
+
+// wakeUp lets the revealer look around.
 func (q *workQueue) wakeUp() {
 	select {
 	case q.wake <- struct{}{}:

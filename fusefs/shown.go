@@ -86,7 +86,7 @@ type shown struct {
 	own      map[nameKey]int        // names that calls in progress change themselves
 	writers  map[crdt.Ino]int       // write handles
 	recent   map[crdt.Ino]time.Time // of the last reply that the kernel takes as it is
-	expected *expectation           // the helper's call in progress
+	expected []*expectation         // of the helpers' calls in progress
 }
 
 type switchedFile struct {
