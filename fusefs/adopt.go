@@ -115,9 +115,13 @@ func (s *shown) adopt(node store.NodeID, k knownNode, v *store.Volume) {
 	s.current[k.ino] = node
 }
 
-// inherit makes pending again what was not shown yet.
+// inherit makes pending again what was not shown yet, to be shown in the order in
+// which it changed last. What goes is shown when all that came is: it may have
+// waited for that.
 func (s *shown) inherit(v *store.Volume) error {
-	for key, told := range s.ledger.heritage().names {
+	var gone []work
+	for _, key := range s.ledger.heritage().inOrder() {
+		told := s.ledger.know.names[key]
 		_, merged, err := v.Lookup(store.NodeID(key.dir), key.name)
 		if errors.Is(err, crdt.ErrNotExist) || errors.Is(err, store.ErrStale) {
 			merged, err = crdt.Entry{}, nil
@@ -130,8 +134,15 @@ func (s *shown) inherit(v *store.Volume) error {
 			s.setLocked(key, pendingName{shown: told.was, merged: merged})
 			s.doubtful[key] = merged // the kernel may have been told in the last moment
 		}
-		s.queue.push(work{kind: workName, key: key})
+		if w := (work{kind: workName, key: key}); merged.Ino == 0 {
+			gone = append(gone, w)
+		} else {
+			s.queue.push(w)
+		}
 		s.mu.Unlock()
+	}
+	for _, w := range gone {
+		s.queue.push(w)
 	}
 	for ino, told := range s.ledger.heritage().inodes {
 		s.queue.push(work{kind: workInode, ino: ino, content: told.Content, attrib: told.Attrib, pages: told.Content})

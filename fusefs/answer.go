@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"slices"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -36,22 +37,28 @@ const (
 
 const canceled = fuse.Status(syscall.ECANCELED)
 
-// expect sets what the next call of the helper may do; nil: nothing.
+// expect says what a call of a helper may do.
 func (s *shown) expect(e *expectation) {
 	s.mu.Lock()
-	s.expected = e
+	s.expected = append(s.expected, e)
 	s.mu.Unlock()
 }
 
-func (s *shown) met(e *expectation) bool {
+// unexpect ends that, and reports whether the call has come.
+func (s *shown) unexpect(e *expectation) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.expected = slices.DeleteFunc(s.expected, func(other *expectation) bool { return other == e })
 	return e.met
 }
 
 func (s *shown) expectedLocked(kind expectedKind, key nameKey) (*expectation, bool) {
-	e := s.expected
-	return e, e != nil && e.kind == kind && e.key == key && !e.met
+	for _, e := range s.expected {
+		if e.kind == kind && e.key == key && !e.met {
+			return e, true
+		}
+	}
+	return nil, false
 }
 
 // answerNew answers the helper's create, mkdir, mknod, symlink or link.
@@ -118,7 +125,7 @@ func (s *shown) meetNew(gen uint64, e *expectation, a *store.Attr, out *fuse.Ent
 
 // passLocked shows something where it was made, until it has moved on.
 func (s *shown) passLocked(e *expectation) {
-	s.ledger.put(ledgerLine{Seq: s.committed, Names: []toldName{{e.key.dir, []byte(e.key.name), e.entry}}})
+	s.ledger.put(ledgerLine{Seq: s.committed, Names: []toldName{{Dir: e.key.dir, Name: []byte(e.key.name), Was: e.entry}}})
 	s.showLocked(e.key, pendingName{shown: e.entry})
 }
 
@@ -148,23 +155,28 @@ func (fs *FS) answerGone(h *fuse.InHeader, name string) fuse.Status {
 func (s *shown) answerRename(from, to nameKey) fuse.Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e := s.expected
-	ok := false
+	for _, e := range s.expected {
+		if !e.met && s.renameLocked(e, from, to) {
+			e.met = true
+			return fuse.OK
+		}
+	}
+	return canceled
+}
+
+// renameLocked shows what a rename does, if that is what is expected.
+func (s *shown) renameLocked(e *expectation, from, to nameKey) bool {
 	switch {
-	case e == nil || e.met:
 	case e.kind == expectReplace:
-		ok = s.replaceLocked(e, from, to)
+		return s.replaceLocked(e, from, to)
 	case e.key != to || e.from != from:
+		return false
 	case e.kind == expectRename:
-		ok = s.moveLocked(e)
+		return s.moveLocked(e)
 	case e.kind == expectSwap:
-		ok = s.swapLocked(e)
+		return s.swapLocked(e)
 	}
-	if !ok {
-		return canceled
-	}
-	e.met = true
-	return fuse.OK
+	return false
 }
 
 // moveLocked shows what an expected rename does.

@@ -45,7 +45,7 @@ func (fs *FS) attrOf(node store.NodeID) (a store.Attr, err error) {
 func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	node := fs.shown.target(in.NodeId)
 	a, err := fs.attrOf(node)
-	if err == nil && !fs.helper.Is(&in.InHeader) {
+	if err == nil && !fs.helpers.is(&in.InHeader) {
 		if s, ro := fs.refuse(); ro {
 			return s
 		}

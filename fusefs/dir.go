@@ -23,7 +23,7 @@ const (
 
 // OpenDir lets the kernel cache the listing. Directories need no handle.
 func (fs *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if fs.helper.Is(&in.InHeader) {
+	if fs.helpers.is(&in.InHeader) {
 		return fuse.OK // it sees more than others
 	}
 	out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
@@ -83,7 +83,7 @@ func (fs *FS) list(in *fuse.ReadIn, extra int, add func(*store.DirEntry) (bool, 
 	if err != nil {
 		return fs.status("readdir", err)
 	}
-	if !fs.helper.Is(&in.InHeader) {
+	if !fs.helpers.is(&in.InHeader) {
 		fs.accessed(dir)
 	}
 	for n := range entries {
@@ -111,24 +111,27 @@ func (fs *FS) entries(dir store.NodeID, after uint64, size, extra int) ([]store.
 		}
 		list = append(list, store.DirEntry{Name: "..", Cookie: cookieDotDot, Entry: crdt.Entry{Ino: crdt.Ino(parent), Kind: crdt.KindDir}})
 	}
-	dots, whole := len(list), true
+	dots := len(list)
 	if after <= cookieDotDot {
 		after = 0
 	}
-	err := fs.vol.ReadDir(dir, after, func(e store.DirEntry) bool {
-		list = append(list, e)
-		size -= direntSize + len(e.Name) + extra
-		whole = size > 0
-		return whole
+	// Of two changes the listing may have seen the one, and what is pending is
+	// of both.
+	err := fs.shown.steady(dir, func() error {
+		room, whole := size, true
+		list = list[:dots]
+		err := fs.vol.ReadDir(dir, after, func(e store.DirEntry) bool {
+			list = append(list, e)
+			room -= direntSize + len(e.Name) + extra
+			whole = room > 0
+			return whole
+		})
+		if pending := fs.shown.pendingIn(crdt.Ino(dir)); err == nil && pending != nil {
+			list = overlay(list, dots, pending, after, whole)
+		}
+		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	// What the listing saw of a change in progress is pending by now.
-	if pending := fs.shown.pendingIn(crdt.Ino(dir)); pending != nil {
-		list = overlay(list, dots, pending, after, whole)
-	}
-	return list, nil
+	return list, err
 }
 
 // overlay makes a listing of what is merged one of what is shown: it hides

@@ -76,8 +76,11 @@
 //   - InvalEntry of a directory's name silently unmounts what is mounted below
 //     it: directories change by helper calls only. See notifier.
 //
-// A helper call that does not return within a second is given up: the name is
-// switched and the kernel notified instead, which is counted.
+// A helper call that does not return within a second is left to itself. What
+// concerns its directory waits for it; a spare helper, of which there are up to
+// three, makes the calls for others (caller). Renames between directories exclude
+// each other in the kernel: while one is blocked, others are shown by a
+// notification. So is everything if no helper is left, which is counted.
 // A handler may wait for a commit in progress (shown.know): commits wait for
 // no kernel.
 //

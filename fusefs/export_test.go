@@ -13,11 +13,11 @@ func (m *Mounted) Pause() (resume func()) {
 }
 
 // KillHelper ends the helper process; it is started again after a second.
-func (m *Mounted) KillHelper() { m.fs.helper.Close() }
+func (m *Mounted) KillHelper() { m.fs.helpers.first().Close() }
 
 // HelperRuns returns nil if the helper runs.
 func (m *Mounted) HelperRuns() error {
-	if m.fs.helper.Gone() == nil {
+	if m.fs.helpers.first().Gone() == nil {
 		return kernel.ErrHelperGone
 	}
 	return nil
@@ -27,4 +27,15 @@ func (m *Mounted) HelperRuns() error {
 func (m *Mounted) Hurry(patience time.Duration) {
 	defer m.Pause()()
 	m.revealer.patience = patience
+}
+
+// Blocked counts the calls of helpers that are blocked.
+func (m *Mounted) Blocked() (n int) {
+	defer m.Pause()()
+	for _, c := range m.revealer.callers {
+		if c.blocked != nil {
+			n++
+		}
+	}
+	return n
 }

@@ -26,7 +26,7 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 		return fuse.ENOSYS // the kernel opens by itself from now on, and keeps the pages
 	}
 	node := store.NodeID(in.NodeId)
-	if fs.helper.Is(&in.InHeader) {
+	if fs.helpers.is(&in.InHeader) {
 		return fs.enterHelper(node, out) // it writes nothing
 	}
 	trunc := in.Flags&syscall.O_TRUNC != 0
@@ -88,7 +88,7 @@ func (fs *FS) killSetID(h *fuse.InHeader, node store.NodeID) error {
 
 // Create makes a file and opens it.
 func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	if fs.helper.Is(&in.InHeader) {
+	if fs.helpers.is(&in.InHeader) {
 		if s := fs.answerNew(&in.InHeader, name, &out.EntryOut); s != fuse.OK {
 			return s
 		}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"github.com/synapsefs/synapsefs/fusefs/kernel"
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -30,7 +29,7 @@ type FS struct {
 	// Fixed by newFS.
 	vol     *store.Volume
 	mount   store.MountID
-	helper  *kernel.Helper
+	helpers *helpers
 	shown   *shown
 	staging string // name of the staging directory
 	log     *slog.Logger
@@ -62,7 +61,7 @@ func newFS(v *store.Volume, id store.MountID, opts *Options, queue *workQueue) *
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		vol:           v,
 		mount:         id,
-		helper:        kernel.NewHelper(),
+		helpers:       newHelpers(),
 		shown:         newShown(id, queue, v),
 		staging:       newStagingName(),
 		log:           opts.Log,

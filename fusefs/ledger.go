@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,14 +38,14 @@ const ledgerLimit = 1 << 20
 
 // ledgerLine is one line. Each field stands for a kind of line.
 type ledgerLine struct {
-	Seq    uint64      `json:"s,omitempty"`
-	Names  []toldName  `json:"n,omitempty"` // about to be merged
-	Inodes []toldInode `json:"i,omitempty"`
-	Name   *toldName   `json:"dn,omitempty"` // shown, as of line Seq
-	Inode  crdt.Ino    `json:"di,omitempty"`
-	Node   *ledgerNode `json:"a,omitempty"`
-	Helper uint32      `json:"h,omitempty"`
-	Mode   *mountMode  `json:"m,omitempty"`
+	Seq     uint64      `json:"s,omitempty"`
+	Names   []toldName  `json:"n,omitempty"` // about to be merged
+	Inodes  []toldInode `json:"i,omitempty"`
+	Name    *toldName   `json:"dn,omitempty"` // shown, as of line Seq
+	Inode   crdt.Ino    `json:"di,omitempty"`
+	Node    *ledgerNode `json:"a,omitempty"`
+	Helpers []uint32    `json:"hs,omitempty"` // all that run
+	Mode    *mountMode  `json:"m,omitempty"`
 }
 
 // mountMode is what Mounted.Remount changes.
@@ -59,6 +60,7 @@ type toldName struct {
 	Dir  crdt.Ino   `json:"d"`
 	Name []byte     `json:"n"` // need not be text
 	Was  crdt.Entry `json:"e,omitzero"`
+	At   int        `json:"o,omitempty"` // its place in the change
 }
 
 func (n *toldName) key() nameKey { return nameKey{n.Dir, string(n.Name)} }
@@ -79,16 +81,17 @@ type ledgerNode struct {
 
 // heritage is what a ledger says.
 type heritage struct {
-	names  map[nameKey]toldEntry
-	inodes map[crdt.Ino]toldChange
-	nodes  map[store.NodeID]ledgerNode
-	helper uint32 // thread id of the reveal helper
-	mode   *mountMode
+	names   map[nameKey]toldEntry
+	inodes  map[crdt.Ino]toldChange
+	nodes   map[store.NodeID]ledgerNode
+	helpers []uint32 // thread ids of the reveal helpers
+	mode    *mountMode
 }
 
 type toldEntry struct {
 	was crdt.Entry
 	seq uint64
+	at  int
 }
 
 type toldChange struct {
@@ -126,7 +129,7 @@ func openLedger(path string, log *slog.Logger) (*ledger, error) {
 // take takes a line over.
 func (h *heritage) take(line *ledgerLine) {
 	for _, n := range line.Names {
-		h.names[n.key()] = toldEntry{n.Was, line.Seq}
+		h.names[n.key()] = toldEntry{n.Was, line.Seq, n.At}
 	}
 	for _, i := range line.Inodes {
 		old := h.inodes[i.Ino]
@@ -146,19 +149,28 @@ func (h *heritage) take(line *ledgerLine) {
 			h.nodes[n.Node] = *n
 		}
 	}
-	if line.Helper != 0 {
-		h.helper = line.Helper
+	if len(line.Helpers) > 0 {
+		h.helpers = line.Helpers
 	}
 	if line.Mode != nil {
 		h.mode = line.Mode
 	}
 }
 
+// inOrder are the names in the order in which they were told.
+func (h *heritage) inOrder() []nameKey {
+	return slices.SortedFunc(maps.Keys(h.names), func(a, b nameKey) int {
+		x, y := h.names[a], h.names[b]
+		return cmp.Or(cmp.Compare(x.seq, y.seq), cmp.Compare(x.at, y.at))
+	})
+}
+
 // lines are what a new ledger begins with.
 func (h *heritage) lines() []ledgerLine {
-	lines := []ledgerLine{{Helper: h.helper, Mode: h.mode}}
-	for key, n := range h.names {
-		lines = append(lines, ledgerLine{Seq: n.seq, Names: []toldName{{key.dir, []byte(key.name), n.was}}})
+	lines := []ledgerLine{{Helpers: h.helpers, Mode: h.mode}}
+	for _, key := range h.inOrder() {
+		n := h.names[key]
+		lines = append(lines, ledgerLine{Seq: n.seq, Names: []toldName{{key.dir, []byte(key.name), n.was, n.at}}})
 	}
 	for _, i := range h.inodes {
 		lines = append(lines, ledgerLine{Seq: i.seq, Inodes: []toldInode{i.toldInode}})
@@ -267,7 +279,7 @@ func (fs *FS) inherit(l *ledger) {
 		fs.noAtime.Store(mode.NoAtime)
 		fs.sealed.Store(mode.Sealed)
 	}
-	fs.helper.Follow(l.know.helper, func(thread uint32) { fs.shown.bequeath(ledgerLine{Helper: thread}) })
+	fs.helpers.follow(l.know.helpers, func(threads []uint32) { fs.shown.bequeath(ledgerLine{Helpers: threads}) })
 }
 
 // bequeathMode tells a successor how the mount is.
@@ -290,7 +302,7 @@ func (s *shown) promiseLocked(c *store.Changes) {
 	line := ledgerLine{Seq: s.ledger.seq + 1}
 	for _, k := range s.placed {
 		if p, ok := s.getLocked(k); ok {
-			line.Names = append(line.Names, toldName{k.dir, []byte(k.name), p.shown})
+			line.Names = append(line.Names, toldName{k.dir, []byte(k.name), p.shown, len(line.Names)})
 		}
 	}
 	named := namedIn(c)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -30,7 +31,7 @@ func TestP9LedgerIsReadAsItWasWritten(t *testing.T) {
 	l := openedLedger(t, path)
 	for range 30 {
 		for range r.IntN(40) {
-			k := toldName{Dir: crdt.Ino(r.IntN(3) + 1), Name: fmt.Appendf(nil, "n\xff%d", r.IntN(5))}
+			k := toldName{Dir: crdt.Ino(r.IntN(3) + 1), Name: fmt.Appendf(nil, "n\xff%d", r.IntN(5)), At: r.IntN(3)}
 			switch r.IntN(6) {
 			case 0, 1:
 				l.seq++
@@ -43,7 +44,7 @@ func TestP9LedgerIsReadAsItWasWritten(t *testing.T) {
 			case 4:
 				l.put(ledgerLine{Node: &ledgerNode{Node: rootNode + 1, Ino: crdt.Ino(r.IntN(2)), Born: uint32(r.IntN(2))}})
 			case 5:
-				l.put(ledgerLine{Helper: r.Uint32(), Mode: &mountMode{ReadOnly: r.IntN(2) == 0}})
+				l.put(ledgerLine{Helpers: []uint32{r.Uint32(), r.Uint32()}[:1+r.IntN(2)], Mode: &mountMode{ReadOnly: r.IntN(2) == 0}})
 			}
 		}
 		want := l.know
@@ -58,7 +59,7 @@ func TestP9LedgerIsReadAsItWasWritten(t *testing.T) {
 		}
 		l = openedLedger(t, path)
 		if got := l.know; !maps.Equal(got.names, want.names) || !maps.Equal(got.inodes, want.inodes) || !maps.Equal(got.nodes, want.nodes) ||
-			got.helper != want.helper || !reflect.DeepEqual(got.mode, want.mode) {
+			!slices.Equal(got.helpers, want.helpers) || !reflect.DeepEqual(got.mode, want.mode) {
 			t.Fatalf("read\n%+v, written\n%+v", got, want)
 		}
 	}

@@ -36,7 +36,7 @@ func (fs *FS) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string, 
 }
 
 func (fs *FS) mknod(what string, h *fuse.InHeader, name string, n store.NewNode, out *fuse.EntryOut) fuse.Status {
-	if fs.helper.Is(h) {
+	if fs.helpers.is(h) {
 		return fs.answerNew(h, name, out)
 	}
 	if s, ro := fs.refuse(); ro {
@@ -68,7 +68,7 @@ func (fs *FS) makeNode(h *fuse.InHeader, name string, n store.NewNode, out *fuse
 
 // Link gives a file a further name.
 func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
-	if fs.helper.Is(&in.InHeader) {
+	if fs.helpers.is(&in.InHeader) {
 		return fs.answerNew(&in.InHeader, name, out)
 	}
 	if s, ro := fs.refuse(); ro {
@@ -87,7 +87,7 @@ func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.En
 
 // Unlink removes a name that is no directory's.
 func (fs *FS) Unlink(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	if fs.helper.Is(h) {
+	if fs.helpers.is(h) {
 		return fs.answerGone(h, name)
 	}
 	return fs.remove("unlink", h, name, fs.vol.Unlink)
@@ -95,7 +95,7 @@ func (fs *FS) Unlink(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Stat
 
 // Rmdir removes an empty directory.
 func (fs *FS) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	if fs.helper.Is(h) {
+	if fs.helpers.is(h) {
 		return fs.answerGone(h, name)
 	}
 	return fs.remove("rmdir", h, name, fs.vol.Rmdir)

@@ -46,7 +46,11 @@ func (fs *FS) lookup(node uint64, name string, out *fuse.EntryOut) error {
 		a, _, err := fs.vol.Lookup(dir, name)
 		// A change that the lookup has seen is pending by now; one that is
 		// shown by now waits in the kernel for this lookup's end.
-		if e, ok := fs.shown.entry(key); ok {
+		e, ok := fs.shown.entry(key)
+		if fs.shown.changedSince(key.dir, gen) {
+			continue // or a second one took back what the lookup has seen
+		}
+		if ok {
 			if e.Ino == 0 {
 				return crdt.ErrNotExist
 			}

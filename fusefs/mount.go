@@ -218,8 +218,9 @@ func newMounted(v *store.Volume, conn *kernel.Conn, opts *Options) (*Mounted, er
 // start begins to tell the kernel.
 func (m *Mounted) start() {
 	if len(m.helperExec) > 0 && !m.detached() {
-		m.startHelper(m.helperExec)
-		m.tasks.Go(func() { m.keepHelper(m.helperExec) })
+		m.revealer.startSpare = m.runHelper
+		m.startHelper()
+		m.tasks.Go(m.keepHelper)
 	}
 	m.tasks.Go(m.revealer.run)
 	go m.finish()
@@ -279,9 +280,9 @@ func (m *Mounted) ended() {
 // quiet stops telling the kernel.
 func (m *Mounted) quiet() {
 	m.revealer.stop()
-	m.fs.helper.Close()
+	m.fs.helpers.close()
 	m.tasks.Wait()
-	m.fs.helper.Close() // keepHelper may have just started one
+	m.fs.helpers.close() // keepHelper may have just started one
 	m.revealer.tasks.Wait()
 }
 

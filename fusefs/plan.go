@@ -20,6 +20,7 @@ const (
 	stepNone    stepKind = iota // nothing (more) is to be done
 	stepCall                    // a call of the helper, as expected
 	stepReplace                 // a call that lets one take another's place
+	stepLater                   // it has changed again and waits behind others
 )
 
 // plan decides how a pending name is to be shown.
@@ -28,6 +29,9 @@ func (s *shown) plan(k nameKey) step {
 	defer s.mu.Unlock()
 	for s.changing != nil {
 		s.settled.Wait()
+	}
+	if s.queue.changedAgain(k) {
+		return step{kind: stepLater}
 	}
 	return s.planLocked(k)
 }
@@ -87,7 +91,8 @@ func sameKind(a, b crdt.Entry) bool { return (a.Kind == crdt.KindDir) == (b.Kind
 //
 //   - If what stands at the new name has a place to go to itself, or cannot be
 //     renamed over, the two change places.
-//   - If something else comes to the old name, it comes first.
+//   - If something else comes to the old name, it comes first; but a directory
+//     that makes way for a file is not taken out of the tree for that.
 func (s *shown) planMoveLocked(from, to nameKey) step {
 	source, _ := s.getLocked(from)
 	target, _ := s.getLocked(to)
@@ -101,8 +106,10 @@ func (s *shown) planMoveLocked(from, to nameKey) step {
 		return s.planLocked(to)
 	}
 	_, goesOn := s.mergedAt[there.Link]
-	switch goesOn = goesOn && there.Ino != 0; {
-	case !goesOn && source.merged.Ino != 0:
+	goesOn = goesOn && there.Ino != 0
+	makesWay := there.Ino == 0 && moved.Kind == crdt.KindDir && source.merged.Kind != crdt.KindDir
+	switch {
+	case !goesOn && source.merged.Ino != 0 && !makesWay:
 		if other, ok := s.shownAt[source.merged.Link]; ok {
 			return s.planSwapLocked(other, from)
 		}

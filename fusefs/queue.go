@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"sync"
+	"time"
 
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
@@ -30,6 +31,9 @@ type work struct {
 	pages   bool         // cached pages or the cached listing are to be dropped
 	attrib  bool         // permissions may have changed: ATTRIB
 	tries   int
+
+	since   time.Time // it waits
+	changed bool      // of workName: by a commit, not by the revealer itself
 }
 
 // sameAs reports whether two works can be done as one.
@@ -45,21 +49,26 @@ type workID struct {
 	old  store.NodeID
 }
 
+// maxDeferred is how long a name that changes again and again may be moved back
+// in the queue.
+const maxDeferred = 5 * time.Second
+
 // workQueue hands work to the revealer, in order, each once. It holds at most
 // one work for each name and inode that the kernel knows.
 type workQueue struct {
 	wake chan struct{} // capacity 1
+	now  func() time.Time
 
 	mu      sync.Mutex // guards what follows
 	items   []*work
 	index   map[workID]*work
 	later   int             // works that a timer will push
-	working bool            // the revealer has taken one and is at it
+	doing   *work           // the revealer has taken it and is at it
 	waiting []chan struct{} // closed when there is no work
 }
 
 func newWorkQueue() *workQueue {
-	return &workQueue{wake: make(chan struct{}, 1), index: make(map[workID]*work)}
+	return &workQueue{wake: make(chan struct{}, 1), now: time.Now, index: make(map[workID]*work)}
 }
 
 // push adds work, or joins it to the same that waits already.
@@ -77,20 +86,135 @@ func (q *workQueue) pushLocked(w work) {
 		have.attrib = have.attrib || w.attrib
 		return
 	}
+	if w.since.IsZero() {
+		w.since = q.now()
+	}
 	q.items = append(q.items, &w)
 	q.index[id] = &w
+	q.wakeUp()
+}
+
+// suspend counts work that waits for something and will be resumed.
+func (q *workQueue) suspend() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.later++
+}
+
+// resume adds work that was suspended, before all that waits. What has changed
+// meanwhile waits already, where it belongs.
+func (q *workQueue) resume(works []work) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.later -= len(works)
+	rest := q.items
+	q.items = nil
+	for _, w := range works {
+		q.pushLocked(w)
+	}
+	q.items = append(q.items, rest...)
+}
+
+// wakeUp lets the revealer look around.
+func (q *workQueue) wakeUp() {
 	select {
 	case q.wake <- struct{}{}:
 	default:
 	}
 }
 
+// pushNames adds the names that a commit has changed. One that waits already, or
+// is being shown, is to be shown in its newest state, so it comes behind what was
+// there before that; and what goes, as goes says of a name, comes behind those it
+// waited behind: who follows a symlink must find what it leads to. It is the
+// order of the names of one commit (see store.Changes).
+func (q *workQueue) pushNames(names []nameKey, goes func(nameKey) bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := q.now()
+	again, last := map[nameKey]*work{}, -1
+	for n, k := range names {
+		w := q.index[workID{kind: workName, key: k}]
+		if w != nil {
+			w.changed = true
+		} else if w = q.doing; w == nil || w.sameAs() != (workID{kind: workName, key: k}) {
+			continue
+		}
+		if now.Sub(w.since) < maxDeferred {
+			again[k], last = w, n
+		}
+	}
+	gone := q.takeLocked(again, goes)
+	for n, k := range names {
+		switch w := q.nextLocked(k, again, now); {
+		case w == nil:
+		case n < last && goes(k):
+			gone = append(gone, w)
+		default:
+			q.items = append(q.items, w)
+		}
+		if n == last {
+			q.items = append(q.items, gone...)
+		}
+	}
+	q.wakeUp()
+}
+
+// nextLocked is the work of a name that has changed, to be put into the order;
+// nil if it has its place.
+func (q *workQueue) nextLocked(k nameKey, again map[nameKey]*work, now time.Time) *work {
+	w := again[k]
+	delete(again, k) // a commit may name it twice
+	if w != nil && w != q.doing {
+		return w
+	}
+	fresh := &work{kind: workName, key: k, since: now, changed: true}
+	if w != nil {
+		fresh.since = w.since
+	}
+	if q.index[fresh.sameAs()] != nil {
+		return nil
+	}
+	q.index[fresh.sameAs()] = fresh
+	return fresh
+}
+
+// takeLocked takes some works out of the order, and, to return them, what goes
+// behind the first of them.
+func (q *workQueue) takeLocked(some map[nameKey]*work, goes func(nameKey) bool) (gone []*work) {
+	if len(some) == 0 {
+		return nil
+	}
+	rest := make([]*work, 0, len(q.items)+len(some))
+	behind := q.doing != nil && some[q.doing.key] == q.doing
+	for _, w := range q.items {
+		switch {
+		case some[w.key] == w:
+			behind = true
+		case behind && w.kind == workName && goes(w.key):
+			gone = append(gone, w)
+		default:
+			rest = append(rest, w)
+		}
+	}
+	q.items = rest
+	return gone
+}
+
+// changedAgain reports whether a name has changed since its work was taken.
+func (q *workQueue) changedAgain(k nameKey) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	w := q.index[workID{kind: workName, key: k}]
+	return w != nil && w.changed
+}
+
 // pop takes the oldest work and counts the revealer as working on it.
 func (q *workQueue) pop() (work, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.working = len(q.items) > 0
-	if !q.working {
+	q.doing = nil
+	if len(q.items) == 0 {
 		q.items = nil
 		q.releaseLocked()
 		return work{}, false
@@ -99,12 +223,13 @@ func (q *workQueue) pop() (work, bool) {
 	q.items[0] = nil
 	q.items = q.items[1:]
 	delete(q.index, w.sameAs())
+	q.doing = w
 	return *w, true
 }
 
 // releaseLocked lets those go on who wait for the work to be done, if it is.
 func (q *workQueue) releaseLocked() {
-	if len(q.items)+q.later > 0 || q.working {
+	if len(q.items)+q.later > 0 || q.doing != nil {
 		return
 	}
 	for _, done := range q.waiting {
@@ -140,7 +265,7 @@ func (q *workQueue) length() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	n := len(q.items) + q.later
-	if q.working {
+	if q.doing != nil {
 		n++
 	}
 	return n

@@ -11,7 +11,7 @@ import (
 func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
 	from := nameKey{fs.shown.dir(in.NodeId), oldName}
 	to := nameKey{fs.shown.dir(in.Newdir), newName}
-	if fs.helper.Is(&in.InHeader) {
+	if fs.helpers.is(&in.InHeader) {
 		return fs.shown.answerRename(from, to)
 	}
 	if s, ro := fs.refuse(); ro {

@@ -22,8 +22,8 @@ const (
 	inFlight = 2 * time.Millisecond
 	maxTries = 50
 	// usualPatience is how long a call on the mount may be blocked by others
-	// before the revealer goes on without it, and so without an event. A busy
-	// host takes some of it, too.
+	// before the revealer goes on with what is elsewhere. A busy host takes some
+	// of it, too.
 	usualPatience = time.Second
 	// tellPatience is how long a notification may take before the revealer
 	// goes on meanwhile: nothing is lost by that.
@@ -32,8 +32,6 @@ const (
 	// each of which takes a thread.
 	maxBlocked = 32
 )
-
-var errSlow = errors.New("the helper's call is blocked")
 
 // revealer makes the kernel and programs see what was merged. Its one goroutine
 // does the work of the queue in order.
@@ -47,16 +45,17 @@ type revealer struct {
 	ctx    context.Context // ends with the mount
 	stop   context.CancelFunc
 	// patience is usualPatience. Tests change it, holding the gate.
-	patience time.Duration
+	patience   time.Duration
+	startSpare func(*kernel.Helper) error // fixed before run
 
 	gate    sync.Mutex    // held during each work; a leaf, for tests to stop the revealer
 	blocked chan struct{} // a token for each notification in progress
 	tasks   sync.WaitGroup
 
 	// Owned by the goroutine.
-	busy     <-chan error // of a helper's call that was given up; nil if none
-	holds    uint64       // numbers of calls that keep a file open
-	replaced uint64       // numbers of names in the staging directory
+	callers  []*caller
+	holds    uint64 // numbers of calls that keep a file open
+	replaced uint64 // numbers of names in the staging directory
 
 	reveals, fallbacks, notifies atomic.Uint64
 }
@@ -66,12 +65,16 @@ func newRevealer(fs *FS, n notifier) *revealer {
 	return &revealer{
 		fs: fs, shown: fs.shown, queue: fs.shown.queue, kernel: n, log: fs.log,
 		ctx: ctx, stop: stop, blocked: make(chan struct{}, maxBlocked), patience: usualPatience,
+		callers: []*caller{{helper: fs.helpers.first()}},
 	}
 }
 
 // run does the work until the mount ends.
 func (r *revealer) run() {
 	for r.ctx.Err() == nil { // looked at first: what is taken is done
+		r.gate.Lock()
+		r.settle()
+		r.gate.Unlock()
 		w, ok := r.queue.pop()
 		if !ok {
 			select {
@@ -128,39 +131,6 @@ func (r *revealer) later(w work, after time.Duration) {
 	})
 }
 
-// idle says errSlow if a call of the helper that was given up is still blocked.
-func (r *revealer) idle() error {
-	if r.busy == nil {
-		return nil
-	}
-	select {
-	case <-r.busy: //nolint:errcheck // whoever waited has gone
-		r.busy = nil
-		return nil
-	default:
-		return errSlow
-	}
-}
-
-// call has the helper make a system call on the mount. If it is blocked, it is
-// given up: its handler will then find nothing expected.
-func (r *revealer) call(req *kernel.Request) error {
-	if err := r.idle(); err != nil {
-		return err
-	}
-	done := make(chan error, 1)
-	r.tasks.Go(func() { done <- r.fs.helper.Do(r.ctx, req) })
-	t := time.NewTimer(r.patience)
-	defer t.Stop()
-	select {
-	case err := <-done:
-		return err
-	case <-t.C:
-		r.busy = done
-		return errSlow
-	}
-}
-
 // tell sends a notification. If it is blocked, it is left to itself: the state
 // has changed before, so it may come at any time.
 func (r *revealer) tell(what string, send func(notifier) error) {
@@ -195,6 +165,8 @@ func (r *revealer) name(k nameKey) (done bool) {
 				continue
 			}
 			return true
+		case stepLater:
+			return false
 		case stepReplace:
 			err = r.replace(st)
 		default:
@@ -205,6 +177,10 @@ func (r *revealer) name(k nameKey) (done bool) {
 			r.shown.certain(k) // on to the next step
 		case errors.Is(err, syscall.ECANCELED):
 			// On to what changed meanwhile.
+		case errors.Is(err, errBlocked):
+			if r.waitFor(work{kind: workName, key: k}, st.dir, st.fromDir) {
+				return false
+			}
 		case errors.Is(err, syscall.EBUSY):
 			r.log.Warn("a peer removed a directory that is in use as a mount point here; it stays until that is unmounted",
 				"dir", uint64(k.dir), "name", k.name)
@@ -228,28 +204,37 @@ func (r *revealer) name(k nameKey) (done bool) {
 
 // reveal makes one call and returns nil if it has shown the name.
 func (r *revealer) reveal(st step) error {
-	// One that was given up must not find what is expected of the next.
-	if err := r.idle(); err != nil {
-		return err
-	}
 	req, err := r.request(st)
 	if err != nil {
 		return err
 	}
-	r.shown.expect(st.expect)
-	err = r.call(req)
-	r.shown.expect(nil)
-	if !r.shown.met(st.expect) {
-		if err == nil {
-			err = syscall.ECANCELED // the kernel had nothing to ask
-		}
+	c, err := r.callerFor(req)
+	if err != nil {
 		return err
+	}
+	r.shown.expect(st.expect)
+	if err = r.make(c, req, st.expect); c.blocked != nil {
+		return err
+	}
+	if r.ended(st.expect, req) {
+		return nil
+	}
+	if err == nil {
+		err = syscall.ECANCELED // the kernel had nothing to ask
+	}
+	return err
+}
+
+// ended ends a call and reports whether it has shown what was expected of it.
+func (r *revealer) ended(e *expectation, req *kernel.Request) bool {
+	if !r.shown.unexpect(e) {
+		return false
 	}
 	r.reveals.Add(1)
 	if req.Op == kernel.OpMkdir {
-		r.prune(st.expect.entry.Ino)
+		r.prune(e.entry.Ino)
 	}
-	return nil
+	return true
 }
 
 // prune lets the kernel forget a directory that appeared, if nobody watches:

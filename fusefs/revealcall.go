@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -38,7 +39,7 @@ func (r *revealer) request(st step) (*kernel.Request, error) {
 	default:
 		err = r.requestNew(req, e.entry)
 	}
-	if err != nil || !r.fs.helper.NeedsPaths() {
+	if err != nil || !r.fs.helpers.first().NeedsPaths() {
 		return req, err
 	}
 	for _, d := range []*kernel.Dir{&req.Dir, &req.Dir2} {
@@ -137,6 +138,15 @@ func (r *revealer) inode(w work) (done bool) {
 			return false
 		}
 	}
+	var dirs []kernel.Dir
+	for _, n := range names {
+		if dir, known := r.shown.knownDir(n.Dir); known {
+			dirs = append(dirs, dir)
+		}
+	}
+	if r.waitFor(w, dirs...) {
+		return false
+	}
 	r.changed(w, names)
 	return true
 }
@@ -194,16 +204,36 @@ func (r *revealer) rewritten(dir kernel.Dir, name string, old store.NodeID, a *s
 		r.modified(dir, name, crdt.Entry{Ino: a.Ino, Kind: a.Kind})
 		return
 	}
-	hold := &kernel.Request{Op: kernel.OpHold, Dir: dir, Name: name}
-	held := false
-	if a.Mode&0o111 == 0 && r.event(hold) == nil {
-		held = true
+	var finish func()
+	if a.Mode&0o111 == 0 {
+		finish = r.hold(dir, name)
 	}
 	r.tell("switch version", func(n notifier) error { return dropVersion(n, dir, name, old) })
-	if held {
-		r.event(&kernel.Request{Op: kernel.OpFinish, Hold: hold.Hold}) //nolint:errcheck // an event that cannot be made is missed
+	if finish != nil {
+		finish()
 	} else {
 		r.event(&kernel.Request{Op: kernel.OpModifyPath, Dir: dir, Name: name}) //nolint:errcheck // an event that cannot be made is missed
+	}
+}
+
+// hold opens a file for writing, which the returned function ends as a writer
+// does; nil if it cannot be opened.
+func (r *revealer) hold(dir kernel.Dir, name string) (finish func()) {
+	r.holds++
+	req := &kernel.Request{Op: kernel.OpHold, Dir: dir, Name: name, Hold: r.holds}
+	c, err := r.event(req)
+	switch {
+	case c != nil && c.blocked != nil:
+		return func() {} // it is finished when it returns
+	case err != nil:
+		return nil
+	}
+	return func() {
+		req := &kernel.Request{Op: kernel.OpFinish, Hold: req.Hold}
+		r.count(req, r.make(c, req, nil))
+		if c.blocked != nil { // by what is done with the file
+			c.blocked.req = &kernel.Request{Op: req.Op, Dir: dir, Hold: req.Hold}
+		}
 	}
 }
 
@@ -230,25 +260,31 @@ func (r *revealer) attributes(dir kernel.Dir, name string, a *store.Attr) {
 	r.event(&kernel.Request{Op: op, Dir: dir, Name: name, Mode: a.Mode & 0o7777}) //nolint:errcheck // an event that cannot be made is missed
 }
 
-// event makes a call that changes nothing.
-func (r *revealer) event(req *kernel.Request) error {
-	if req.Op == kernel.OpHold {
-		r.holds++
-		req.Hold = r.holds
-	}
-	if r.fs.helper.NeedsPaths() && req.Op != kernel.OpFinish {
+// event makes a call that changes nothing. One that is blocked comes later.
+func (r *revealer) event(req *kernel.Request) (*caller, error) {
+	if r.fs.helpers.first().NeedsPaths() {
 		path, err := r.path(crdt.Ino(r.shown.target(req.Dir.Node)))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		req.Dir.Path = path
 	}
-	err := r.call(req)
+	c, err := r.callerFor(req)
+	if err == nil {
+		err = r.make(c, req, nil)
+	}
+	if c == nil || c.blocked == nil {
+		r.count(req, err)
+	}
+	return c, err
+}
+
+// count counts a call that has returned, or could not be made.
+func (r *revealer) count(req *kernel.Request, err error) {
 	if err == nil {
 		r.reveals.Add(1)
-	} else if r.ctx.Err() == nil {
+	} else if r.ctx.Err() == nil && !errors.Is(err, errBlocked) {
 		r.fallbacks.Add(1)
 		r.log.Debug("no event for a change", "op", req.Op, "name", req.Name, "err", err)
 	}
-	return err
 }

@@ -86,7 +86,7 @@ type shown struct {
 	own      map[nameKey]int        // names that calls in progress change themselves
 	writers  map[crdt.Ino]int       // write handles
 	recent   map[crdt.Ino]time.Time // of the last reply that the kernel takes as it is
-	expected *expectation           // the helper's call in progress
+	expected []*expectation         // of the helpers' calls in progress
 }
 
 type switchedFile struct {
@@ -332,10 +332,12 @@ func (s *shown) forgetLocked(id store.NodeID, k knownNode) {
 }
 
 // showAllLocked ends the pending of names in a directory that the kernel no
-// longer knows.
+// longer knows, but for what goes: see waitsLocked.
 func (s *shown) showAllLocked(dir crdt.Ino) {
 	for name := range s.pending[dir] {
-		s.dropLocked(nameKey{dir, name})
+		if k := (nameKey{dir, name}); !s.goesLocked(k) {
+			s.dropLocked(k)
+		}
 	}
 }
 

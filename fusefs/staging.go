@@ -31,7 +31,7 @@ func newStagingName() string { return fmt.Sprintf(".synapsefs-%016x", rand.Uint6
 
 // isStaging reports whether the helper looks for the staging directory.
 func (fs *FS) isStaging(h *fuse.InHeader, name string) bool {
-	return h.NodeId == uint64(rootNode) && name == fs.staging && fs.helper.Is(h)
+	return h.NodeId == uint64(rootNode) && name == fs.staging && fs.helpers.is(h)
 }
 
 func stagingAttr() *store.Attr {
@@ -41,7 +41,7 @@ func stagingAttr() *store.Attr {
 // lookupStaging answers lookups in the staging directory: there is what the
 // helper is about to move there or from there, and the directory itself.
 func (fs *FS) lookupStaging(h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	if !fs.helper.Is(h) {
+	if !fs.helpers.is(h) {
 		return fuse.Status(syscall.ESTALE)
 	}
 	switch name {
@@ -77,8 +77,10 @@ func (fs *FS) fillStaging(out *fuse.EntryOut) {
 func (s *shown) staged(name string) (crdt.Entry, uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.expected; e != nil && e.kind == expectReplace && e.from.name == name {
-		return e.entry, s.gen
+	for _, e := range s.expected {
+		if e.kind == expectReplace && e.from.name == name {
+			return e.entry, s.gen
+		}
 	}
 	p, _ := s.getLocked(nameKey{stagingIno, name})
 	return p.shown, s.gen

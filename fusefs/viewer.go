@@ -247,11 +247,7 @@ func (s *shown) Committed(c *store.Changes) {
 			s.queue.push(work{kind: workLetGo, node: node}) // it has a name again
 		}
 	}
-	for _, k := range s.placed {
-		if _, ok := s.getLocked(k); ok || s.ledger.promised(k) {
-			s.queue.push(work{kind: workName, key: k})
-		}
-	}
+	s.pushNamesLocked()
 	for _, dir := range s.adopted {
 		s.queue.push(work{kind: workInode, ino: dir, pages: true})
 	}
@@ -265,6 +261,28 @@ func (s *shown) Committed(c *store.Changes) {
 		s.committed = s.ledger.seq
 	}
 	s.settleLocked()
+}
+
+// pushNamesLocked queues the names that the change has made pending, or that a
+// successor was told of.
+func (s *shown) pushNamesLocked() {
+	names := s.placed[:0]
+	for _, k := range s.placed {
+		if _, ok := s.getLocked(k); ok || s.ledger.promised(k) {
+			names = append(names, k)
+		}
+	}
+	if len(names) > 0 {
+		s.queue.pushNames(names, s.goesLocked)
+	}
+}
+
+// goesLocked reports whether a pending name is to be absent, and what it shows
+// goes nowhere else.
+func (s *shown) goesLocked(k nameKey) bool {
+	p, ok := s.getLocked(k)
+	_, moved := s.mergedAt[p.shown.Link]
+	return ok && p.merged.Ino == 0 && !moved
 }
 
 // maxTouched bounds what is remembered of past changes; it must only cover the

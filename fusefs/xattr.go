@@ -36,7 +36,7 @@ func refuseXattr(name string) (fuse.Status, bool) {
 
 // GetXAttr reads an attribute; an empty dest asks for its size.
 func (fs *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
-	if fs.helper.Handshake(h, attr) {
+	if fs.helpers.handshake(h, attr) {
 		return 0, fuse.ENODATA
 	}
 	if s, no := refuseXattr(attr); no {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -31,7 +32,7 @@ const startTimeout = 30 * time.Second
 // about its callers, and Start it after Conn.Serve.
 type Helper struct {
 	tid   atomic.Int32           // of the helper's thread, 0 while there is none
-	was   uint32                 // that of a dead daemon's helper; fixed by Follow
+	was   []uint32               // those of a dead daemon's helpers; fixed by Follow
 	tell  func(thread uint32)    // fixed by Follow
 	token atomic.Pointer[string] // awaited by Handshake
 
@@ -81,10 +82,10 @@ func (h *Helper) Handshake(header *fuse.InHeader, attr string) bool {
 	return true
 }
 
-// Follow says that the mount was taken over: was is the thread of the last
-// daemon's helper, 0 if it had none. tell is called with that of each helper to
-// come, for the next Follow. To be called before Conn.Serve.
-func (h *Helper) Follow(was uint32, tell func(thread uint32)) { h.was, h.tell = was, tell }
+// Follow says that the mount was taken over: was are the threads of the last
+// daemon's helpers. tell is called with that of each process to come, for the
+// next Follow. To be called before Conn.Serve, or before Start.
+func (h *Helper) Follow(was []uint32, tell func(thread uint32)) { h.was, h.tell = was, tell }
 
 // Is reports whether the request was made by the helper, or is one that a dead
 // daemon's helper was waiting for and the kernel sends again: no later process
@@ -92,7 +93,7 @@ func (h *Helper) Follow(was uint32, tell func(thread uint32)) { h.was, h.tell = 
 func (h *Helper) Is(header *fuse.InHeader) bool {
 	tid := h.tid.Load()
 	return tid != 0 && header.Pid == uint32(tid) ||
-		h.was != 0 && header.Pid == h.was && header.Unique&resentBit != 0
+		header.Unique&resentBit != 0 && slices.Contains(h.was, header.Pid)
 }
 
 // Start runs execPath with args as the helper of c's mount; that program

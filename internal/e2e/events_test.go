@@ -91,8 +91,9 @@ func kinds(t *testing.T, dir string) string {
 	return strings.Join(names, " ")
 }
 
-// TestP10SymlinkSwap: readers of a directory behind a symlink that is swapped find
-// all files of one version, as long as the symlink leads to it.
+// TestP10SymlinkSwap: readers of a directory behind a symlink that is swapped, as
+// fast as it goes, find all files of one version, as long as the symlink leads to
+// it.
 func TestP10SymlinkSwap(t *testing.T) {
 	c := start(t, 2)
 	a, b := c.Nodes[0], c.Nodes[1]
@@ -121,10 +122,6 @@ func TestP10SymlinkSwap(t *testing.T) {
 		if err := w.swap(n); err != nil {
 			t.Fatal(err)
 		}
-		// A swap that overtakes the one before would be shown in its place,
-		// before the directory that it leads to: see P3 in the README.
-		target := filepath.Join("w", strconv.Itoa(n))
-		until(t, "the swap to be shown", func() bool { now, _ := os.Readlink(b.Mount + "/current"); return now == target })
 	}
 	equal(t, a, b)
 	stop.Store(true)

@@ -108,16 +108,17 @@ func TestP9KillsUnderRemoteChanges(t *testing.T) {
 	for deadline = time.Now().Add(10 * time.Second); len(unheard()) > 0 && time.Now().Before(deadline); {
 		got = reader.view(t)
 	}
-	log, err := os.ReadFile(b.Log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// P10 has its limit: what is blocked too long is shown without events, as on
-	// a busy machine now and then.
-	if given := strings.Count(string(log), "the helper's call is blocked"); given > 0 {
-		t.Logf("%d times the helper was blocked, so %d names that were not heard of do not count", given, len(unheard()))
-	} else if names := unheard(); len(names) > 0 || got.Events[""] != "" {
+	if names := unheard(); len(names) > 0 || got.Events[""] != "" {
 		t.Errorf("%d names, %q: %s", len(names), got.Events[""], strings.Join(names[:min(len(names), 20)], "\n"))
+		log, err := os.ReadFile(b.Log)
+		for line := range strings.Lines(string(log)) {
+			if strings.Contains(line, "no event for a change") || strings.Contains(line, "shown without an event") {
+				t.Log(line)
+			}
+		}
+		if err != nil {
+			t.Error(err)
+		}
 	}
 	t.Logf("%d changes, %d names with events, %d looks", c.n, len(c.events), got.Looks)
 	authored(t, b)

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,25 +24,20 @@ import (
 // others read, write, list and map. Nobody is stuck, nothing fails, and in the end
 // all bytes are right. What it prints are figures of this host, and no verdict.
 func TestP10Storm(t *testing.T) {
-	c := start(t, 2)
-	a, b := c.Nodes[0], c.Nodes[1]
-	const names = 500
-	dir, there := filepath.Join(a.Mount, "d"), filepath.Join(b.Mount, "d")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
+	s, c := startSource(t, 2, "d")
+	b := c.Nodes[1]
+	there := filepath.Join(b.Mount, "d")
+	for n := range stormNames {
+		if err := s.make(fmt.Sprint(n), stormText(n, 0)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	for n := range names {
-		write(t, a, fmt.Sprintf("d/%d", n), stormText(n, 0))
-	}
-	equal(t, a, b)
+	until(t, "the start", func() bool { _, err := os.Stat(fmt.Sprintf("%s/%d", there, stormNames-1)); return err == nil })
 	watch := fstest.NewWatch(t, there)
 	var heard atomic.Int64
 	watch.Record(func(e fstest.Event) {
-		switch e.Kind {
-		case "CLOSE_WRITE", "MOVED_TO", "DELETE", "CREATE":
-			if !strings.HasPrefix(e.Name, "local") {
-				heard.Add(1)
-			}
+		if !strings.HasPrefix(e.Name, "local") && slices.Contains([]string{"CLOSE_WRITE", "MOVED_TO", "DELETE", "ATTRIB"}, e.Kind) {
+			heard.Add(1)
 		}
 	})
 	var stop atomic.Bool
@@ -57,54 +54,77 @@ func TestP10Storm(t *testing.T) {
 		})
 	}
 	longest := watchStuck(t, &stop, &users)
-	begin := time.Now()
-	changes := 0
-	length := eventsCI(10*time.Second, time.Minute)
-	const rate = 2000 // a second
-	for time.Since(begin) < length && !t.Failed() {
-		if err := stormChange(dir, changes%names, changes); err != nil {
+	marks := 0
+	shown := func() time.Duration { // how long another change takes now
+		begin := time.Now()
+		marks++
+		name := fmt.Sprintf("mark%d", marks)
+		if err := s.make(name, "x"); err != nil {
 			t.Fatal(err)
 		}
-		changes++
-		if ahead := time.Duration(changes)*time.Second/rate - time.Since(begin); ahead > 0 {
-			time.Sleep(ahead)
-		}
+		untilWithin(t, 2*patience, "the last change", func() bool { _, err := os.Stat(filepath.Join(there, name)); return err == nil })
+		return time.Since(begin)
 	}
-	took := time.Since(begin)
-	barrier(t, a)
-	lag := time.Since(begin) - took
-	t.Logf("%d changes, %.0f a second; %d events of theirs, %d uses by others; all arrived %v after the last", changes,
-		float64(changes)/took.Seconds(), heard.Load(), uses.Load(), lag)
-	// Successive versions of few names, as fast as it goes.
-	begin = time.Now()
-	versions := 0
-	for ; time.Since(begin) < 2*time.Second; versions++ {
-		if err := os.WriteFile(fmt.Sprintf("%s/%d", dir, versions%4), []byte(stormText(versions%4, versions)), 0o644); err != nil {
+	for _, phase := range []struct {
+		what   string
+		rate   float64
+		length time.Duration
+		change func() error
+	}{
+		{"changes", 2000, eventsCI(5*time.Second, time.Minute), func() error { return s.change(stormNames) }},
+		{"versions of 4 names", 10_000, eventsCI(2*time.Second, 10*time.Second), func() error {
+			s.done++
+			return s.rewrite(fmt.Sprint(s.done%4), stormText(s.done%4, s.done))
+		}},
+	} {
+		heard.Store(0)
+		uses.Store(0)
+		spent, before := cpuTime(b.PID()), s.done
+		rate, err := atRate(phase.length, phase.rate, phase.change)
+		if err != nil {
 			t.Fatal(err)
 		}
+		during := heard.Load()
+		lag := shown()
+		t.Logf("%.0f %s a second for %v; %d events of them then, %d when all were shown, %v later; %d uses by others, %v of the node's CPU for a change",
+			rate, phase.what, phase.length, during, heard.Load(), lag.Round(time.Millisecond), uses.Load(),
+			(cpuTime(b.PID())-spent)/time.Duration(s.done-before))
 	}
-	rateOf := float64(versions) / time.Since(begin).Seconds()
-	begin = time.Now()
-	mark := stormText(0, -1)
-	write(t, a, "d/0", mark)
-	until(t, "the last version", shows(b, "d/0", mark))
-	t.Logf("%d versions of 4 names, %.0f a second; one more was shown after %v", versions, rateOf, time.Since(begin))
 	stop.Store(true)
 	users.Wait()
-	equal(t, a, b)
+	barrier(t, b)
 	t.Logf("no thread was in an uninterruptible sleep for longer than %v", longest())
-	for n := range names {
-		path := fmt.Sprintf("%s/%d", there, n)
-		want, err := os.ReadFile(fmt.Sprintf("%s/%d", dir, n))
-		if err != nil {
-			continue
-		}
-		got, err := os.ReadFile(path)
-		if err != nil || string(got) != string(want) {
-			t.Errorf("%s: %d bytes, want %d, %v", path, len(got), len(want), err)
+	for name, want := range s.text {
+		got, err := os.ReadFile(filepath.Join(there, name))
+		if err != nil || string(got) != want {
+			t.Errorf("%s: %d bytes, want %d, %v", name, len(got), len(want), err)
 		}
 	}
 }
+
+// cpuTime is what a process and its children have used.
+func cpuTime(pid int) (used time.Duration) {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // what has ended counts no more
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	if fields := strings.Fields(rest); len(fields) > 12 {
+		for _, ticks := range fields[11:13] {
+			n, _ := strconv.Atoi(ticks) // the kernel's format
+			used += time.Duration(n) * time.Second / 100
+		}
+	}
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is right
+	for _, list := range lists {
+		children, _ := os.ReadFile(list) // as above
+		for _, child := range strings.Fields(string(children)) {
+			n, _ := strconv.Atoi(child) // as above
+			used += cpuTime(n)
+		}
+	}
+	return used
+}
+
+// stormNames is how many files are changed.
+const stormNames = 4000
 
 // stormText is a number, again and again, of a length of its own.
 func stormText(n, version int) string {
@@ -118,20 +138,6 @@ func wholeText(b []byte) error {
 		return fmt.Errorf("%d bytes are of more than one version: %.20q", len(b), b)
 	}
 	return nil
-}
-
-// stormChange changes a file in one of the ways that programs do.
-func stormChange(dir string, n, version int) error {
-	path, text := fmt.Sprintf("%s/%d", dir, n), []byte(stormText(n, version))
-	switch version % 5 {
-	case 0:
-		return errors.Join(os.WriteFile(path+".tmp", text, 0o644), os.Rename(path+".tmp", path))
-	case 1:
-		return os.Chmod(path, os.FileMode(0o600|version%8))
-	case 2:
-		return errors.Join(os.Remove(path), os.WriteFile(path, text, 0o644))
-	}
-	return os.WriteFile(path, text, 0o644)
 }
 
 // stormUses are what local programs do meanwhile.
@@ -152,7 +158,7 @@ var stormUses = []func(dir string, u, round int) error{
 }
 
 func stormRead(dir string, round int, read func(*os.File) ([]byte, error)) error {
-	f, err := os.Open(fmt.Sprintf("%s/%d", dir, round%500))
+	f, err := os.Open(fmt.Sprintf("%s/%d", dir, round%stormNames))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
