@@ -39,6 +39,7 @@ type Config struct {
 	PublishInterval time.Duration
 	Hold            time.Duration
 	CatchUpTimeout  time.Duration
+	PlacementDelay  time.Duration
 	Passthrough     bool
 	Keeper          bool
 	MaxClockSkew    time.Duration
@@ -66,6 +67,7 @@ func Default() *Config {
 		PublishInterval:  time.Second,
 		Hold:             40 * time.Millisecond,
 		CatchUpTimeout:   30 * time.Second,
+		PlacementDelay:   5 * time.Minute,
 		Keeper:           true,
 		MaxClockSkew:     5 * time.Second,
 		ReplicaRetention: 7 * 24 * time.Hour,
@@ -131,6 +133,7 @@ func (c *Config) Validate() error {
 	reject("publish-interval", within(c.PublishInterval, 10*time.Millisecond, time.Hour))
 	reject("hold", within(c.Hold, 0, time.Second))
 	reject("catch-up-timeout", within(c.CatchUpTimeout, 0, 24*time.Hour))
+	reject("placement-delay", within(c.PlacementDelay, 0, 24*time.Hour))
 	reject("max-clock-skew", within(c.MaxClockSkew, time.Millisecond, 24*time.Hour))
 	reject("replica-retention", within(c.ReplicaRetention, time.Second, 10*365*24*time.Hour))
 	reject("journal-limit", within(c.JournalLimit, 1<<20, 1<<40))

@@ -45,6 +45,7 @@ func (c *Config) options() []Option {
 		{"passthrough", "experimental: the kernel reads and writes large and new files itself (FUSE passthrough, Linux 6.9); faster, and not tested for long enough to be the default", &c.Passthrough},
 		{"keeper", "mounts outlive the daemon: a small process keeps them, programs wait while none runs, and the next one goes on with them (as root; Linux 6.9)", &c.Keeper},
 		{"catch-up-timeout", "how long a mount of a replica that was ready before waits for a live peer, before it serves its own data, marked stale until it has caught up", &c.CatchUpTimeout},
+		{"placement-delay", "how long a node may be away before the volumes that it is to hold are placed on another, and how long a replica stays that is not needed here any more", &c.PlacementDelay},
 		{"max-clock-skew", "a peer whose clock is further ahead is reported", &c.MaxClockSkew},
 		{"replica-retention", "how long a host may be away before it must take a snapshot to come back; removed files are remembered as long", &c.ReplicaRetention},
 		{"journal-limit", "size of a volume's journal over which changes are dropped that an absent host lacks; it then takes a snapshot", &c.JournalLimit},

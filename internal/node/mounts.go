@@ -80,7 +80,6 @@ func (n *Node) fill(ctx context.Context, m *mount, r MountRequest) error {
 	if err != nil {
 		return fmt.Errorf("mount volume %q: %w", r.Volume, err)
 	}
-	m.volume = v.ID()
 	fs, err := fusefs.Mount(ctx, v, m.info.Dir, n.mountOptions(m, &r))
 	if err != nil {
 		return err
@@ -174,6 +173,9 @@ func (n *Node) volumeFor(ctx context.Context, m *mount, r MountRequest) (*store.
 		info, err := n.createVolume(ctx, r.Volume, nil)
 		if !errors.Is(err, ErrVolumeExists) {
 			m.info.Created = err == nil
+			if err == nil {
+				n.uses(m, info.ID)
+			}
 			return info.Replica, err
 		}
 		l, err = n.catalogue.find(r.Volume) // somebody was faster
@@ -185,7 +187,28 @@ func (n *Node) volumeFor(ctx context.Context, m *mount, r MountRequest) (*store.
 	} else if err != nil {
 		return nil, err
 	}
+	n.uses(m, l.ID)
 	return n.replica(l, false)
+}
+
+// uses says which volume a mount is of: from here on its replica stays.
+func (n *Node) uses(m *mount, id store.VolumeID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m.volume = id
+}
+
+// used reports whether a volume is mounted here, is being mounted, or was
+// detached and is still in use.
+func (n *Node) used(id store.VolumeID) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, m := range n.live {
+		if m.volume == id {
+			return true
+		}
+	}
+	return false
 }
 
 // Remount changes whether a mount is read-only, and its flags.

@@ -43,8 +43,9 @@ type Node struct {
 	loops  sync.WaitGroup
 	server *grpc.Server
 
-	clocks clocks
-	looked atomic.Bool // for members with a newer catalogue, once, in vain
+	clocks    clocks
+	placement placement
+	looked    atomic.Bool // for members with a newer catalogue, once, in vain
 
 	// creations keeps a volume that is made here from being found unlisted.
 	creations sync.Mutex
@@ -69,13 +70,14 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, er
 	}
 	n := &Node{
 		cfg: cfg, log: log.With("node", cfg.Node), started: time.Now(),
-		stopping: make(chan struct{}),
-		changed:  make(chan struct{}, 1),
-		upgrade:  make(chan string, 1),
-		mounts:   map[string]*mount{},
-		live:     map[store.MountID]*mount{},
-		unserved: map[string]error{},
-		clocks:   clocks{limit: cfg.MaxClockSkew, log: log},
+		stopping:  make(chan struct{}),
+		changed:   make(chan struct{}, 1),
+		upgrade:   make(chan string, 1),
+		mounts:    map[string]*mount{},
+		live:      map[store.MountID]*mount{},
+		unserved:  map[string]error{},
+		clocks:    clocks{limit: cfg.MaxClockSkew, log: log},
+		placement: placement{away: map[string]time.Time{}},
 	}
 	// First, because it is cheap and finds a second daemon; calls that come
 	// early wait until the node is up.
@@ -197,9 +199,11 @@ func (n *Node) joinReplicas(founder bool) error {
 		}
 	}
 	// At once: what is pruned by the defaults is gone.
-	if err := n.limit(); err != nil {
+	listed, err := n.catalogue.list()
+	if err != nil {
 		return fmt.Errorf("read catalogue: %w", err)
 	}
+	n.limit(listed)
 	n.catalogue.v.OnMerge(func(crdt.Vector) { n.kick() })
 	n.kick()
 	if founder {
@@ -310,17 +314,22 @@ func (n *Node) kick() {
 	}
 }
 
-// reconcileLoop drops the replicas of deleted volumes, and tells of those whose
-// name was taken.
+// reconcileLoop drops the replicas of deleted volumes, tells of those whose
+// name was taken, and places the others.
 func (n *Node) reconcileLoop() {
 	warned := map[store.VolumeID]bool{}
+	placing := time.NewTicker(placeEvery)
+	defer placing.Stop()
 	for {
+		var err error
 		select {
 		case <-n.stopping:
 			return
 		case <-n.changed:
+			err = errors.Join(n.reconcile(), n.warnUnlisted(warned))
+		case <-placing.C:
 		}
-		if err := errors.Join(n.reconcile(), n.warnUnlisted(warned)); err != nil {
+		if err := errors.Join(err, n.place(time.Now())); err != nil {
 			n.log.Error("follow the catalogue", "err", err)
 		}
 	}
@@ -340,5 +349,14 @@ func (n *Node) reconcile() error {
 			errs = append(errs, fmt.Errorf("volume %q: %w", v.Name(), err))
 		}
 	}
-	return errors.Join(append(errs, n.limit())...)
+	listed, err := n.catalogue.list()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	n.limit(listed)
+	leaving, err := n.catalogue.marks(leavingDir)
+	if err == nil {
+		n.placement.follow(listed, leaving)
+	}
+	return errors.Join(append(errs, err)...)
 }

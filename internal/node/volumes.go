@@ -25,6 +25,7 @@ type VolumeInfo struct {
 	Listing
 	Replica *store.Volume // nil if not held here
 	Mounts  int
+	Placed  Placed
 	Problem string // why a human should look at it, or ""
 }
 
@@ -96,7 +97,7 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 	if err := checkVolumeName(name); err != nil {
 		return VolumeInfo{}, err
 	}
-	if _, err := limitsOf(options); err != nil {
+	if _, err := ParseOptions(options); err != nil {
 		return VolumeInfo{}, err
 	}
 	if err := n.knowCatalogue(ctx); err != nil {
@@ -106,7 +107,9 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 	if err != nil {
 		return VolumeInfo{}, err
 	}
+	n.kick()
 	n.spread(ctx)
+	n.awaitPlaced(ctx, info.Listing)
 	n.log.Info("volume created", "volume", name, "id", info.ID)
 	return info, nil
 }
@@ -161,6 +164,7 @@ func (n *Node) deleteVolume(ctx context.Context, name string, force bool) (Volum
 	if err := n.catalogue.remove(l); err != nil {
 		return VolumeInfo{}, err
 	}
+	defer n.kick()
 	n.spread(ctx)
 	n.log.Info("volume deleted", "volume", name, "id", l.ID)
 	info := VolumeInfo{Listing: l}
@@ -276,7 +280,7 @@ func (n *Node) volumes() ([]VolumeInfo, error) {
 	seen := map[store.VolumeID]bool{store.CatalogueID: true}
 	for _, l := range listed {
 		seen[l.ID] = true
-		all = append(all, VolumeInfo{Listing: l, Replica: n.db.Volume(l.ID), Mounts: len(n.mountsOf(l.ID))})
+		all = append(all, n.infoOfVolume(l))
 	}
 	for _, v := range n.db.Volumes() {
 		if !seen[v.ID()] {
@@ -287,6 +291,13 @@ func (n *Node) volumes() ([]VolumeInfo, error) {
 		}
 	}
 	return all, nil
+}
+
+// infoOfVolume is what this node knows of a volume that is listed.
+func (n *Node) infoOfVolume(l Listing) VolumeInfo {
+	i := VolumeInfo{Listing: l, Replica: n.db.Volume(l.ID), Mounts: len(n.mountsOf(l.ID)), Placed: n.placedOf(l)}
+	i.Problem = i.Placed.problem()
+	return i
 }
 
 // replica returns this node's replica of a volume, made if need be. Only the
@@ -301,8 +312,8 @@ func (n *Node) replica(l Listing, ready bool) (*store.Volume, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create replica: %w", err)
 	}
-	if limits, err := limitsOf(l.Options); err == nil {
-		v.SetLimits(limits)
+	if o, err := ParseOptions(l.Options); err == nil {
+		v.SetLimits(o.Limits)
 	}
 	n.join(v)
 	return v, nil
@@ -326,6 +337,32 @@ func (n *Node) drop(v *store.Volume) error {
 	n.cluster.RemoveVolume(v.ID())
 	errs = append(errs, n.db.DeleteReplica(v.ID()))
 	return errors.Join(errs...)
+}
+
+// dropSpare drops a replica that others have, unless somebody has begun to use
+// it or to change it. It returns whether it did.
+func (n *Node) dropSpare(v *store.Volume, have func() bool) (bool, error) {
+	n.replicas.Lock()
+	defer n.replicas.Unlock()
+	if n.db.Volume(v.ID()) == nil || n.used(v.ID()) {
+		return false, nil
+	}
+	vector := v.Vector()
+	if !settled(v) || !have() {
+		return false, nil
+	}
+	n.cluster.RemoveVolume(v.ID())
+	if now := v.Vector(); !settled(v) || !vector.Contains(now) { // a restore, say
+		n.join(v)
+		return false, nil
+	}
+	return true, n.db.DeleteReplica(v.ID())
+}
+
+// settled reports whether all that was ever changed here has left.
+func settled(v *store.Volume) bool {
+	s := v.Stats()
+	return s.Unsealed == 0 && s.OpenDrafts == 0 && s.Unfinished == 0
 }
 
 // Wait returns when all live peers that hold the volume have what was there
