@@ -132,9 +132,9 @@ func TestP9RestartUnderPrograms(t *testing.T) {
 			}
 		}},
 	} {
-		for name, past := range map[string]bool{"": false, ", passthrough": true} {
+		for name, past := range map[string]bool{", without passthrough": false, "": true} {
 			t.Run(test.name+name, func(t *testing.T) {
-				n := fstest.KeptMount(t, fstest.Options{Mount: fusefs.Options{Passthrough: past}})
+				n := fstest.KeptMount(t, fstest.Options{Mount: fusefs.Options{NoPassthrough: !past}})
 				check := test.make(t, n)
 				for round := range 3 {
 					if err := check(); err != nil {

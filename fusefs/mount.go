@@ -33,9 +33,10 @@ type Options struct {
 	// Guard lays a dead mount below, so that the bare mountpoint is an error
 	// and never an empty directory. Needs root.
 	Guard bool
-	// Passthrough has the kernel read and write large and new files itself, by
-	// files of the store: faster. All mounts of a volume are to agree on it.
-	Passthrough bool
+	// NoPassthrough brings all reads and writes to the daemon. Without it the
+	// kernel does those of large and new files itself, by files of the store, if
+	// it can. All mounts of a volume are to agree on it.
+	NoPassthrough bool
 	// MaxBackground bounds the kernel's asynchronous requests in flight: more
 	// helps a slow disk, less saves memory. 0 means 64.
 	MaxBackground int
@@ -142,7 +143,7 @@ func mount(v *store.Volume, dir string, opts Options) (*Mounted, error) {
 // Abandon. Nothing may have been merged into the volume since the store was
 // opened, nor may another of its mounts be resumed: this one would not be told
 // what programs change there. Of opts the mount keeps what its first daemon
-// said, but for Keeper, Passthrough, HelperExec and Log; ID and Ledger must be
+// said, but for Keeper, NoPassthrough, HelperExec and Log; ID and Ledger must be
 // the same. Errors are those of kernel.Attach; kernel.ErrUnmounted says that the
 // mount has ended, which the volume is to be told (Volume.Unmounted). With any
 // other error the mount stays for who can serve it.
@@ -201,7 +202,7 @@ func newMounted(v *store.Volume, conn *kernel.Conn, opts *Options) (*Mounted, er
 	fs := newFS(v, opts.ID, opts, newWorkQueue())
 	fs.epoch = conn.Epoch()
 	fs.backer = conn
-	fs.noBacking.Store(!opts.Passthrough)
+	fs.noBacking.Store(opts.NoPassthrough)
 	if opts.Ledger != "" {
 		l, err := openLedger(opts.Ledger, opts.Log)
 		if err != nil {

@@ -68,13 +68,10 @@ func holdRead(t *testing.T, path string) (check func(what string, want []byte)) 
 	}
 }
 
-// passing mounts let the kernel read and write large and new files itself.
-var passing = fusefs.Options{Passthrough: true}
-
 // TestLargeFiles: what the kernel reads and writes without us is a file as any.
 func TestLargeFiles(t *testing.T) {
-	p := fstest.MountPair(t, fstest.Options{Mount: passing})
-	second := p.A.MountAgain(passing)
+	p := fstest.MountPair(t, fstest.Options{})
+	second := p.A.MountAgain(fusefs.Options{})
 	a, b := p.A.Dir+"/f", p.B.Dir+"/f"
 	v1, v2 := bulk('1', bulkSize), bulk('2', bulkSize)
 	must(t, os.WriteFile(a, v1, 0o644))
@@ -142,7 +139,7 @@ func TestTruncateHeld(t *testing.T) {
 		{"rewrite small", func(p string) error { return os.WriteFile(p, []byte("small"), 0) }, []byte("small")},
 	} {
 		t.Run(c.what, func(t *testing.T) {
-			p := fstest.MountPair(t, fstest.Options{Mount: passing})
+			p := fstest.MountPair(t, fstest.Options{})
 			path := p.A.Dir + "/f"
 			must(t, os.WriteFile(path, bulk('1', bulkSize), 0o644))
 			p.Sync()
@@ -181,7 +178,7 @@ func TestNoOpWhileHeld(t *testing.T) {
 }
 
 func testNoOpWhileHeld(t *testing.T, size int) {
-	n := fstest.Mount(t, fstest.Options{Mount: passing, Store: store.Options{PublishInterval: time.Millisecond}})
+	n := fstest.Mount(t, fstest.Options{Store: store.Options{PublishInterval: time.Millisecond}})
 	path := n.Dir + "/f"
 	ops(t, n, func() { must(t, os.WriteFile(path, bytes.Repeat([]byte("1"), size), 0o644)) })
 	before := stat(t, path)
@@ -217,7 +214,7 @@ func writeAt(t *testing.T, path, text string) {
 // in the version, and there is none before the mapping is gone.
 func TestP2MappedAfterClose(t *testing.T) {
 	for _, size := range []int{8192, bulkSize} {
-		p := fstest.MountPair(t, fstest.Options{Mount: passing})
+		p := fstest.MountPair(t, fstest.Options{})
 		f := open(t, p.A.Dir+"/f", os.O_RDWR|os.O_CREATE)
 		want := bulk('1', size)
 		_, err := f.Write(want)
@@ -242,7 +239,7 @@ func TestP2MappedAfterClose(t *testing.T) {
 // TestTimesOfDirectWrites: mtime moves with a write, not with a read or a close,
 // and utimensat has the last word.
 func TestTimesOfDirectWrites(t *testing.T) {
-	p := fstest.MountPair(t, fstest.Options{Mount: passing})
+	p := fstest.MountPair(t, fstest.Options{})
 	path := p.A.Dir + "/f"
 	f := open(t, path, os.O_RDWR|os.O_CREATE)
 	made := stat(t, path).Mtim
@@ -276,7 +273,7 @@ func TestTimesOfDirectWrites(t *testing.T) {
 // was there at some moment is published time and again, and never more than was
 // written, nor out of order.
 func TestP2AppendsArePublished(t *testing.T) {
-	p := fstest.MountPair(t, fstest.Options{Mount: passing, Store: store.Options{PublishInterval: 20 * time.Millisecond}})
+	p := fstest.MountPair(t, fstest.Options{Store: store.Options{PublishInterval: 20 * time.Millisecond}})
 	path := p.A.Dir + "/log"
 	writeFile(t, path, "line 0000000\n")
 	p.Sync()
@@ -327,7 +324,7 @@ func TestLargeFilesChangedInPlace(t *testing.T) {
 	for _, flags := range []int{os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_APPEND, os.O_WRONLY | syscall.O_DSYNC} {
 		for _, size := range []int{100, 200_000, bulkSize} {
 			t.Run(fmt.Sprintf("%x %d", flags, size), func(t *testing.T) {
-				p := fstest.MountPair(t, fstest.Options{Mount: passing})
+				p := fstest.MountPair(t, fstest.Options{})
 				path, want := p.A.Dir+"/f", bulk('1', size)
 				must(t, os.WriteFile(path, want, 0o644))
 				must(t, os.WriteFile(p.A.Dir+"/twin", want, 0o644))
@@ -353,5 +350,40 @@ func TestLargeFilesChangedInPlace(t *testing.T) {
 				expectFile(t, p.B.Dir+"/twin", bulk('1', size))
 			})
 		}
+	}
+}
+
+// TestStateDirectories: whatever the state directory is on, files are as on any;
+// of an overlay, as containers have it, and of kernels before 6.9 the kernel has
+// no file for us, and all goes through the daemon.
+func TestStateDirectories(t *testing.T) {
+	fstest.NeedMount(t)
+	for _, c := range []struct {
+		kind, options string
+	}{{"tmpfs", "size=256m"}, {"overlay", "lowerdir=%[1]s/l,upperdir=%[1]s/u,workdir=%[1]s/w"}} {
+		t.Run(c.kind, func(t *testing.T) {
+			base, dir := t.TempDir(), t.TempDir()
+			options := c.options
+			if strings.Contains(options, "%") {
+				for _, d := range []string{"l", "u", "w"} {
+					must(t, os.Mkdir(base+"/"+d, 0o755))
+				}
+				options = fmt.Sprintf(options, base)
+			}
+			must(t, unix.Mount("test", dir, c.kind, 0, options))
+			t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+			n := fstest.Mount(t, fstest.Options{Backed: dir})
+			path := n.Dir + "/f"
+			want := bulk('1', bulkSize)
+			must(t, os.WriteFile(path, want, 0o644))
+			expectFile(t, path, want)
+			check := holdRead(t, path)
+			f := open(t, path, os.O_WRONLY|os.O_APPEND)
+			_, err := f.WriteString("appended")
+			must(t, errors.Join(err, f.Close()))
+			want = append(want, "appended"...)
+			expectFile(t, path, want)
+			check("after an append", want)
+		})
 	}
 }

@@ -160,3 +160,26 @@ func TestHeldOfTheDead(t *testing.T) {
 		absent(t, v, root, "new")
 	}
 }
+
+// TestP9ClosedAndMapped: what a program wrote through a mapping after it had
+// closed the file is in the version that follows, also if the daemon is killed
+// between the end of the mapping and the publication.
+func TestP9ClosedAndMapped(t *testing.T) {
+	for _, size := range []int{10, 200_000, 3 << 20} {
+		v := volumeWith(t, NewVolumeID(), longHold)
+		node, h := createAs(t, v, "f")
+		mapped := openPast(t, v, node, h, WritesAnywhere, 11)
+		text := noise(1, size)
+		must(mapped.f.WriteString(text))
+		check(t, v.Flush(node, h), nil)
+		must(mapped.f.WriteString(", mapped"))
+		check(t, v.Unhold(v.backings[node], mountOne), nil)
+		check(t, v.CloseBacking(v.backings[node]), nil)
+		check(t, v.forgetHandles([]Handle{h}), nil)
+		check(t, mapped.f.Close(), nil)
+		v, _ = resume(t, v, true)
+		if got, want := read(t, v, root, "f"), text+", mapped"; got != want {
+			t.Errorf("%d bytes, want %d", len(got), len(want))
+		}
+	}
+}

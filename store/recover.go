@@ -55,8 +55,8 @@ func (v *Volume) recoverDrafts(unclean bool) error {
 		if v.isHeld(node) && !rec.Abandoned {
 			d, err = v.resumeDraft(node, rec, true)
 		} else {
-			rec.Flushed = rec.Flushed || len(v.awaited) > 0 && !open.lost[node] // all that had it open have closed it
-			d, err = v.recoverDraft(node, rec, unclean)
+			closed := len(v.awaited) > 0 && !open.lost[node] // by all that had it open
+			d, err = v.recoverDraft(node, rec, closed, unclean)
 		}
 		if err != nil {
 			return fmt.Errorf("recover draft of inode %d: %w", rec.Ino, err)
@@ -162,9 +162,10 @@ func (v *Volume) removeDraftBytes(name string) error {
 	return errors.Join(err, v.db.content.RemoveDraft(name))
 }
 
-// recoverDraft returns a draft that was closed or synced; another one is
-// abandoned.
-func (v *Volume) recoverDraft(node NodeID, rec draftRecord, unclean bool) (*draft, error) {
+// recoverDraft returns a draft that was synced, or closed after the last write;
+// another one is abandoned. closed says that nobody has it open, whatever the
+// record tells of flushes: what was mapped may be written after the last of them.
+func (v *Volume) recoverDraft(node NodeID, rec draftRecord, closed, unclean bool) (*draft, error) {
 	d := &draft{node: node, name: v.draftName(node), rec: rec}
 	d.mtime = rec.Mtime
 	switch {
@@ -180,15 +181,18 @@ func (v *Volume) recoverDraft(node NodeID, rec draftRecord, unclean bool) (*draf
 	if small, ok := d.file.(*content.SmallDraft); ok && small.Closed() != nil {
 		d.mtime, d.rec.Flushed = *small.Closed(), true
 	}
-	if d.rec.Flushed && d.mtime == (crdt.Time{}) {
-		d.mtime = v.lastWrite(d)
-	}
 	if d.rec.Flushed && d.rec.Direct != nil {
 		at, err := v.db.content.DraftMtime(d.name)
 		if err != nil {
 			return nil, err
 		}
-		d.rec.Flushed = at == *d.rec.Direct
+		if d.rec.Flushed = at == *d.rec.Direct; !d.rec.Flushed && !d.rec.MtimeSet {
+			d.mtime = at
+		}
+	}
+	d.rec.Flushed = d.rec.Flushed || closed
+	if d.rec.Flushed && d.mtime == (crdt.Time{}) {
+		d.mtime = v.lastWrite(d)
 	}
 	if d.rec.Flushed || d.rec.Synced {
 		return d, nil

@@ -15,7 +15,7 @@ import (
 	"github.com/synapsefs/synapsefs/internal/playground"
 )
 
-var passthrough = flag.Bool("passthrough", false, "measure with the option of that name")
+var passthrough = flag.Bool("passthrough", true, "measure with the option of that name")
 
 var given = flag.String("binary", "", "a synapsefs `FILE` to measure, instead of a fresh build")
 
@@ -37,7 +37,7 @@ func newClusterOn(b *testing.B, n int, hosts []playground.Host) *playground.Clus
 	if err != nil {
 		b.Fatal(err)
 	}
-	c.Hosts, c.Passthrough = hosts, *passthrough
+	c.Hosts, c.NoPassthrough = hosts, !*passthrough
 	for range n {
 		if _, err := c.Add(); err != nil {
 			b.Fatal(err)

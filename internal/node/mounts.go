@@ -90,10 +90,10 @@ func (n *Node) fill(ctx context.Context, m *mount, r MountRequest) error {
 // mountOptions are those of a mount, or, without r, of one that is taken over.
 func (n *Node) mountOptions(m *mount, r *MountRequest) fusefs.Options {
 	o := fusefs.Options{
-		ID:          m.id,
-		Passthrough: n.cfg.Passthrough,
-		HelperExec:  fusefs.SelfHelper(),
-		Log:         n.log,
+		ID:            m.id,
+		NoPassthrough: !n.cfg.Passthrough,
+		HelperExec:    fusefs.SelfHelper(),
+		Log:           n.log,
 	}
 	if r != nil {
 		o.ReadOnly, o.Flags, o.AllowOther = r.ReadOnly, r.Flags, r.AllowOther

@@ -38,8 +38,8 @@ type Cluster struct {
 	// Hosts are where the nodes run, in order; nodes beyond them run on
 	// loopback. To be set before Add.
 	Hosts []Host
-	// Passthrough is the option of that name. To be set before Add.
-	Passthrough bool
+	// NoPassthrough is "passthrough: false". To be set before Add.
+	NoPassthrough bool
 	// MountsEnd with their daemons: "keeper: false". To be set before Add.
 	MountsEnd bool
 }
@@ -111,7 +111,7 @@ func (c *Cluster) Add() (*Node, error) {
 	text, err := yaml.Marshal(map[string]any{
 		"node": name, "cluster": c.Name, "state-dir": nd.State, "keys": keyDir,
 		"admin-socket": nd.Socket, "bind": nd.Bind, "replica-bind": replicaBind,
-		"advertise": advertise, "join": join, "bootstrap": len(join) == 0, "passthrough": c.Passthrough, "keeper": !c.MountsEnd,
+		"advertise": advertise, "join": join, "bootstrap": len(join) == 0, "passthrough": !c.NoPassthrough, "keeper": !c.MountsEnd,
 	})
 	if err != nil {
 		return nil, err
