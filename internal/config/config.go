@@ -26,6 +26,7 @@ type Config struct {
 	StateDir    string
 	Keys        string
 	AdminSocket string
+	CSIEndpoint string
 
 	// How it meets its peers.
 	Bind        string
@@ -124,6 +125,9 @@ func (c *Config) Validate() error {
 	reject("state-dir", absolute(c.StateDir))
 	reject("keys", absolute(c.Keys))
 	reject("admin-socket", socketPath(c.AdminSocket))
+	if path := strings.TrimPrefix(c.CSIEndpoint, "unix://"); path != "" {
+		reject("csi-endpoint", socketPath(path))
+	}
 	reject("bind", hostPort(c.Bind))
 	reject("replica-bind", hostPort(c.ReplicaBind))
 	for _, a := range c.Join {

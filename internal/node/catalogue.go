@@ -179,6 +179,21 @@ func (c *catalogue) unmark(dir, name string) error {
 	return c.v.Sync()
 }
 
+// unmarkAll removes the files that begin so; c.mu is held.
+func (c *catalogue) unmarkAll(dir, prefix string) error {
+	all, err := c.marks(dir)
+	if len(all) == 0 || err != nil {
+		return err
+	}
+	node, err := c.dir(dir)
+	for name := range all {
+		if err == nil && strings.HasPrefix(name, prefix) {
+			err = c.v.Unlink(store.Request{}, node, name)
+		}
+	}
+	return err
+}
+
 // marks returns the files of such a directory with their content.
 func (c *catalogue) marks(dir string) (map[string][]byte, error) {
 	at, _, err := c.v.Lookup(root, dir)
@@ -225,6 +240,9 @@ func (c *catalogue) remove(l Listing) error {
 	// The marker first: no replica may ever see the name free and the id
 	// still welcome (P3 keeps the order everywhere).
 	if err := c.write(deleted, l.ID.String(), nil); err != nil && !errors.Is(err, crdt.ErrExist) {
+		return err
+	}
+	if err := c.unmarkAll(attachedDir, l.ID.String()+"."); err != nil {
 		return err
 	}
 	if named, err := c.find(l.Name); errors.Is(err, store.ErrNoVolume) || err == nil && named.ID != l.ID {

@@ -166,3 +166,9 @@ func (n *Node) setOptions(ctx context.Context, name string, change map[string]st
 	n.spread(ctx)
 	return l, nil
 }
+
+// Ephemerals lists the volumes that were made on this node for one pod each.
+func (n *Node) Ephemerals() ([]Listing, error) {
+	listed, err := n.catalogue.list()
+	return slices.DeleteFunc(listed, func(l Listing) bool { return l.Options["ephemeral"] == "" || l.By != n.cfg.Node }), err
+}

@@ -259,7 +259,7 @@ func (n *Node) Drain(ctx context.Context, node string, undo bool) error {
 	err := config.CheckLabel(node)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrBadName, err)
-	} else if err = n.knowCatalogue(ctx); err == nil && !undo && !n.knows(node) {
+	} else if err = n.knowCatalogue(ctx); err == nil && !undo && !n.Knows(node) {
 		err = ErrUnknownPeer
 	}
 	switch {
@@ -277,7 +277,7 @@ func (n *Node) Drain(ctx context.Context, node string, undo bool) error {
 	return nil
 }
 
-// knows reports whether a node is this one or a peer, live or not.
-func (n *Node) knows(node string) bool {
+// Knows reports whether a node is this one or a peer, live or not.
+func (n *Node) Knows(node string) bool {
 	return node == n.cfg.Node || slices.ContainsFunc(n.cluster.Peers(), func(p gossip.PeerStatus) bool { return p.Node == node })
 }

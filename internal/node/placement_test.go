@@ -290,7 +290,7 @@ func TestP5SpareReplicaStays(t *testing.T) {
 	other.mu.Lock()
 	other.live[m.id] = m
 	other.mu.Unlock()
-	other.uses(m, info.ID)
+	other.uses(m, info.Listing)
 	if dropped, err := other.dropSpare(v, func() bool { return true }); dropped || err != nil {
 		t.Errorf("in use: dropped %v, %v", dropped, err)
 	}

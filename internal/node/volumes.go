@@ -174,6 +174,18 @@ func (n *Node) deleteVolume(ctx context.Context, name string, force bool) (Volum
 	return info, nil
 }
 
+// FindVolume returns a volume by its name or its id; store.ErrNoVolume if there is
+// none, which says nothing if this node has never met the cluster.
+func (n *Node) FindVolume(ctx context.Context, name string) (VolumeInfo, error) {
+	ctx, release := n.scope(ctx)
+	defer release()
+	l, err := n.findVolume(ctx, name)
+	if err != nil {
+		return VolumeInfo{}, fmt.Errorf("find volume %q: %w", name, err)
+	}
+	return n.infoOfVolume(l), nil
+}
+
 // findVolume returns the listing of a volume, by its name or its id; the error for one that is not
 // there names those that are.
 func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
@@ -183,13 +195,7 @@ func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
 	if err := n.knowCatalogue(ctx); err != nil {
 		return Listing{}, err
 	}
-	if l, err := n.byID(name); !errors.Is(err, store.ErrNoVolume) {
-		return l, err
-	}
 	l, err := n.awaitVolume(ctx, name)
-	if err == nil {
-		err = n.checkOneOfName(l)
-	}
 	if !errors.Is(err, store.ErrNoVolume) {
 		return l, err
 	}
@@ -200,11 +206,29 @@ func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
 	if len(all) == 0 {
 		return Listing{}, fmt.Errorf("%w: the cluster has none yet", err)
 	}
-	names := make([]string, len(all))
-	for i, l := range all {
-		names[i] = l.Name
+	names := make([]string, 0, maxNamed)
+	for _, l := range all[:min(len(all), maxNamed)] {
+		names = append(names, l.Name)
+	}
+	if len(all) > maxNamed {
+		names = append(names, fmt.Sprintf("%d more", len(all)-maxNamed))
 	}
 	return Listing{}, fmt.Errorf("%w: there are %s", err, strings.Join(names, ", "))
+}
+
+// maxNamed is how many volumes an error names.
+const maxNamed = 20
+
+// lookUp finds a volume by its id or its name in the catalogue as it is here.
+func (n *Node) lookUp(name string) (Listing, error) {
+	if l, err := n.byID(name); !errors.Is(err, store.ErrNoVolume) {
+		return l, err
+	}
+	l, err := n.catalogue.find(name)
+	if err == nil {
+		err = n.checkOneOfName(l)
+	}
+	return l, err
 }
 
 // newsDelay is how long a volume made on another node a moment ago may take to
@@ -224,7 +248,7 @@ func (n *Node) awaitVolume(ctx context.Context, name string) (Listing, error) {
 	defer cancel()
 	limit := time.After(newsDelay)
 	for {
-		l, err := n.catalogue.find(name)
+		l, err := n.lookUp(name)
 		if !errors.Is(err, store.ErrNoVolume) || !n.linked() {
 			return l, err
 		}
