@@ -13,7 +13,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test test-full torn-full handover-full events-full suites-full xfstests pjdfstest sim race bench lint generate check clean
+.PHONY: help setup build install demo test test-full torn-full handover-full events-full csi-full suites-full xfstests pjdfstest sim race bench lint generate check clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ handover-full: setup ## 1,000 kills of the daemon under a workload, 40 upgrades 
 
 events-full: setup ## the tests of inotify events at full length, minutes
 	$(GO) test -count=1 -timeout 30m -v -run 'TestP10' ./internal/e2e -events.full
+
+csi-full: setup ## 200 volumes of a CSI client on three nodes, made, used, moved and deleted in parallel: minutes
+	$(GO) test -count=1 -timeout 60m -v -run 'TestCSIVolumesMove' ./internal/e2e -csi.volumes=200 -csi.parallel=32
 
 suites-full: setup ## the suites of others at full length, with and without faults of the peers: an hour
 	$(GO) test -count=1 -timeout 0 -v -run 'Suites' ./internal/e2e -suites.full

@@ -74,7 +74,7 @@ func (n *Node) Mount(ctx context.Context, r MountRequest) (MountInfo, error) {
 		return MountInfo{}, err
 	}
 	info := n.infoOf(m)
-	n.log.Info("mounted", "volume", r.Volume, "dir", info.Dir, "stale", info.Stale)
+	n.log.Info("mounted", "volume", info.Volume, "dir", info.Dir, "stale", info.Stale)
 	n.kick() // should the volume have been deleted meanwhile
 	return info, nil
 }
