@@ -155,10 +155,8 @@ func (d *Driver) publish(ctx context.Context, r *spec.NodePublishVolumeRequest, 
 		return err
 	}
 	return d.under(ctx, r.GetVolumeId(), func() error {
-		staged, err := d.node.MountOn(r.GetStagingTargetPath())
+		staged, err := d.staged(ctx, v, r, a)
 		switch {
-		case node.Code(err) == codes.NotFound:
-			return status.Errorf(codes.FailedPrecondition, "volume %q is not staged at %s", v.Name, r.GetStagingTargetPath())
 		case err != nil:
 			return err
 		case staged.ID != v.ID:
@@ -176,6 +174,28 @@ func (d *Driver) publish(ctx context.Context, r *spec.NodePublishVolumeRequest, 
 			Dir: r.GetTargetPath(), ReadOnly: a.readOnly || staged.ReadOnly, Flags: a.flags, Group: a.group,
 		})
 	})
+}
+
+// staged returns the mount at the staging path. One that died with its daemon is
+// made again: kubelet believes that it is there.
+func (d *Driver) staged(ctx context.Context, v node.VolumeInfo, r *spec.NodePublishVolumeRequest, a access) (node.MountInfo, error) {
+	dir := r.GetStagingTargetPath()
+	m, err := d.node.MountOn(dir)
+	if node.Code(err) != codes.NotFound {
+		return m, err
+	}
+	if died, err := d.node.Leftover(dir); err != nil {
+		return m, err
+	} else if !died {
+		return m, status.Errorf(codes.FailedPrecondition, "volume %q is not staged at %s", v.Name, dir)
+	}
+	err = d.mount(ctx, v, node.MountRequest{
+		Dir: dir, ReadOnly: readsOnly(a.mode) || r.GetPublishContext()[readOnlyKey] == "true", Flags: a.flags,
+	})
+	if err != nil {
+		return m, err
+	}
+	return d.node.MountOn(dir)
 }
 
 // checkAlone refuses a second pod where there may be one.

@@ -198,6 +198,12 @@ func TestOverDeadMounts(t *testing.T) {
 	die("2")
 	must(t, d.unpublish(v, "2"))
 	must(t, d.unstage(v))
+	// A new pod comes, and kubelet does not know that the staged mount has died.
+	die("3")
+	readsAndWrites(t, d.published(v, "4"), d.published(v, "3"))
+	must(t, d.unpublish(v, "3"))
+	must(t, d.unpublish(v, "4"))
+	must(t, d.unstage(v))
 	if _, err := os.ReadDir(d.staging(v)); err != nil {
 		t.Errorf("something is left at the staging path: %v", err)
 	}

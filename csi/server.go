@@ -44,6 +44,7 @@ type Node interface {
 
 	Mount(ctx context.Context, r node.MountRequest) (node.MountInfo, error)
 	MountOn(dir string) (node.MountInfo, error)
+	Leftover(dir string) (bool, error)
 	Bind(from, dir string, readOnly bool, flags node.MountFlags) error
 	Unbind(dir string) error
 	Copies(dir string) ([]string, error)
@@ -84,6 +85,7 @@ type Driver struct {
 	locks  locks
 	cancel context.CancelFunc // of what is done in the background
 	tasks  sync.WaitGroup
+	work   sync.WaitGroup // what calls have begun under a lock
 }
 
 // Serve serves on the unix socket at endpoint, a path or unix:// and a path. A
@@ -145,6 +147,15 @@ func (d *Driver) Close() {
 	defer timer.Stop()
 	d.server.GracefulStop()
 	d.tasks.Wait()
+	done := make(chan struct{})
+	go func() {
+		d.work.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(closeGrace): // it hangs in the kernel
+	}
 }
 
 // call bounds a call, logs it, and turns its error into a status.
@@ -201,10 +212,10 @@ func (d *Driver) under(ctx context.Context, volume string, do func() error) erro
 		return status.Errorf(codes.Aborted, "another call is at work on volume %s", volume)
 	}
 	done := make(chan error, 1)
-	go func() {
+	d.work.Go(func() {
 		defer unlock()
 		done <- do()
-	}()
+	})
 	select {
 	case err := <-done:
 		return err

@@ -105,6 +105,18 @@ func Unbind(dir string) error {
 	return fmt.Errorf("unbind %s: %w", dir, err)
 }
 
+// Leftover reports whether some mount of ours is at dir, dead or alive, or a guard.
+func Leftover(dir string) (bool, error) {
+	point, err := Canonical(dir)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	top, ok, err := lookupTop(point)
+	return ok && top.fstype == FSType, err
+}
+
 // Places lists where the mount and its copies are, in this mount namespace.
 func (c *Conn) Places() ([]string, error) {
 	entries, err := readMountinfo()

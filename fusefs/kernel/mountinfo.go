@@ -19,7 +19,7 @@ type mountEntry struct {
 	id, parent int
 	dev        string // major:minor, which names the FUSE connection
 	point      string
-	readOnly   bool   // the mount, whatever the superblock is
+	readOnly   bool // the mount, whatever the superblock is
 	fstype     string
 	source     string
 }

@@ -33,6 +33,10 @@ func (n *Node) MountOn(dir string) (MountInfo, error) {
 	return n.infoOf(m), nil
 }
 
+// Leftover reports whether a mount is at dir that this or an earlier daemon made,
+// dead or alive, or its guard.
+func (n *Node) Leftover(dir string) (bool, error) { return kernel.Leftover(dir) }
+
 // Bind shows the mount at from at dir as well, an empty directory that is made if
 // need be. A copy that is there already stays as it is; one that is read-only and
 // is not to be, or the other way, is kernel.ErrNotLikeThat.

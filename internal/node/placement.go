@@ -43,7 +43,29 @@ type placement struct {
 	leaving map[string]bool
 	away    map[string]time.Time // peers that are not live, and since when
 
-	spare map[store.VolumeID]time.Time // replicas not needed here, and since when; of the reconcile loop
+	// Of the reconcile loop.
+	spare map[store.VolumeID]time.Time // replicas not needed here, and since when
+	plan  plan
+}
+
+// A plan says where volumes are to be as long as they and the nodes are the same.
+type plan struct {
+	volumes []placedVolume
+	nodes   []string
+	placed  [][]string // by volume
+}
+
+// of returns which of the nodes are to hold each of the volumes.
+func (p *plan) of(volumes []placedVolume, nodes []string) [][]string {
+	same := len(volumes) == len(p.volumes) && (len(volumes) == 0 || &volumes[0] == &p.volumes[0])
+	if same && slices.Equal(nodes, p.nodes) {
+		return p.placed
+	}
+	*p = plan{volumes: volumes, nodes: nodes}
+	for _, l := range volumes {
+		p.placed = append(p.placed, rendezvous(l.ID, nodes, l.replicas))
+	}
+	return p.placed
 }
 
 type placedVolume struct {
@@ -133,9 +155,10 @@ func (n *Node) place(now time.Time) error {
 	if len(volumes) > 0 {
 		nodes = n.candidates(now)
 	}
+	placedOn := n.placement.plan.of(volumes, nodes)
 	var errs []error
-	for _, l := range volumes {
-		placed := rendezvous(l.ID, nodes, l.replicas)
+	for i, l := range volumes {
+		placed := placedOn[i]
 		v, here := n.db.Volume(l.ID), slices.Contains(placed, n.cfg.Node)
 		var err error
 		switch {
@@ -216,12 +239,13 @@ type Placed struct {
 	Last    bool     // this node is leaving and no other has a ready replica
 }
 
-func (n *Node) placedOf(l Listing) (p Placed) {
+// placedOf says it of a volume, given the candidates.
+func (n *Node) placedOf(l Listing, nodes []string) (p Placed) {
 	o, _ := ParseOptions(l.Options)
 	if p.Wanted = o.Replicas; p.Wanted == 0 {
 		return p
 	}
-	p.Nodes = rendezvous(l.ID, n.candidates(time.Now()), p.Wanted)
+	p.Nodes = rendezvous(l.ID, nodes, p.Wanted)
 	v := n.db.Volume(l.ID)
 	ready := map[string]bool{n.cfg.Node: v != nil && v.Ready()}
 	others := false

@@ -300,11 +300,12 @@ func (n *Node) volumes() ([]VolumeInfo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list volumes: %w", err)
 	}
+	nodes := n.candidates(time.Now())
 	var all []VolumeInfo
 	seen := map[store.VolumeID]bool{store.CatalogueID: true}
 	for _, l := range listed {
 		seen[l.ID] = true
-		all = append(all, n.infoOfVolume(l))
+		all = append(all, n.infoAmong(l, nodes))
 	}
 	for _, v := range n.db.Volumes() {
 		if !seen[v.ID()] {
@@ -318,8 +319,11 @@ func (n *Node) volumes() ([]VolumeInfo, error) {
 }
 
 // infoOfVolume is what this node knows of a volume that is listed.
-func (n *Node) infoOfVolume(l Listing) VolumeInfo {
-	i := VolumeInfo{Listing: l, Replica: n.db.Volume(l.ID), Mounts: len(n.mountsOf(l.ID)), Placed: n.placedOf(l)}
+func (n *Node) infoOfVolume(l Listing) VolumeInfo { return n.infoAmong(l, n.candidates(time.Now())) }
+
+// infoAmong is it given the nodes that volumes are placed on.
+func (n *Node) infoAmong(l Listing, nodes []string) VolumeInfo {
+	i := VolumeInfo{Listing: l, Replica: n.db.Volume(l.ID), Mounts: len(n.mountsOf(l.ID)), Placed: n.placedOf(l, nodes)}
 	i.Problem = i.Placed.problem()
 	return i
 }
