@@ -247,6 +247,94 @@ func TestCSIKilledAndCutOff(t *testing.T) {
 	}
 }
 
+// The daemon is killed, or hands over, in the middle of whatever calls there are;
+// kubelet makes them again, and in the end all is as it was asked for.
+func TestCSIRestartedMidway(t *testing.T) {
+	_, ks := kubelets(t, nil, 2, func(*playground.Cluster) {})
+	ctx, cancel := context.WithTimeout(t.Context(), 5*patience)
+	defer cancel()
+	k := ks[1]
+	const volumes = 6
+	stop := make(chan struct{})
+	var group errgroup.Group
+	ids := make([]string, volumes)
+	for i := range volumes {
+		group.Go(func() error {
+			pod := fmt.Sprintf("pod%d", i)
+			if err := again(ctx, func() (err error) { ids[i], err = k.create(ctx, pod, 2); return err }); err != nil {
+				return err
+			}
+			for {
+				err := again(ctx, func() error { _, err := k.run(ctx, ids[i], pod, []string{"", "2000"}[i%2]); return err })
+				select {
+				case <-stop: // and it stays
+					return err
+				default:
+				}
+				if err == nil {
+					err = again(ctx, func() error { return k.end(ctx, ids[i], pod) })
+				}
+				if err != nil {
+					return err
+				}
+			}
+		})
+	}
+	for round := range 6 {
+		end := k.nd.Kill
+		if round%2 == 1 {
+			end = k.nd.HandOver
+		}
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.nd.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for i, id := range ids {
+		pod := fmt.Sprintf("pod%d", i)
+		if err := os.WriteFile(k.target(pod)+"/f", []byte(pod), 0o644); err != nil {
+			t.Error(err)
+		}
+		on, err := ks[0].run(ctx, id, pod, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := awaitFile(ctx, on+"/f", pod); err != nil {
+			t.Error(err)
+		}
+		if err := errors.Join(k.end(ctx, id, pod), ks[0].end(ctx, id, pod)); err != nil {
+			t.Error(err)
+		}
+		if _, err := k.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: id}); err != nil {
+			t.Error(err)
+		}
+	}
+	if s := statusOf(t, k.nd); len(s.Mounts)+len(s.Volumes) > 0 {
+		t.Errorf("left: %v, %v", s.Mounts, s.Volumes)
+	}
+}
+
+// again makes a call until it is done, as kubelet does.
+func again(ctx context.Context, call func() error) error {
+	for {
+		err := call()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("to the end: %w", err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
 // With no live node that has the volume, a node that never had it stages nothing,
 // says so, and does so when there is one.
 func TestP11CSIStageWithoutSource(t *testing.T) {

@@ -123,7 +123,9 @@ func (k *kubelet) end(ctx context.Context, volume, pod string) error {
 		_, err = k.NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: volume, StagingTargetPath: k.staging(volume)})
 	}
 	if err == nil {
-		err = os.Remove(k.staging(volume)) // so does kubelet
+		if err = os.Remove(k.staging(volume)); errors.Is(err, os.ErrNotExist) { // so does kubelet
+			err = nil
+		}
 	}
 	if err == nil {
 		_, err = k.ControllerUnpublishVolume(ctx, &csi.ControllerUnpublishVolumeRequest{VolumeId: volume, NodeId: k.nd.Name})
