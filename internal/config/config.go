@@ -34,6 +34,7 @@ type Config struct {
 	Advertise   string
 	Join        []string
 	Bootstrap   bool
+	Founder     string
 
 	// How it treats changes.
 	InlineLimit     Size
@@ -78,6 +79,9 @@ func Default() *Config {
 		LogFormat:        "text",
 	}
 }
+
+// Founds reports whether this node founds the cluster if no member answers.
+func (c *Config) Founds() bool { return c.Bootstrap || c.Founder != "" && c.Founder == c.Node }
 
 // KeeperSocket is where the keeper of the daemon's mounts listens.
 func (c *Config) KeeperSocket() string { return KeeperSocket(c.AdminSocket) }
@@ -132,6 +136,9 @@ func (c *Config) Validate() error {
 	reject("replica-bind", hostPort(c.ReplicaBind))
 	for _, a := range c.Join {
 		reject("join", joinAddress(a))
+	}
+	if c.Founder != "" {
+		reject("founder", CheckLabel(c.Founder))
 	}
 	reject("advertise", plainHost(c.Advertise))
 	reject("inline-limit", within(c.InlineLimit, 0, maxInline))

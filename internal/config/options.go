@@ -40,6 +40,7 @@ func (c *Config) options() []Option {
 		{"advertise", "host or address by which peers reach this node (default: found from bind)", &c.Advertise},
 		{"join", "addresses or DNS names of members, tried for ever; one is enough", &c.Join},
 		{"bootstrap", "this node founds the cluster if no member answers; set it on one node only", &c.Bootstrap},
+		{"founder", "name of the node that founds the cluster if no member answers, where all nodes have one configuration; to be taken out once the cluster is there", &c.Founder},
 		{"inline-limit", "files up to this size travel inside the change itself; at most 256KiB", &c.InlineLimit},
 		{"publish-interval", "how often a file that is held open and written in place is published", &c.PublishInterval},
 		{"hold", "how long an unlink or rename away waits for the name to come back", &c.Hold},

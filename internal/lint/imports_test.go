@@ -45,6 +45,8 @@ var mayImport = map[string][]string{
 var onlyHere = map[string][]string{
 	"github.com/hanwen/go-fuse":              {"fusefs/..."},
 	"github.com/hashicorp":                   {"gossip/..."},
+	"github.com/google/go-containerregistry": {"deploy/image"},
+	"helm.sh/helm":                           {"deploy/render"},
 	"github.com/container-storage-interface": {"csi"},
 	"github.com/dgraph-io":                   {"store"},
 	"github.com/google/btree":                {"store"},

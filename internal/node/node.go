@@ -174,7 +174,7 @@ func (n *Node) openCatalogue() (founder bool, err error) {
 	v := n.db.Volume(store.CatalogueID)
 	if v == nil {
 		alone := len(n.cfg.Join) == 0
-		if held := n.db.Volumes(); len(held) > 0 && (alone || n.cfg.Bootstrap) {
+		if held := n.db.Volumes(); len(held) > 0 && (alone || n.cfg.Founds()) {
 			return false, fmt.Errorf("%w: the state directory %s holds volume %q and %d more, and no catalogue: with a new one they could not be reached; "+
 				"set join to a member that knows them and leave bootstrap out, or start with an empty state directory",
 				ErrNoCatalogue, n.cfg.StateDir, held[0].Name(), len(held)-1)
@@ -185,7 +185,7 @@ func (n *Node) openCatalogue() (founder bool, err error) {
 		}
 	}
 	n.catalogue = &catalogue{v: v}
-	return n.cfg.Bootstrap && !v.Ready(), nil
+	return n.cfg.Founds() && !v.Ready(), nil
 }
 
 // joinReplicas lets the peers have the replicas of this node, except those
