@@ -26,13 +26,13 @@ const (
 )
 
 // ErrAbsent says that no peer has the content.
-var ErrAbsent = errors.New("no peer has the content")
+var ErrAbsent = fmt.Errorf("no peer has it: %w", store.ErrNoContent)
 
 // A Transfer brings content here.
 type Transfer interface {
 	// Fetch returns when the manifest and all its blocks are in the content
 	// store. Any of the peers may have them; the first is the likeliest. What
-	// came before an error is kept.
+	// came before an error is kept. ErrAbsent if all say that they do not.
 	Fetch(ctx context.Context, volume store.VolumeID, peers []string, manifest crdt.Hash) error
 }
 
@@ -44,7 +44,7 @@ type blockTransfer struct {
 
 // Fetch implements Transfer.
 func (t *blockTransfer) Fetch(ctx context.Context, volume store.VolumeID, peers []string, manifest crdt.Hash) error {
-	err := fmt.Errorf("fetch content %x: %w", manifest[:8], ErrAbsent)
+	err := ErrAbsent
 	for _, node := range peers {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -53,9 +53,11 @@ func (t *blockTransfer) Fetch(ctx context.Context, volume store.VolumeID, peers 
 		if e == nil {
 			return nil
 		}
-		err = errors.Join(err, fmt.Errorf("from peer %q: %w", node, e))
+		if !errors.Is(e, ErrAbsent) {
+			err = fmt.Errorf("from peer %q: %w", node, e)
+		}
 	}
-	return err
+	return fmt.Errorf("fetch content %x: %w", manifest[:8], err)
 }
 
 func (t *blockTransfer) fetchFrom(ctx context.Context, volume store.VolumeID, node string, manifest crdt.Hash) error {

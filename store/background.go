@@ -20,6 +20,19 @@ type Scheduler interface {
 // has kept it from being made.
 type Timer interface{ Stop() bool }
 
+// later is a turn that is put off for a time at the beginning: the daemon has
+// other things to do.
+func later(d time.Duration, turn func() time.Duration) func() time.Duration {
+	begun := false
+	return func() time.Duration {
+		if !begun {
+			begun = true
+			return d
+		}
+		return turn()
+	}
+}
+
 // machine is the Scheduler of a real machine.
 type machine struct{}
 

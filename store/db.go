@@ -114,19 +114,21 @@ func (o *Options) setDefaults() {
 
 // A DB is one node's store: all volumes it holds, in one Badger database.
 type DB struct {
-	opts      Options
-	kv        kv
-	boot      bootRecord
-	lock      *os.File
-	content   *content.Store
-	manifests manifestCache
-	full      atomic.Bool   // less than ReserveBytes are free
-	critical  atomic.Bool   // less than the database itself may need
-	reserve   atomic.Uint64 // bytes of disk to keep
-	free      atomic.Uint64 // bytes of disk, when last looked at
-	written   atomic.Int64  // bytes since the disk was looked at
-	stopSpace func()        // ends watchSpace; nil if it has not begun
-	syncs     syncGroup
+	opts          Options
+	kv            kv
+	boot          bootRecord
+	lock          *os.File
+	content       *content.Store
+	manifests     manifestCache
+	full          atomic.Bool   // less than ReserveBytes are free
+	critical      atomic.Bool   // less than the database itself may need
+	reserve       atomic.Uint64 // bytes of disk to keep
+	free          atomic.Uint64 // bytes of disk, when last looked at
+	written       atomic.Int64  // bytes since the disk was looked at
+	stopSpace     func()        // ends watchSpace; nil if it has not begun
+	reclaimer     reclaimer
+	stopReclaimer func() // nil if it has not begun
+	syncs         syncGroup
 
 	allocating sync.Mutex // one fallocate at a time looks at the disk and takes some; a leaf
 
@@ -190,7 +192,7 @@ func (db *DB) open() error {
 		return err
 	}
 	db.syncs.sync = db.kv.sync
-	if db.content, err = content.Open(filepath.Join(db.opts.Dir, "content"), blockIndex{db.kv}); err != nil {
+	if db.content, err = content.Open(filepath.Join(db.opts.Dir, "content"), blockIndex{db.kv, &db.reclaimer}); err != nil {
 		return err
 	}
 	for _, dir := range []string{filepath.Dir(db.opts.Dir), db.opts.Dir, filepath.Join(db.opts.Dir, "content")} {
@@ -211,6 +213,7 @@ func (db *DB) open() error {
 	if db.boot.Place, err = db.takePlace(); err != nil {
 		return err
 	}
+	_, db.stopReclaimer = db.opts.Scheduler.Loop(later(reclaimInterval, db.reclaimTurn))
 	return db.markBoot(db.boot)
 }
 
@@ -441,6 +444,9 @@ func (db *DB) Close() error {
 
 func (db *DB) release() error {
 	var errs []error
+	if db.stopReclaimer != nil {
+		db.stopReclaimer()
+	}
 	if db.stopSpace != nil {
 		db.stopSpace()
 	}
@@ -463,7 +469,7 @@ func (db *DB) Dir() string { return db.opts.Dir }
 func (db *DB) Content() *content.Store { return db.content }
 
 // Index is the content store's index, where manifests fetched from a peer are put.
-func (db *DB) Index() content.Index { return blockIndex{db.kv} }
+func (db *DB) Index() content.Index { return blockIndex{db.kv, &db.reclaimer} }
 
 // Volumes returns the replicas on this node, by id.
 func (db *DB) Volumes() []*Volume {

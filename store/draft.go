@@ -41,6 +41,7 @@ type draftFile interface {
 	Truncate(size int64) error
 	Size() int64
 	Allocated() (int64, error)
+	GiveBack() error
 	BaseLimit() int64
 	Extent(off int64) (content.ExtentKind, int64, error)
 	Sync() error
@@ -450,6 +451,10 @@ func (v *Volume) finish(d *draft, h Handle) error {
 	if errors.Is(err, errKept) {
 		d.flushed.Store(false) // Settle need not wait for it
 		return nil
+	}
+	if errors.Is(err, ErrNoSpace) && d.file != nil {
+		// It may be what fills the disk.
+		err = errors.Join(err, d.file.GiveBack())
 	}
 	if err != nil {
 		v.db.opts.Log.Warn("publish closed file", "volume", v.Name(), "inode", uint64(d.rec.Ino), "err", err)

@@ -238,10 +238,7 @@ func (v *Volume) Allocate(node NodeID, h Handle, mode uint32, off, length int64)
 	if err := v.grow(d, 1<<62); err != nil {
 		return err
 	}
-	if direct := d.directly.Load(); direct != nil {
-		return diskError(direct.Fallocate(mode, off, length))
-	}
-	file, ok := d.file.(*content.Draft)
+	file, ok := d.file.(allocator)
 	if !ok {
 		return unix.EOPNOTSUPP
 	}
@@ -257,13 +254,21 @@ func (v *Volume) Allocate(node NodeID, h Handle, mode uint32, off, length int64)
 	return unix.EOPNOTSUPP
 }
 
+// An allocator is a draft in a file of its own.
+type allocator interface {
+	Taken() (int64, error)
+	Allocate(off, length int64, keepSize bool) error
+	PunchHole(off, length int64) error
+	ZeroRange(off, length int64, keepSize bool) error
+}
+
 // allocateStep is how much disk is taken before it is looked at again.
 const allocateStep = 16 << 20
 
 // allocate takes disk step by step, one caller at a time, and then does do: all
 // at once could be what the database needs. What cannot be had is refused before
 // any is taken.
-func (v *Volume) allocate(file *content.Draft, off, length int64, do func() error) error {
+func (v *Volume) allocate(file allocator, off, length int64, do func() error) error {
 	if length > math.MaxInt64-off {
 		return unix.EFBIG
 	}
@@ -282,7 +287,7 @@ func (v *Volume) allocate(file *content.Draft, off, length int64, do func() erro
 	return do()
 }
 
-func (v *Volume) allocateSome(file *content.Draft, off, length int64) error {
+func (v *Volume) allocateSome(file allocator, off, length int64) error {
 	v.db.allocating.Lock()
 	defer v.db.allocating.Unlock()
 	if err := v.db.checkSpace(); err != nil {

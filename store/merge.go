@@ -224,7 +224,23 @@ func (v *Volume) Wants(b *Batch) ([]crdt.Hash, error) {
 	if err != nil {
 		return nil, err
 	}
-	return v.wants(ops)
+	missing, err := v.wants(ops)
+	if len(missing) > 0 {
+		v.wanted.add(crdt.Dot{Replica: b.Origin, Seq: b.Last}, contentsOf(ops))
+	}
+	return missing, err
+}
+
+// contentsOf are the manifests that ops name.
+func contentsOf(ops []*crdt.Op) (out []crdt.Hash) {
+	for _, op := range ops {
+		for n := range op.Writes {
+			if w := &op.Writes[n]; w.Kind == crdt.WriteContent && w.Content.Manifest {
+				out = append(out, w.Content.Hash)
+			}
+		}
+	}
+	return out
 }
 
 func (v *Volume) wants(ops []*crdt.Op) ([]crdt.Hash, error) {

@@ -90,20 +90,7 @@ const (
 	sweepInterval = time.Hour // from the end of a sweep to the next
 )
 
-// pruner returns what forgets in the background what is beyond the limits. Its
-// first turn lets the daemon start.
-func (v *Volume) pruner() (turn func() time.Duration) {
-	begun := false
-	return func() time.Duration {
-		if !begun {
-			begun = true
-			return pruneInterval
-		}
-		return v.pruneTurn()
-	}
-}
-
-// pruneTurn does what is due and says when there is more. A sweep through all
+// pruneTurn forgets in the background what is beyond the limits, as much as is due, and says when there is more. A sweep through all
 // that is kept is done in portions.
 func (v *Volume) pruneTurn() (wait time.Duration) {
 	err := v.pruneQueued()

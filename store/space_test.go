@@ -312,3 +312,76 @@ func allocateAll(v *Volume, name string) error {
 	}
 	return v.Release(Request{}, a.Node, h)
 }
+
+// TestP13PreallocatedIsGivenBack: what was allocated and not written keeps no disk
+// full on which the close could then not be recorded.
+func TestP13PreallocatedIsGivenBack(t *testing.T) {
+	const size = 64 << 20
+	for _, how := range []string{"by us", "by the kernel"} {
+		db := openWith(t, Options{})
+		var shut atomic.Bool // nothing can be recorded
+		db.kv.(*guardedKV).closed = &shut
+		v := must(db.CreateReplica(NewVolumeID(), "test", true))
+		w := create(t, v, root, "f")
+		if how == "by us" {
+			w.write("x", 200_000)
+		} else {
+			w.past("x", false)
+		}
+		check(t, v.Allocate(w.node, w.h, 0, 0, size), nil)
+		if got := diskOf(t, db); got < size {
+			t.Fatalf("%s: %d bytes of disk are allocated", how, got)
+		}
+		before := must(v.Attr(w.node)).Mtime
+		shut.Store(true)
+		check(t, v.Release(Request{}, w.node, w.h), ErrNoSpace)
+		if got := diskOf(t, db); got > size/4 {
+			t.Errorf("%s: %d bytes of disk are kept", how, got)
+		}
+		shut.Store(false)
+		d := v.draftOf(w.node)
+		d.mu.Lock()
+		v.stopTimer(d)
+		check(t, v.finish(d, w.h), nil)
+		d.mu.Unlock()
+		if a := must(v.Attr(w.node)); a.Size != size || a.Mtime != before {
+			t.Errorf("%s: %d bytes, mtime %v, not %v", how, a.Size, a.Mtime, before)
+		}
+	}
+}
+
+// TestP13AllocationLeavesTheReserve: what cannot be had is refused before any is
+// taken, whoever writes the file.
+func TestP13AllocationLeavesTheReserve(t *testing.T) {
+	for _, how := range []string{"by us", "by the kernel"} {
+		v := volumeWith(t, NewVolumeID(), longHold)
+		db := v.db
+		w := create(t, v, root, "f")
+		if how == "by us" {
+			w.write("x", 200_000)
+		} else {
+			w.past("x", false)
+		}
+		var st unix.Statfs_t
+		check(t, unix.Statfs(db.Dir(), &st), nil)
+		free := st.Bavail * uint64(st.Bsize)
+		db.reserve.Store(free - db.headroom() - 256<<20)
+		before := diskOf(t, db)
+		for _, mode := range []uint32{0, unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE} {
+			check(t, v.Allocate(w.node, w.h, mode, 0, 1<<30), ErrNoSpace)
+		}
+		if taken := diskOf(t, db) - before; taken > 1<<20 {
+			t.Errorf("%s: %d bytes of disk were taken", how, taken)
+		}
+		db.reserve.Store(1 << 20)
+		check(t, v.Allocate(w.node, w.h, 0, 0, 64<<20), nil)
+		if taken := diskOf(t, db) - before; taken < 60<<20 {
+			t.Errorf("%s: %d bytes of disk were taken", how, taken)
+		}
+		check(t, v.Allocate(w.node, w.h, unix.FALLOC_FL_KEEP_SIZE|unix.FALLOC_FL_PUNCH_HOLE, 0, 64<<20), nil)
+		if taken := diskOf(t, db) - before; taken > 1<<20 {
+			t.Errorf("%s: %d bytes of disk are left", how, taken)
+		}
+		w.close()
+	}
+}

@@ -107,10 +107,16 @@ func (v *Volume) compactJournal() error {
 		return nil
 	}
 	defer v.joinMu.Unlock()
+	return v.compactJournalTo(0)
+}
+
+// compactJournalTo is compactJournal with its tail: of what was made until then
+// no more stays than must. The caller holds joinMu.
+func (v *Volume) compactJournalTo(until crdt.Stamp) error {
 	for more := true; more; {
 		var err error
 		v.mu.Lock()
-		if more, err = v.compactSomeLocked(); err != nil || v.closed.Load() {
+		if more, err = v.compactSomeLocked(until); err != nil || v.closed.Load() {
 			more = false
 		}
 		v.mu.Unlock()
@@ -121,23 +127,25 @@ func (v *Volume) compactJournal() error {
 	return nil
 }
 
-// compactSomeLocked drops the oldest batches that all have, but for a tail; and
-// over the limit also others, whose receivers will take a snapshot. Own ops that
+// compactSomeLocked drops the oldest batches that all have, but for a tail that
+// is younger than until; and over the limit also others, whose receivers will take a snapshot. Own ops that
 // nobody else has stay in any case while somebody counts: should this replica
 // have to begin anew from a snapshot, they are what is left of its work.
-func (v *Volume) compactSomeLocked() (more bool, err error) {
+func (v *Volume) compactSomeLocked(until crdt.Stamp) (more bool, err error) {
 	limit := v.db.opts.JournalLimit
-	if v.halfJoined || v.journal.bytes <= min(keepTail, limit) || v.roster.self.Node == "" {
+	if v.halfJoined || until == 0 && v.journal.bytes <= min(keepTail, limit) || v.roster.self.Node == "" {
 		return false, nil
 	}
 	stable := v.stableLocked()
 	sent, alone := v.sentLocked()
 	may := func(b *Batch) bool {
-		switch {
-		case b.Origin == v.replica && b.Last > sent:
-			return alone && v.journal.bytes > limit
+		switch unsent := b.Origin == v.replica && b.Last > sent; {
+		case unsent && !alone:
+			return false
+		case unsent:
+			return v.journal.bytes > limit || b.Stamp <= until
 		case b.Last <= stable[b.Origin].Seq:
-			return v.journal.bytes > min(keepTail, limit)
+			return v.journal.bytes > min(keepTail, limit) || b.Stamp <= until
 		}
 		return v.journal.bytes > limit
 	}

@@ -87,6 +87,7 @@ type Volume struct {
 	pruning pruneQueue // of history
 	limits  atomic.Pointer[Limits]
 
+	wanted  wanted
 	subdirs subdirs
 	atimes  atimes
 }
@@ -148,7 +149,7 @@ func openVolume(db *DB, id VolumeID, r replicaRecord, s start) (*Volume, error) 
 	v.startSealer()
 	v.publishResumed()
 	_, v.stopKeeper = db.opts.Scheduler.Loop(v.keep)
-	_, v.stopPruner = db.opts.Scheduler.Loop(v.pruner())
+	_, v.stopPruner = db.opts.Scheduler.Loop(later(pruneInterval, v.pruneTurn))
 	return v, nil
 }
 

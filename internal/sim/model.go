@@ -171,8 +171,10 @@ func (m *model) add(o *crdt.Op, n int) {
 	}
 }
 
+// named gives a directory the time of a name change, of those of one op the
+// latest.
 func (m *model) named(dir crdt.Ino, at id, t crdt.Time) {
-	if d := m.inodes[dir]; d != nil {
+	if d := m.inodes[dir]; d != nil && (opOrder(at, d.named.at) != 0 || !t.Before(d.named.value)) {
 		d.named.set(at, t)
 	}
 }

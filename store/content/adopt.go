@@ -212,3 +212,11 @@ func (d *DirectDraft) faultAgain() error {
 	const flags = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE
 	return unix.SyncFileRange(int(d.f.Fd()), 0, 0, flags)
 }
+
+// Base is the content that the draft was begun from, as far as it is kept in
+// mind; nil if it is not. See [DirectDraft.Track].
+func (d *DirectDraft) Base() *Manifest {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.seen.base
+}

@@ -161,13 +161,17 @@ func (s *Store) DraftMtime(name string) (crdt.Time, error) {
 
 func timeOf(t unix.Timespec) crdt.Time { return crdt.TimeOf(time.Unix(t.Unix()).UnixNano()) }
 
+func setMtime(f *os.File, t unix.Timespec) error {
+	return unix.UtimesNanoAt(int(f.Fd()), "", []unix.Timespec{t, t}, unix.AT_EMPTY_PATH)
+}
+
 // SetMtime sets the mtime.
 func (d *DirectDraft) SetMtime(t crdt.Time) error {
 	ts := unix.Timespec{Sec: t.Sec, Nsec: int64(t.Nsec)}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.trackLocked(0, 0, func() error {
-		return unix.UtimesNanoAt(int(d.f.Fd()), "", []unix.Timespec{ts, ts}, unix.AT_EMPTY_PATH)
+		return setMtime(d.f, ts)
 	}); err != nil {
 		return fmt.Errorf("set mtime of draft %q: %w", d.name, err)
 	}
@@ -241,10 +245,44 @@ func (d *DirectDraft) Truncate(size int64) error {
 	})
 }
 
-// Fallocate is fallocate(2).
-func (d *DirectDraft) Fallocate(mode uint32, off, length int64) error {
-	return d.write("allocate", off, off+length, func(f *os.File) error {
+// Allocate reserves disk for length bytes from off. The draft grows to hold them
+// unless keepSize.
+func (d *DirectDraft) Allocate(off, length int64, keepSize bool) error {
+	return d.fallocate("allocate", 0, off, length, keepSize)
+}
+
+// ZeroRange makes a range read as zeros, with disk reserved for it, as Allocate.
+func (d *DirectDraft) ZeroRange(off, length int64, keepSize bool) error {
+	return d.fallocate("zero range", unix.FALLOC_FL_ZERO_RANGE, off, length, keepSize)
+}
+
+// PunchHole makes a range read as zeros and gives its disk back.
+func (d *DirectDraft) PunchHole(off, length int64) error {
+	return d.fallocate("punch hole", unix.FALLOC_FL_PUNCH_HOLE, off, length, true)
+}
+
+func (d *DirectDraft) fallocate(op string, mode uint32, off, length int64, keepSize bool) error {
+	if keepSize {
+		mode |= unix.FALLOC_FL_KEEP_SIZE
+	}
+	return d.write(op, off, off+length, func(f *os.File) error {
 		return unix.Fallocate(int(f.Fd()), mode, off, length)
+	})
+}
+
+// Taken is Allocated.
+func (d *DirectDraft) Taken() (int64, error) { return d.Allocated() }
+
+// GiveBack frees the disk that is allocated and was not written, which no version
+// has. Nobody may have the file open for writing. The mtime stays.
+func (d *DirectDraft) GiveBack() error {
+	size := d.Size()
+	return d.write("give back disk of", size, size, func(f *os.File) error {
+		var st unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+			return err
+		}
+		return errors.Join(freeUnwritten(f), setMtime(f, st.Mtim))
 	})
 }
 

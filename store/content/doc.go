@@ -12,8 +12,8 @@
 // A block is 1 MiB of a file at an offset that is a multiple of 1 MiB; a
 // file's last block may be shorter. Where a block lives is told by an [Index],
 // which the store keeps. The order of publishing is: file in place, blocks
-// into the index, manifest into the index. A file that is in place is never
-// taken away by this package, because index entries may name it.
+// into the index, manifest into the index. A file that is in place is taken away
+// only by [Store.Reclaim], which is told what the index names.
 //
 // # Manifest, encoded
 //
@@ -48,7 +48,6 @@
 //
 // # Locks
 //
-// Lock order: DirectDraft.mu, Draft.publishing, Draft.mu, Incoming.mu, then Store.mu and
-// fileCache.mu, which are leaves. Store.mu and fileCache.mu are not held
-// during I/O other than open and close. The Index is called with Draft.mu held.
+// Lock order: DirectDraft.mu, Draft.publishing, Draft.mu, Incoming.mu, placed.mu, then
+// fileCache.mu, which is a leaf and not held during I/O other than open and close. The Index is called with Draft.mu held.
 package content

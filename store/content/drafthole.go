@@ -121,6 +121,36 @@ func (d *Draft) Allocate(off, length int64, keepSize bool) error {
 	return nil
 }
 
+// GiveBack frees the disk that is allocated and was not written. No version has
+// it; it is given back in any case when the draft ends.
+func (d *Draft) GiveBack() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.f == nil {
+		return nil
+	}
+	if err := freeUnwritten(d.f); err != nil {
+		return fmt.Errorf("give back disk of draft %q: %w", d.name, err)
+	}
+	return nil
+}
+
+// freeUnwritten frees what is allocated of a file and is a hole all the same.
+func freeUnwritten(f *os.File) error {
+	size := fileSize(f)
+	for at := int64(0); at < size; {
+		start, end, err := nextData(f, at, size)
+		if err == nil && at < start {
+			err = punch(f, at, start-at)
+		}
+		if err != nil {
+			return err
+		}
+		at = end
+	}
+	return f.Truncate(size) // and behind the end
+}
+
 // Taken returns how many bytes of disk the draft has for itself.
 func (d *Draft) Taken() (int64, error) {
 	d.mu.Lock()

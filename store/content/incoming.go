@@ -109,7 +109,7 @@ func (in *Incoming) commitLocked() error {
 		}
 		in.placed = true
 	}
-	if err := in.store.index.PutBlocks(in.entries); err != nil {
+	if err := in.store.putBlocks(in.entries); err != nil {
 		return fmt.Errorf("index its blocks: %w", err)
 	}
 	return nil

@@ -312,7 +312,7 @@ func (d *Draft) linkLocked(indexes []int64) error {
 			Length: int32(blockLength(d.size, index)),
 		}}
 	}
-	if err := d.store.index.PutBlocks(entries); err != nil {
+	if err := d.store.putBlocks(entries); err != nil {
 		return fmt.Errorf("index blocks of file %s: %w", d.link, err)
 	}
 	return nil

@@ -329,6 +329,9 @@ func (d *SmallDraft) Size() int64 {
 // Allocated is what the draft takes as a file, in bytes.
 func (d *SmallDraft) Allocated() (int64, error) { return d.Size(), nil }
 
+// GiveBack does nothing: a small draft has no more than its bytes.
+func (d *SmallDraft) GiveBack() error { return nil }
+
 // BaseLimit is 0: there is no base.
 func (d *SmallDraft) BaseLimit() int64 { return 0 }
 

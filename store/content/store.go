@@ -25,6 +25,8 @@ type Store struct {
 	slots *slots
 	helds *helds
 	fault func(op string) error // nil but in tests: fails operations by name
+
+	placed placed
 }
 
 // Open opens the content in dir, which is made if it does not exist, and
@@ -32,7 +34,7 @@ type Store struct {
 // have dir open. The file system must report holes (SEEK_HOLE), as drafts
 // depend on it.
 func Open(dir string, index Index) (*Store, error) {
-	s := &Store{dir: dir, index: index}
+	s := &Store{dir: dir, index: index, placed: placed{pending: map[FileID]struct{}{}, lately: map[FileID]struct{}{}}}
 	s.files = newFileCache(maxOpenFiles, s.filePath)
 	if err := os.RemoveAll(s.tmpPath("")); err != nil {
 		return nil, fmt.Errorf("clear temporary content: %w", err)
@@ -243,6 +245,9 @@ func (s *Store) place(move func(from, to string) error, path string, id FileID) 
 	if err := s.syncPath("sync", path); err != nil {
 		return err
 	}
+	s.placed.mu.Lock()
+	s.placed.pending[id] = struct{}{}
+	s.placed.mu.Unlock()
 	err := move(path, to)
 	if errors.Is(err, unix.ENOENT) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
