@@ -13,7 +13,7 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test test-full torn-full handover-full events-full suites-full xfstests pjdfstest sim race bench lint generate check clean
+.PHONY: help setup build install image manifests demo test test-full torn-full handover-full events-full csi-full suites-full xfstests pjdfstest sim race bench lint generate check clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,16 @@ install: build ## install synapsefs, and for mount -t synapsefs and /etc/fstab i
 	ln -sf $(PREFIX)/bin/synapsefs $(DESTDIR)/sbin/mount.synapsefs
 	ln -sf $(PREFIX)/bin/synapsefs $(DESTDIR)/sbin/mount.fuse.synapsefs
 
+# A module of its own: what it needs is none of the program's.
+IMAGE ?= synapsefs:dev
+ARCH  ?= $(shell $(GO) env GOARCH)
+image: ## bin/synapsefs-image.tar, an OCI archive with the static program, without a container engine; IMAGE=name, ARCH=arm64
+	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/image/synapsefs ./cmd/synapsefs
+	cd deploy && $(GO) run ./image --binary ../bin/image/synapsefs --arch $(ARCH) --tag $(IMAGE) --out ../bin/synapsefs-image.tar
+
+manifests: ## deploy/manifests from deploy/chart
+	cd deploy && $(GO) run ./render > manifests/synapsefs.yaml
+
 demo: setup build ## three nodes on this host; KEEP=1 leaves them running, TREE=... names the tree
 	@$(BIN) demo $(if $(TREE),--tree $(TREE)) $(if $(KEEP),--keep)
 
@@ -39,6 +49,7 @@ demo: setup build ## three nodes on this host; KEEP=1 leaves them running, TREE=
 test: setup ## all tests, real mounts included; PKGS=./store/... for some
 	$(GO) vet $(PKGS)
 	$(GO) test -count=1 -timeout 15m $(TESTARGS) $(PKGS)
+	cd deploy && $(GO) vet ./... && $(GO) test ./...
 
 test-full: test torn-full ## make test, and the random programs on two mounts for a minute
 	$(GO) test -count=1 -run TestP4RandomPrograms ./fusefs -stress.time=60s
@@ -51,6 +62,9 @@ handover-full: setup ## 1,000 kills of the daemon under a workload, 40 upgrades 
 
 events-full: setup ## the tests of inotify events at full length, minutes
 	$(GO) test -count=1 -timeout 30m -v -run 'TestP10' ./internal/e2e -events.full
+
+csi-full: setup ## 200 volumes of a CSI client on three nodes, made, used, moved and deleted in parallel: minutes
+	$(GO) test -count=1 -timeout 60m -v -run 'TestCSIVolumesMove' ./internal/e2e -csi.volumes=200 -csi.parallel=32
 
 suites-full: setup ## the suites of others at full length, with and without faults of the peers: an hour
 	$(GO) test -count=1 -timeout 0 -v -run 'Suites' ./internal/e2e -suites.full

@@ -79,7 +79,7 @@ func (fs *FS) answerNew(h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.
 		}
 		switch s.meetNew(gen, e, &a, out) {
 		case meetDone:
-			fillEntry(out, &a)
+			fs.fillEntry(out, &a)
 			return fuse.OK
 		case meetNever:
 			return canceled

@@ -20,7 +20,7 @@ func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 		return fuse.Status(syscall.ESTALE)
 	}
 	if in.NodeId == uint64(staging) {
-		fillAttrOut(out, stagingAttr())
+		fs.fillAttrOut(out, stagingAttr())
 		return fuse.OK
 	}
 	a, err := fs.attrOf(fs.shown.target(in.NodeId))
@@ -28,7 +28,7 @@ func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 		return fs.status("getattr", err)
 	}
 	fs.shown.told(in.NodeId, &a)
-	fillAttrOut(out, &a)
+	fs.fillAttrOut(out, &a)
 	return fuse.OK
 }
 
@@ -58,11 +58,14 @@ func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) 
 		return fs.status("setattr", err)
 	}
 	fs.shown.told(in.NodeId, &a)
-	fillAttrOut(out, &a)
+	fs.fillAttrOut(out, &a)
 	return fuse.OK
 }
 
 func (fs *FS) setAttr(in *fuse.SetAttrIn, node store.NodeID, was *store.Attr) (store.Attr, error) {
+	if !fs.group.asks(in, was) {
+		return *was, nil
+	}
 	r := fs.request(&in.InHeader)
 	s := setAttrOf(in, was)
 	if s.Size != nil {

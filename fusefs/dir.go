@@ -59,7 +59,7 @@ func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntry
 				return true, nil // the name alone; the kernel will look it up
 			}
 			if fs.shown.know(gen, &a, entry) {
-				fillEntry(entry, &a)
+				fs.fillEntry(entry, &a)
 				return true, nil
 			}
 		}

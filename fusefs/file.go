@@ -108,7 +108,7 @@ func (fs *FS) create(in *fuse.CreateIn, name string, out *fuse.CreateOut) error 
 	}
 	defer fs.shown.begin(key)()
 	gen := fs.shown.generation()
-	a, h, err := fs.vol.Create(fs.request(&in.InHeader), dir, name, newNode(&in.InHeader, store.NewNode{Mode: in.Mode, Umask: in.Umask}))
+	a, h, err := fs.vol.Create(fs.request(&in.InHeader), dir, name, fs.newNode(&in.InHeader, store.NewNode{Mode: in.Mode, Umask: in.Umask}))
 	if errors.Is(err, crdt.ErrExist) {
 		if p, ok := fs.shown.get(key); ok {
 			return fs.createMerged(in, key, p, out)
@@ -173,7 +173,7 @@ func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut)
 
 func (fs *FS) tmpfile(in *fuse.CreateIn, out *fuse.CreateOut) error {
 	gen := fs.shown.generation()
-	a, h, err := fs.vol.CreateUnnamed(fs.request(&in.InHeader), fs.shown.target(in.NodeId), newNode(&in.InHeader, store.NewNode{Mode: in.Mode, Umask: in.Umask}))
+	a, h, err := fs.vol.CreateUnnamed(fs.request(&in.InHeader), fs.shown.target(in.NodeId), fs.newNode(&in.InHeader, store.NewNode{Mode: in.Mode, Umask: in.Umask}))
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ type FS struct {
 	// Changed by Mounted.Remount.
 	readOnly, noAtime atomic.Bool
 
+	group *group // all files show as of it, if not nil; fixed before the first request
 	epoch uint64 // of the connection; fixed before the first request
 
 	// sealed: the kernel refuses writers, so that it need not ask for opens.
@@ -67,6 +68,9 @@ func newFS(v *store.Volume, id store.MountID, opts *Options, queue *workQueue) *
 		log:           opts.Log,
 		handles:       make(map[store.Handle]openHandle),
 		opens:         make(map[store.NodeID]*openFile),
+	}
+	if opts.Group != nil {
+		fs.group = (*group)(opts.Group)
 	}
 	fs.readOnly.Store(opts.ReadOnly)
 	fs.noAtime.Store(opts.Flags.NoAtime)
@@ -174,13 +178,15 @@ func fillAttr(out *fuse.Attr, a *store.Attr) {
 	}
 }
 
-func fillEntry(out *fuse.EntryOut, a *store.Attr) {
+func (fs *FS) fillEntry(out *fuse.EntryOut, a *store.Attr) {
 	fillAttr(&out.Attr, a)
+	fs.group.show(&out.Attr)
 	out.SetEntryTimeout(forever)
 	out.SetAttrTimeout(forever)
 }
 
-func fillAttrOut(out *fuse.AttrOut, a *store.Attr) {
+func (fs *FS) fillAttrOut(out *fuse.AttrOut, a *store.Attr) {
 	fillAttr(&out.Attr, a)
+	fs.group.show(&out.Attr)
 	out.SetTimeout(forever)
 }

@@ -48,11 +48,13 @@ type ledgerLine struct {
 	Mode    *mountMode  `json:"m,omitempty"`
 }
 
-// mountMode is what Mounted.Remount changes.
+// mountMode is what Mounted.Remount changes, and the group.
 type mountMode struct {
 	ReadOnly bool `json:"ro,omitempty"`
 	NoAtime  bool `json:"noatime,omitempty"`
 	Sealed   bool `json:"sealed,omitempty"` // the kernel does not ask for opens
+	// Group is what was mounted with, and does not change.
+	Group *group `json:"group,omitempty"`
 }
 
 // toldName is a name that is to be shown, and what it shows until then.
@@ -278,13 +280,14 @@ func (fs *FS) inherit(l *ledger) {
 		fs.readOnly.Store(mode.ReadOnly)
 		fs.noAtime.Store(mode.NoAtime)
 		fs.sealed.Store(mode.Sealed)
+		fs.group = mode.Group
 	}
 	fs.helpers.follow(l.know.helpers, func(threads []uint32) { fs.shown.bequeath(ledgerLine{Helpers: threads}) })
 }
 
 // bequeathMode tells a successor how the mount is.
 func (fs *FS) bequeathMode() {
-	fs.shown.bequeath(ledgerLine{Mode: &mountMode{fs.readOnly.Load(), fs.noAtime.Load(), fs.sealed.Load()}})
+	fs.shown.bequeath(ledgerLine{Mode: &mountMode{fs.readOnly.Load(), fs.noAtime.Load(), fs.sealed.Load(), fs.group}})
 }
 
 // bequeath tells a successor something of the mount itself.

@@ -11,8 +11,11 @@ import (
 
 // newNode says what to create. The store gives what is made in a directory with
 // the set-group-id bit the directory's group, and applies default ACL or umask.
-func newNode(h *fuse.InHeader, n store.NewNode) store.NewNode {
+func (fs *FS) newNode(h *fuse.InHeader, n store.NewNode) store.NewNode {
 	n.Mode, n.UID, n.GID = n.Mode&0o7777, h.Uid, h.Gid
+	if fs.group != nil {
+		n.GID = uint32(*fs.group)
+	}
 	return n
 }
 
@@ -50,7 +53,7 @@ func (fs *FS) makeNode(h *fuse.InHeader, name string, n store.NewNode, out *fuse
 	key := nameKey{crdt.Ino(dir), name}
 	defer fs.shown.begin(key)()
 	gen := fs.shown.generation()
-	a, err := fs.vol.Mknod(fs.request(h), dir, name, newNode(h, n))
+	a, err := fs.vol.Mknod(fs.request(h), dir, name, fs.newNode(h, n))
 	if p, ok := fs.shown.get(key); ok && errors.Is(err, crdt.ErrExist) && p.shown.Ino == 0 {
 		// Concurrent mkdirs of one name are one directory.
 		if n.Kind != crdt.KindDir || p.merged.Kind != crdt.KindDir {

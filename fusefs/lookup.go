@@ -60,7 +60,7 @@ func (fs *FS) lookup(node uint64, name string, out *fuse.EntryOut) error {
 			return err
 		}
 		if fs.shown.know(gen, &a, out) {
-			fillEntry(out, &a)
+			fs.fillEntry(out, &a)
 			return nil
 		}
 	}
@@ -114,7 +114,7 @@ func (fs *FS) tell(node func() (store.NodeID, error), know func(uint64, *store.A
 			return err
 		}
 		if know(gen, &a, out) {
-			fillEntry(out, &a)
+			fs.fillEntry(out, &a)
 			return nil
 		}
 	}
@@ -128,7 +128,7 @@ func (fs *FS) replyMade(gen uint64, a store.Attr, out *fuse.EntryOut) error {
 		return fs.replyNew(a, out)
 	}
 	defer fs.shown.replied(a.Ino)
-	fillEntry(out, &a)
+	fs.fillEntry(out, &a)
 	return nil
 }
 

@@ -28,6 +28,10 @@ type Options struct {
 	// ReadOnly refuses changes, until Remount. The superblock stays writable
 	// all the same, as the reveal helper could not work otherwise.
 	ReadOnly bool
+	// Group, if not nil, has all files show as of that group, which may do what
+	// the owner may: for who is to share a volume and must not change it to do so.
+	// What is made gets the group for good; nothing else is stored.
+	Group *uint32
 	// Flags are mount(2)'s.
 	Flags kernel.Flags
 	// Guard lays a dead mount below, so that the bare mountpoint is an error

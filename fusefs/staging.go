@@ -61,7 +61,7 @@ func (fs *FS) lookupStaging(h *fuse.InHeader, name string, out *fuse.EntryOut) f
 			return fs.status("reveal", err)
 		}
 		if fs.shown.know(gen, &a, out) {
-			fillEntry(out, &a)
+			fs.fillEntry(out, &a)
 			out.SetEntryTimeout(0) // the name is good for one rename
 			return fuse.OK
 		}
@@ -69,7 +69,7 @@ func (fs *FS) lookupStaging(h *fuse.InHeader, name string, out *fuse.EntryOut) f
 }
 
 func (fs *FS) fillStaging(out *fuse.EntryOut) {
-	fillEntry(out, stagingAttr())
+	fs.fillEntry(out, stagingAttr())
 	out.NodeId = uint64(staging)
 }
 

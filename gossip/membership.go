@@ -81,6 +81,7 @@ type membership struct {
 	members    map[string]member
 	remembered map[string]rememberedPeer
 	dirty      bool // remembered is not yet written
+	closed     bool // nobody is to hear of anything any more
 }
 
 // startMembership begins to gossip. replicaPort is that of the replica service.
@@ -211,7 +212,11 @@ func (m *membership) close() error {
 			m.log.Debug("leave", "err", err) // they will find out
 		}
 	}
-	if err := m.list.Shutdown(); err != nil {
+	err := m.list.Shutdown()
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	if err != nil {
 		return fmt.Errorf("stop membership gossip: %w", err)
 	}
 	return nil
@@ -298,6 +303,9 @@ func (m *membership) rememberLocked(p rememberedPeer) {
 func (m *membership) NotifyLeave(n *memberlist.Node) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.closed { // a timer of memberlist that outlives it
+		return
+	}
 	if _, ok := m.members[n.Name]; ok {
 		m.log.Info("member is gone", "peer", n.Name)
 	}

@@ -119,6 +119,34 @@ func (c *Cluster) linkStatus(byNode map[string]*PeerStatus) {
 	}
 }
 
+// A Holder is a peer that holds a volume.
+type Holder struct {
+	Node  string
+	Ready bool
+	// Lag is how many ops of this node's replica the peer has not yet said to
+	// have applied; 0 if this node has none.
+	Lag uint64
+}
+
+// Holders lists the peers that are up and hold a volume, by name, whether this
+// node holds it or not.
+func (c *Cluster) Holders(id store.VolumeID) (out []Holder) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.proto.holders(id, func(ps *peerState, h *holding) {
+		if c.linkedLocked(ps.name) {
+			out = append(out, Holder{ps.name, h.ready, c.proto.Lag(ps.name, id)})
+		}
+	})
+	return out
+}
+
+// linkedLocked reports whether a peer is linked both ways.
+func (c *Cluster) linkedLocked(node string) bool {
+	l := c.links[node]
+	return l != nil && l.isUp() && c.inbounds[node] != nil
+}
+
 // Problems lists what is wrong with this node itself: batches that cannot be
 // merged, content that cannot be fetched, a gossip key that others do not have, a
 // name that another node has.

@@ -103,3 +103,30 @@ func (c *Cluster) WaitPeers(ctx context.Context, id store.VolumeID, vector crdt.
 	}
 	return nil
 }
+
+// WaitHeld returns when each of the nodes that is a live member, this one
+// included, has a ready replica of the volume.
+func (c *Cluster) WaitHeld(ctx context.Context, id store.VolumeID, nodes []string) error {
+	var without []string
+	err := c.await(ctx, func() bool {
+		without = c.withoutLocked(id, nodes)
+		return len(without) == 0
+	})
+	if err != nil {
+		return fmt.Errorf("wait for replicas of volume %v: %w: still without one: %s", id, err, strings.Join(without, ", "))
+	}
+	return nil
+}
+
+// withoutLocked returns those of the nodes that are live and have no ready replica.
+func (c *Cluster) withoutLocked(id store.VolumeID, nodes []string) (without []string) {
+	ready := map[string]bool{c.opts.Node: c.proto.Ready(id)}
+	c.proto.holders(id, func(ps *peerState, h *holding) { ready[ps.name] = h.ready })
+	live := c.members.live()
+	for _, node := range nodes {
+		if _, ok := live[node]; (ok || node == c.opts.Node) && !ready[node] {
+			without = append(without, node)
+		}
+	}
+	return without
+}

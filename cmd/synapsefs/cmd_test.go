@@ -163,7 +163,7 @@ func TestCommandsOfVolumes(t *testing.T) {
 		{"volumes create configs", exitRefused, "", `create volume "configs": volume exists`},
 		{"volumes create Configs", exitUsage, "", "no DNS label"},
 		{"volumes create small --option history=two", exitUsage, "", "volume option history"},
-		{"volumes create small --option nonsense=2", exitUsage, "", "no volume option \"nonsense\": there are history"},
+		{"volumes create small --option nonsense=2", exitUsage, "", "no volume option \"nonsense\": there are capacity, "},
 		{"volumes create small --option history=2 --option conflict-limit=1MiB", exitOK, "created volume small", ""},
 		{"volumes list --output json", exitOK, `"conflict-limit": "1MiB"`, ""},
 		{"volumes delete small", exitOK, "deleted", ""},

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/synapsefs/synapsefs/csi"
 	"github.com/synapsefs/synapsefs/internal/config"
 	"github.com/synapsefs/synapsefs/internal/node"
 )
@@ -75,16 +76,30 @@ func runDaemon(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
+	driver, err := serveCSI(n, cfg)
+	if err != nil {
+		return errors.Join(fmt.Errorf("start: %w", err), n.HandOver())
+	}
 	select {
 	case <-ctx.Done():
+		driver.Close()
 		if cause, ok := errors.AsType[stopSignal](context.Cause(ctx)); ok && cause.Signal == syscall.SIGTERM {
 			return n.HandOver()
 		}
 		return n.Close()
 	case binary := <-n.UpgradeTo():
+		driver.Close()
 		if err := n.HandOver(); err != nil {
 			return err
 		}
 		return node.Become(binary)
 	}
+}
+
+// serveCSI makes the node a CSI driver, if it is to be one; nil is none.
+func serveCSI(n *node.Node, cfg *config.Config) (*csi.Driver, error) {
+	if cfg.CSIEndpoint == "" {
+		return nil, nil
+	}
+	return csi.Serve(n, cfg.CSIEndpoint, cfg.Logger(os.Stderr).With("part", "csi"))
 }

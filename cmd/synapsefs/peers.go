@@ -32,7 +32,39 @@ func newPeersCommand(env *environment) *cobra.Command {
 		Args:  exactly(),
 		RunE:  func(cmd *cobra.Command, _ []string) error { return runPeers(cmd.Context(), env) },
 	}
-	cmd.AddCommand(newPeersForgetCommand(env))
+	cmd.AddCommand(newPeersForgetCommand(env), newPeersDrainCommand(env))
+	return cmd
+}
+
+func newPeersDrainCommand(env *environment) *cobra.Command {
+	var undo bool
+	cmd := &cobra.Command{
+		Use:   "drain NODE",
+		Short: "Say that a host is about to leave",
+		Long: "Say that a host is about to leave. Volumes with the option replicas that are placed\n" +
+			"on it get another replica at once; it keeps what it has, and serves its mounts.\n" +
+			"\"synapsefs volumes list\" on it says of which volume it has the only ready replica.\n" + exitHelp,
+		Args: exactly("NODE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return env.call(cmd.Context(), func(ctx context.Context, c *admin.Client) error {
+				if _, err := c.DrainPeer(ctx, &wire.DrainPeerRequest{Node: args[0], Undo: undo}); err != nil {
+					return err
+				}
+				v := struct {
+					Node    string `json:"node"`
+					Leaving bool   `json:"leaving"`
+				}{args[0], !undo}
+				return env.print(v, func(w io.Writer) {
+					if v.Leaving {
+						fmt.Fprintf(w, "node %s is leaving\n", v.Node)
+					} else {
+						fmt.Fprintf(w, "node %s stays\n", v.Node)
+					}
+				})
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&undo, "undo", false, "it stays")
 	return cmd
 }
 
@@ -72,6 +104,7 @@ type peerView struct {
 	Lag      uint64     `json:"lag"` // changes it has not yet said to have
 	LastSeen *time.Time `json:"last_seen,omitempty"`
 	Refusals uint64     `json:"refusals"`
+	Leaving  bool       `json:"leaving,omitempty"` // it was drained
 	Error    string     `json:"error,omitempty"`
 }
 
@@ -80,7 +113,7 @@ func viewPeers(peers []*wire.PeerStatus) []peerView {
 	for n, p := range peers {
 		out[n] = peerView{
 			Node: p.Node, Address: p.Address, State: p.State, RTT: time.Duration(p.RttNs).Seconds(),
-			Lag: p.Lag, LastSeen: timeOf(p.LastSeenUnixNs), Refusals: p.Refusals, Error: p.Error,
+			Lag: p.Lag, LastSeen: timeOf(p.LastSeenUnixNs), Refusals: p.Refusals, Leaving: p.Leaving, Error: p.Error,
 		}
 	}
 	return out
@@ -104,6 +137,10 @@ func printPeers(w io.Writer, peers []peerView) {
 		if p.RTT > 0 {
 			rtt = fmt.Sprintf("%.2f ms", p.RTT*1000)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", dash(p.Node), dash(p.Address), p.State, rtt, p.Lag, dash(p.Error))
+		state := p.State
+		if p.Leaving {
+			state += ", leaving"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", dash(p.Node), dash(p.Address), state, rtt, p.Lag, dash(p.Error))
 	}
 }

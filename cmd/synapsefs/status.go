@@ -34,6 +34,7 @@ type statusView struct {
 	Peers          []peerView   `json:"peers"`
 	Volumes        []volumeView `json:"volumes"`
 	Mounts         []mountView  `json:"mounts"`
+	Leaving        bool         `json:"leaving"` // it was drained
 	Problems       []string     `json:"problems"`
 }
 
@@ -47,6 +48,7 @@ func runStatus(ctx context.Context, env *environment) error {
 			Node: s.Node, Cluster: s.Cluster, Version: s.Version, PID: s.Pid,
 			Started: timeOf(s.StartedUnixNs), StateDir: s.StateDir, CatalogueReady: s.CatalogueReady,
 			Peers: viewPeers(s.Peers), Volumes: viewVolumes(s.Volumes), Mounts: viewMounts(s.Mounts),
+			Leaving:  s.Leaving,
 			Problems: append([]string{}, s.Problems...),
 		}
 		return env.print(v, func(w io.Writer) { printStatus(w, v) })
@@ -60,6 +62,9 @@ func printStatus(w io.Writer, v statusView) {
 	fmt.Fprintf(w, "state\t%s\n", v.StateDir)
 	if !v.CatalogueReady {
 		fmt.Fprintln(w, "catalogue\tnot ready: no member that knows the volumes was met yet")
+	}
+	if v.Leaving {
+		fmt.Fprintln(w, "placement\tleaving: volumes are placed on other hosts")
 	}
 	for _, p := range v.Problems {
 		fmt.Fprintf(w, "problem\t%s\n", p)

@@ -51,7 +51,8 @@ func newVolumesCreateCommand(env *environment) *cobra.Command {
 			"Options of a volume, the same on all hosts:\n" +
 			"  history=10          how many old versions of a file are kept\n" +
 			"  history-age=720h    how long they are kept after they were replaced or deleted\n" +
-			"  conflict-limit=1GiB how much the losers of conflicts may take before the oldest are dismissed\n" + exitHelp,
+			"  conflict-limit=1GiB how much the losers of conflicts may take before the oldest are dismissed\n" +
+			"  replicas=3          how many hosts hold it, mounted or not; by default those that mount it\n" + exitHelp,
 		Args: exactly("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runVolumesCreate(cmd.Context(), env, args[0], options)
@@ -87,7 +88,15 @@ type volumeView struct {
 	CreatedBy string            `json:"created_by,omitempty"`
 	Replica   *replicaView      `json:"replica,omitempty"` // of this host
 	Mounts    uint32            `json:"mounts"`
+	Placed    *placedView       `json:"placed,omitempty"` // with the option replicas
 	Problem   string            `json:"problem,omitempty"`
+}
+
+// A placedView says which hosts are to hold a volume.
+type placedView struct {
+	Wanted uint32   `json:"wanted"`
+	Ready  uint32   `json:"ready"`
+	Hosts  []string `json:"hosts"`
 }
 
 type replicaView struct {
@@ -115,6 +124,9 @@ func viewVolume(v *wire.VolumeStatus) volumeView {
 	view := volumeView{
 		Name: v.Name, ID: v.Id, Options: v.Options, Created: timeOf(v.CreatedUnixNs),
 		CreatedBy: v.CreatedBy, Mounts: v.Mounts, Problem: v.Problem,
+	}
+	if v.ReplicasWanted > 0 {
+		view.Placed = &placedView{v.ReplicasWanted, v.ReplicasReady, v.Placed}
 	}
 	if v.Held {
 		view.Replica = &replicaView{

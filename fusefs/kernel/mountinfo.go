@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +19,7 @@ type mountEntry struct {
 	id, parent int
 	dev        string // major:minor, which names the FUSE connection
 	point      string
+	readOnly   bool // the mount, whatever the superblock is
 	fstype     string
 	source     string
 }
@@ -64,7 +66,7 @@ func parseMountLine(line string) (mountEntry, bool) {
 		return mountEntry{}, false
 	}
 	return mountEntry{
-		id: id, parent: parent, dev: head[2], point: unescape(head[4]),
+		id: id, parent: parent, dev: head[2], point: unescape(head[4]), readOnly: slices.Contains(strings.Split(head[5], ","), "ro"),
 		fstype: tail[0], source: unescape(tail[1]),
 	}, true
 }

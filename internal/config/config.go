@@ -26,6 +26,7 @@ type Config struct {
 	StateDir    string
 	Keys        string
 	AdminSocket string
+	CSIEndpoint string
 
 	// How it meets its peers.
 	Bind        string
@@ -33,12 +34,14 @@ type Config struct {
 	Advertise   string
 	Join        []string
 	Bootstrap   bool
+	Founder     string
 
 	// How it treats changes.
 	InlineLimit     Size
 	PublishInterval time.Duration
 	Hold            time.Duration
 	CatchUpTimeout  time.Duration
+	PlacementDelay  time.Duration
 	Passthrough     bool
 	Keeper          bool
 	MaxClockSkew    time.Duration
@@ -66,6 +69,7 @@ func Default() *Config {
 		PublishInterval:  time.Second,
 		Hold:             40 * time.Millisecond,
 		CatchUpTimeout:   30 * time.Second,
+		PlacementDelay:   5 * time.Minute,
 		Keeper:           true,
 		Passthrough:      true,
 		MaxClockSkew:     5 * time.Second,
@@ -75,6 +79,9 @@ func Default() *Config {
 		LogFormat:        "text",
 	}
 }
+
+// Founds reports whether this node founds the cluster if no member answers.
+func (c *Config) Founds() bool { return c.Bootstrap || c.Founder != "" && c.Founder == c.Node }
 
 // KeeperSocket is where the keeper of the daemon's mounts listens.
 func (c *Config) KeeperSocket() string { return KeeperSocket(c.AdminSocket) }
@@ -122,16 +129,23 @@ func (c *Config) Validate() error {
 	reject("state-dir", absolute(c.StateDir))
 	reject("keys", absolute(c.Keys))
 	reject("admin-socket", socketPath(c.AdminSocket))
+	if path := strings.TrimPrefix(c.CSIEndpoint, "unix://"); path != "" {
+		reject("csi-endpoint", socketPath(path))
+	}
 	reject("bind", hostPort(c.Bind))
 	reject("replica-bind", hostPort(c.ReplicaBind))
 	for _, a := range c.Join {
 		reject("join", joinAddress(a))
+	}
+	if c.Founder != "" {
+		reject("founder", CheckLabel(c.Founder))
 	}
 	reject("advertise", plainHost(c.Advertise))
 	reject("inline-limit", within(c.InlineLimit, 0, maxInline))
 	reject("publish-interval", within(c.PublishInterval, 10*time.Millisecond, time.Hour))
 	reject("hold", within(c.Hold, 0, time.Second))
 	reject("catch-up-timeout", within(c.CatchUpTimeout, 0, 24*time.Hour))
+	reject("placement-delay", within(c.PlacementDelay, 0, 24*time.Hour))
 	reject("max-clock-skew", within(c.MaxClockSkew, time.Millisecond, 24*time.Hour))
 	reject("replica-retention", within(c.ReplicaRetention, time.Second, 10*365*24*time.Hour))
 	reject("journal-limit", within(c.JournalLimit, 1<<20, 1<<40))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
 )
 
 // load is what a daemon does with a file and arguments.
@@ -177,6 +178,52 @@ func TestReadmeTable(t *testing.T) {
 	}
 	if len(rows) != len(Options()) {
 		t.Errorf("README has %d rows, there are %d options", len(rows), len(Options()))
+	}
+}
+
+// What the manifests configure is a configuration, once the node's name is added.
+func TestManifests(t *testing.T) {
+	text, err := os.ReadFile("../../deploy/manifests/synapsefs.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for doc := range strings.SplitSeq(string(text), "\n---\n") {
+		var object struct {
+			Kind string
+			Data map[string]string
+		}
+		if err := yaml.Unmarshal([]byte(doc), &object); err != nil {
+			t.Fatal(err)
+		}
+		if object.Kind != "ConfigMap" {
+			continue
+		}
+		c := Default()
+		if err := c.Read(strings.NewReader(object.Data["synapsefs.yaml"])); err != nil {
+			t.Fatal(err)
+		}
+		c.Node = "node-a"
+		if err := c.Validate(); err != nil {
+			t.Error(err)
+		}
+		if c.CSIEndpoint == "" || len(c.Join) == 0 || !c.Keeper {
+			t.Errorf("%+v", c)
+		}
+		return
+	}
+	t.Error("there is no ConfigMap")
+}
+
+func TestFounder(t *testing.T) {
+	for _, tt := range []struct {
+		founder   string
+		bootstrap bool
+		want      bool
+	}{{"", false, false}, {"node-a", false, true}, {"node-b", false, false}, {"node-b", true, true}} {
+		c := Config{Node: "node-a", Founder: tt.founder, Bootstrap: tt.bootstrap}
+		if got := c.Founds(); got != tt.want {
+			t.Errorf("%+v: %v", tt, got)
+		}
 	}
 }
 

@@ -68,6 +68,7 @@ func (s *adminServer) Status(context.Context, *wire.NodeStatusRequest) (*wire.No
 		Volumes:        volumesToWire(volumes),
 		Mounts:         mountsToWire(s.n.Mounts()),
 		Problems:       s.n.problems(),
+		Leaving:        s.n.placement.isLeaving(s.n.cfg.Node),
 	}, nil
 }
 
@@ -81,6 +82,10 @@ func (s *adminServer) ForgetPeer(_ context.Context, r *wire.ForgetPeerRequest) (
 		return nil, err
 	}
 	return &wire.ForgetPeerReply{Replicas: uint32(n)}, nil
+}
+
+func (s *adminServer) DrainPeer(ctx context.Context, r *wire.DrainPeerRequest) (*wire.DrainPeerReply, error) {
+	return &wire.DrainPeerReply{}, s.n.Drain(ctx, r.Node, r.Undo)
 }
 
 func (s *adminServer) ListVolumes(ctx context.Context, _ *wire.ListVolumesRequest) (*wire.ListVolumesReply, error) {
@@ -189,6 +194,7 @@ func (i VolumeInfo) toWire() *wire.VolumeStatus {
 		Name: i.Name, Id: i.ID.String(), Options: i.Options,
 		CreatedUnixNs: i.Created.UnixNano(), CreatedBy: i.By,
 		Mounts: uint32(i.Mounts), Problem: i.Problem,
+		ReplicasWanted: uint32(i.Placed.Wanted), ReplicasReady: uint32(i.Placed.Ready()), Placed: i.Placed.Nodes,
 	}
 	if i.Created.IsZero() {
 		s.CreatedUnixNs = 0
@@ -229,7 +235,7 @@ func (n *Node) peersToWire() []*wire.PeerStatus {
 	for _, p := range n.cluster.Peers() {
 		s := &wire.PeerStatus{
 			Node: p.Node, Address: p.Address, State: p.State, Error: p.Error,
-			RttNs: int64(p.RTT), Refusals: p.Refusals,
+			RttNs: int64(p.RTT), Refusals: p.Refusals, Leaving: n.placement.isLeaving(p.Node),
 		}
 		if !p.LastSeen.IsZero() {
 			s.LastSeenUnixNs = p.LastSeen.UnixNano()

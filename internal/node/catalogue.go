@@ -36,6 +36,11 @@ const root = store.NodeID(crdt.RootIno)
 const (
 	volumesDir = "volumes"
 	deletedDir = "deleted"
+	// leavingDir has an empty file for each node that was drained.
+	leavingDir = "leaving"
+	// attachedDir has a file ID.NODE for each volume that an orchestrator lets a
+	// node use.
+	attachedDir = "attached"
 )
 
 // catalogue reads and writes the list of all volumes.
@@ -112,7 +117,12 @@ func (c *catalogue) read(name string, file store.Attr) (Listing, error) {
 }
 
 // add lists a volume. It returns once the entry is on disk and on its way.
-func (c *catalogue) add(l Listing) error {
+func (c *catalogue) add(l Listing) error { return c.put(l, crdt.RenameNoReplace) }
+
+// replace changes what is said of a volume that is listed.
+func (c *catalogue) replace(l Listing) error { return c.put(l, crdt.RenameReplace) }
+
+func (c *catalogue) put(l Listing, mode crdt.RenameMode) error {
 	data, err := json.Marshal(listingFile{ID: l.ID.String(), Listing: l})
 	if err != nil {
 		return err
@@ -125,15 +135,98 @@ func (c *catalogue) add(l Listing) error {
 	}
 	// Written aside and renamed: nobody, this node after a crash included,
 	// ever sees a name without its whole entry.
-	aside := "." + l.ID.String()
+	aside := "." + store.NewVolumeID().String()
 	if err := c.write(dir, aside, data); err != nil {
 		return err
 	}
-	err = c.v.Rename(store.Request{}, dir, aside, dir, l.Name, crdt.RenameNoReplace)
+	err = c.v.Rename(store.Request{}, dir, aside, dir, l.Name, mode)
 	if err != nil {
 		return errors.Join(err, c.v.Unlink(store.Request{}, dir, aside))
 	}
 	return c.v.Sync()
+}
+
+// mark makes a small file in a directory of the catalogue, in place of any of
+// that name.
+func (c *catalogue) mark(dir, name string, data []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	node, err := c.dir(dir)
+	if err != nil {
+		return err
+	}
+	aside := "." + store.NewVolumeID().String()
+	if err := c.write(node, aside, data); err != nil {
+		return err
+	}
+	if err := c.v.Rename(store.Request{}, node, aside, node, name, crdt.RenameReplace); err != nil {
+		return errors.Join(err, c.v.Unlink(store.Request{}, node, aside))
+	}
+	return c.v.Sync()
+}
+
+// unmark removes such a file, if it is there.
+func (c *catalogue) unmark(dir, name string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	node, err := c.dir(dir)
+	if err != nil {
+		return err
+	}
+	if err := c.v.Unlink(store.Request{}, node, name); err != nil && !errors.Is(err, crdt.ErrNotExist) {
+		return err
+	}
+	return c.v.Sync()
+}
+
+// unmarkAll removes the files that begin so; c.mu is held.
+func (c *catalogue) unmarkAll(dir, prefix string) error {
+	all, err := c.marks(dir)
+	if len(all) == 0 || err != nil {
+		return err
+	}
+	node, err := c.dir(dir)
+	for name := range all {
+		if err == nil && strings.HasPrefix(name, prefix) {
+			err = c.v.Unlink(store.Request{}, node, name)
+		}
+	}
+	return err
+}
+
+// marks returns the files of such a directory with their content.
+func (c *catalogue) marks(dir string) (map[string][]byte, error) {
+	at, _, err := c.v.Lookup(root, dir)
+	if errors.Is(err, crdt.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	var names []string
+	err = c.v.ReadDir(at.Node, 0, func(e store.DirEntry) bool {
+		if !strings.HasPrefix(e.Name, ".") {
+			names = append(names, e.Name)
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string][]byte, len(names))
+	for _, name := range names {
+		file, _, err := c.v.Lookup(at.Node, name)
+		if errors.Is(err, crdt.ErrNotExist) {
+			continue // removed meanwhile
+		} else if err != nil {
+			return nil, err
+		}
+		data := make([]byte, file.Size)
+		if n, err := c.v.ReadAt(file.Node, data, 0); err != nil && n < len(data) {
+			return nil, fmt.Errorf("catalogue entry %s/%s: %w", dir, name, err)
+		}
+		all[name] = data
+	}
+	return all, nil
 }
 
 // remove unlists a volume and refuses its id for ever.
@@ -147,6 +240,9 @@ func (c *catalogue) remove(l Listing) error {
 	// The marker first: no replica may ever see the name free and the id
 	// still welcome (P3 keeps the order everywhere).
 	if err := c.write(deleted, l.ID.String(), nil); err != nil && !errors.Is(err, crdt.ErrExist) {
+		return err
+	}
+	if err := c.unmarkAll(attachedDir, l.ID.String()+"."); err != nil {
 		return err
 	}
 	if named, err := c.find(l.Name); errors.Is(err, store.ErrNoVolume) || err == nil && named.ID != l.ID {

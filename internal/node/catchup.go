@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/synapsefs/synapsefs/gossip"
@@ -20,6 +21,9 @@ func (n *Node) catchUp(ctx context.Context, v *store.Volume) (stale bool, err er
 	if !v.Ready() {
 		return false, n.becomeReady(ctx, v)
 	}
+	if stale, mounted := n.shows(v.ID()); mounted {
+		return stale, nil
+	}
 	if n.alone() || n.caughtUp(ctx, v, min(tellTime, n.cfg.CatchUpTimeout)) || n.onlyHolder(v.ID()) {
 		return false, nil
 	}
@@ -33,6 +37,19 @@ func (n *Node) catchUp(ctx context.Context, v *store.Volume) (stale bool, err er
 	return true, nil
 }
 
+// shows reports whether a volume is mounted here, and then whether what is shown
+// is stale: so is it in each of its mounts.
+func (n *Node) shows(id store.VolumeID) (stale, mounted bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, m := range n.mounts {
+		if m.fs != nil && m.volume == id {
+			stale, mounted = stale || m.info.Stale, true
+		}
+	}
+	return stale, mounted
+}
+
 func (n *Node) caughtUp(ctx context.Context, v *store.Volume, within time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -40,7 +57,7 @@ func (n *Node) caughtUp(ctx context.Context, v *store.Volume, within time.Durati
 }
 
 // becomeReady waits until a replica that never was ready is. It gives up when
-// no live peer holds the volume for catch-up-timeout.
+// no live peer has a ready one for catch-up-timeout.
 func (n *Node) becomeReady(ctx context.Context, v *store.Volume) error {
 	patience := max(n.cfg.CatchUpTimeout, tellTime)
 	for {
@@ -52,20 +69,15 @@ func (n *Node) becomeReady(ctx context.Context, v *store.Volume) error {
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case n.holders(v.ID()) == 0:
-			return fmt.Errorf("%w: no live peer holds the volume; see synapsefs peers", store.ErrNotReady)
+		case !n.hasSource(v.ID()):
+			return fmt.Errorf("%w: no live peer has a ready replica of the volume; see synapsefs peers", store.ErrNotReady)
 		}
 	}
 }
 
-// holders counts the peers that are up and hold a volume.
-func (n *Node) holders(id store.VolumeID) (count int) {
-	for _, p := range n.cluster.Peers() {
-		if _, holds := p.Lag[id]; holds {
-			count++
-		}
-	}
-	return count
+// hasSource reports whether some peer that is up has a ready replica.
+func (n *Node) hasSource(id store.VolumeID) bool {
+	return slices.ContainsFunc(n.cluster.Holders(id), func(h gossip.Holder) bool { return h.Ready })
 }
 
 // onlyHolder reports whether every peer known is up and none holds the volume:

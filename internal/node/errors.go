@@ -28,7 +28,7 @@ var (
 	ErrStopping     = errors.New("the daemon is stopping")
 )
 
-// statusCodes says as what an error goes over the admin API: the only table.
+// statusCodes says as what an error goes over gRPC: the only table.
 var statusCodes = []struct {
 	err  error
 	code codes.Code
@@ -53,6 +53,7 @@ var statusCodes = []struct {
 	{kernel.ErrMountpointMissing, codes.NotFound},
 	{ErrVolumeExists, codes.AlreadyExists},
 	{kernel.ErrMounted, codes.AlreadyExists},
+	{kernel.ErrNotLikeThat, codes.AlreadyExists},
 	{ErrTwoVolumes, codes.FailedPrecondition},
 	{ErrVolumeBusy, codes.FailedPrecondition},
 	{ErrNoCatalogue, codes.FailedPrecondition},
@@ -75,10 +76,15 @@ func toStatus(err error) error {
 	if err == nil {
 		return nil
 	}
+	return status.Error(Code(err), err.Error())
+}
+
+// Code is what an error goes as over gRPC.
+func Code(err error) codes.Code {
 	for _, row := range statusCodes {
 		if errors.Is(err, row.err) {
-			return status.Error(row.code, err.Error())
+			return row.code
 		}
 	}
-	return status.Error(codes.Internal, err.Error())
+	return codes.Internal
 }

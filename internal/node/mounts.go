@@ -24,12 +24,17 @@ type MountRequest struct {
 	Create     bool   // make the volume if there is none of that name
 	ReadOnly   bool
 	AllowOther bool
-	Flags      kernel.Flags
+	Group      *uint32 // all files show as of it (fusefs.Options.Group)
+	Flags      MountFlags
 }
+
+// MountFlags are mount(2)'s.
+type MountFlags = kernel.Flags
 
 // A MountInfo is one mount of this node.
 type MountInfo struct {
 	Volume   string
+	ID       store.VolumeID
 	Dir      string
 	ReadOnly bool
 	// Stale: no ready peer was reachable within catch-up-timeout, and the
@@ -69,7 +74,7 @@ func (n *Node) Mount(ctx context.Context, r MountRequest) (MountInfo, error) {
 		return MountInfo{}, err
 	}
 	info := n.infoOf(m)
-	n.log.Info("mounted", "volume", r.Volume, "dir", info.Dir, "stale", info.Stale)
+	n.log.Info("mounted", "volume", info.Volume, "dir", info.Dir, "stale", info.Stale)
 	n.kick() // should the volume have been deleted meanwhile
 	return info, nil
 }
@@ -80,7 +85,6 @@ func (n *Node) fill(ctx context.Context, m *mount, r MountRequest) error {
 	if err != nil {
 		return fmt.Errorf("mount volume %q: %w", r.Volume, err)
 	}
-	m.volume = v.ID()
 	fs, err := fusefs.Mount(ctx, v, m.info.Dir, n.mountOptions(m, &r))
 	if err != nil {
 		return err
@@ -97,7 +101,7 @@ func (n *Node) mountOptions(m *mount, r *MountRequest) fusefs.Options {
 		Log:           n.log,
 	}
 	if r != nil {
-		o.ReadOnly, o.Flags, o.AllowOther = r.ReadOnly, r.Flags, r.AllowOther
+		o.ReadOnly, o.Flags, o.AllowOther, o.Group = r.ReadOnly, r.Flags, r.AllowOther, r.Group
 		o.Guard = os.Geteuid() == 0 // P11; a user cannot lay one
 	}
 	n.mu.Lock()
@@ -174,6 +178,9 @@ func (n *Node) volumeFor(ctx context.Context, m *mount, r MountRequest) (*store.
 		info, err := n.createVolume(ctx, r.Volume, nil)
 		if !errors.Is(err, ErrVolumeExists) {
 			m.info.Created = err == nil
+			if err == nil {
+				n.uses(m, info.Listing)
+			}
 			return info.Replica, err
 		}
 		l, err = n.catalogue.find(r.Volume) // somebody was faster
@@ -185,7 +192,28 @@ func (n *Node) volumeFor(ctx context.Context, m *mount, r MountRequest) (*store.
 	} else if err != nil {
 		return nil, err
 	}
+	n.uses(m, l)
 	return n.replica(l, false)
+}
+
+// uses says which volume a mount is of: from here on its replica stays.
+func (n *Node) uses(m *mount, l Listing) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m.volume, m.info.Volume = l.ID, l.Name
+}
+
+// used reports whether a volume is mounted here, is being mounted, or was
+// detached and is still in use.
+func (n *Node) used(id store.VolumeID) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, m := range n.live {
+		if m.volume == id {
+			return true
+		}
+	}
+	return false
 }
 
 // Remount changes whether a mount is read-only, and its flags.
@@ -384,6 +412,7 @@ func (n *Node) infoOf(m *mount) MountInfo {
 
 func (m *mount) infoNow() MountInfo {
 	i := m.info
+	i.ID = m.volume
 	if m.fs != nil {
 		c := m.fs.Conn()
 		i.Kept, i.Generation, i.Resent, i.Repeated = c.Kept(), c.Generation(), c.Resent(), m.fs.Repeated()

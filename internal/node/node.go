@@ -43,8 +43,9 @@ type Node struct {
 	loops  sync.WaitGroup
 	server *grpc.Server
 
-	clocks clocks
-	looked atomic.Bool // for members with a newer catalogue, once, in vain
+	clocks    clocks
+	placement placement
+	looked    atomic.Bool // for members with a newer catalogue, once, in vain
 
 	// creations keeps a volume that is made here from being found unlisted.
 	creations sync.Mutex
@@ -69,13 +70,14 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, er
 	}
 	n := &Node{
 		cfg: cfg, log: log.With("node", cfg.Node), started: time.Now(),
-		stopping: make(chan struct{}),
-		changed:  make(chan struct{}, 1),
-		upgrade:  make(chan string, 1),
-		mounts:   map[string]*mount{},
-		live:     map[store.MountID]*mount{},
-		unserved: map[string]error{},
-		clocks:   clocks{limit: cfg.MaxClockSkew, log: log},
+		stopping:  make(chan struct{}),
+		changed:   make(chan struct{}, 1),
+		upgrade:   make(chan string, 1),
+		mounts:    map[string]*mount{},
+		live:      map[store.MountID]*mount{},
+		unserved:  map[string]error{},
+		clocks:    clocks{limit: cfg.MaxClockSkew, log: log},
+		placement: placement{away: map[string]time.Time{}},
 	}
 	// First, because it is cheap and finds a second daemon; calls that come
 	// early wait until the node is up.
@@ -176,7 +178,7 @@ func (n *Node) openCatalogue() (founder bool, err error) {
 	v := n.db.Volume(store.CatalogueID)
 	if v == nil {
 		alone := len(n.cfg.Join) == 0
-		if held := n.db.Volumes(); len(held) > 0 && (alone || n.cfg.Bootstrap) {
+		if held := n.db.Volumes(); len(held) > 0 && (alone || n.cfg.Founds()) {
 			return false, fmt.Errorf("%w: the state directory %s holds volume %q and %d more, and no catalogue: with a new one they could not be reached; "+
 				"set join to a member that knows them and leave bootstrap out, or start with an empty state directory",
 				ErrNoCatalogue, n.cfg.StateDir, held[0].Name(), len(held)-1)
@@ -187,7 +189,7 @@ func (n *Node) openCatalogue() (founder bool, err error) {
 		}
 	}
 	n.catalogue = &catalogue{v: v}
-	return n.cfg.Bootstrap && !v.Ready(), nil
+	return n.cfg.Founds() && !v.Ready(), nil
 }
 
 // joinReplicas lets the peers have the replicas of this node, except those
@@ -201,9 +203,11 @@ func (n *Node) joinReplicas(founder bool) error {
 		}
 	}
 	// At once: what is pruned by the defaults is gone.
-	if err := n.limit(); err != nil {
+	listed, err := n.catalogue.list()
+	if err != nil {
 		return fmt.Errorf("read catalogue: %w", err)
 	}
+	n.limit(listed)
 	n.catalogue.v.OnMerge(func(crdt.Vector) { n.kick() })
 	n.kick()
 	if founder {
@@ -314,17 +318,22 @@ func (n *Node) kick() {
 	}
 }
 
-// reconcileLoop drops the replicas of deleted volumes, and tells of those whose
-// name was taken.
+// reconcileLoop drops the replicas of deleted volumes, tells of those whose
+// name was taken, and places the others.
 func (n *Node) reconcileLoop() {
 	warned := map[store.VolumeID]bool{}
+	placing := time.NewTicker(placeEvery)
+	defer placing.Stop()
 	for {
+		var err error
 		select {
 		case <-n.stopping:
 			return
 		case <-n.changed:
+			err = errors.Join(n.reconcile(), n.warnUnlisted(warned))
+		case <-placing.C:
 		}
-		if err := errors.Join(n.reconcile(), n.warnUnlisted(warned)); err != nil {
+		if err := errors.Join(err, n.place(time.Now())); err != nil {
 			n.log.Error("follow the catalogue", "err", err)
 		}
 	}
@@ -344,5 +353,14 @@ func (n *Node) reconcile() error {
 			errs = append(errs, fmt.Errorf("volume %q: %w", v.Name(), err))
 		}
 	}
-	return errors.Join(append(errs, n.limit())...)
+	listed, err := n.catalogue.list()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	n.limit(listed)
+	leaving, err := n.catalogue.marks(leavingDir)
+	if err == nil {
+		n.placement.follow(listed, leaving)
+	}
+	return errors.Join(append(errs, err)...)
 }

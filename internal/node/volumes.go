@@ -25,6 +25,7 @@ type VolumeInfo struct {
 	Listing
 	Replica *store.Volume // nil if not held here
 	Mounts  int
+	Placed  Placed
 	Problem string // why a human should look at it, or ""
 }
 
@@ -96,7 +97,7 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 	if err := checkVolumeName(name); err != nil {
 		return VolumeInfo{}, err
 	}
-	if _, err := limitsOf(options); err != nil {
+	if _, err := ParseOptions(options); err != nil {
 		return VolumeInfo{}, err
 	}
 	if err := n.knowCatalogue(ctx); err != nil {
@@ -106,7 +107,9 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 	if err != nil {
 		return VolumeInfo{}, err
 	}
+	n.kick()
 	n.spread(ctx)
+	n.awaitPlaced(ctx, info.Listing)
 	n.log.Info("volume created", "volume", name, "id", info.ID)
 	return info, nil
 }
@@ -161,6 +164,7 @@ func (n *Node) deleteVolume(ctx context.Context, name string, force bool) (Volum
 	if err := n.catalogue.remove(l); err != nil {
 		return VolumeInfo{}, err
 	}
+	defer n.kick()
 	n.spread(ctx)
 	n.log.Info("volume deleted", "volume", name, "id", l.ID)
 	info := VolumeInfo{Listing: l}
@@ -168,6 +172,18 @@ func (n *Node) deleteVolume(ctx context.Context, name string, force bool) (Volum
 		return info, n.drop(v)
 	}
 	return info, nil
+}
+
+// FindVolume returns a volume by its name or its id; store.ErrNoVolume if there is
+// none, which says nothing if this node has never met the cluster.
+func (n *Node) FindVolume(ctx context.Context, name string) (VolumeInfo, error) {
+	ctx, release := n.scope(ctx)
+	defer release()
+	l, err := n.findVolume(ctx, name)
+	if err != nil {
+		return VolumeInfo{}, fmt.Errorf("find volume %q: %w", name, err)
+	}
+	return n.infoOfVolume(l), nil
 }
 
 // findVolume returns the listing of a volume, by its name or its id; the error for one that is not
@@ -179,13 +195,7 @@ func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
 	if err := n.knowCatalogue(ctx); err != nil {
 		return Listing{}, err
 	}
-	if l, err := n.byID(name); !errors.Is(err, store.ErrNoVolume) {
-		return l, err
-	}
 	l, err := n.awaitVolume(ctx, name)
-	if err == nil {
-		err = n.checkOneOfName(l)
-	}
 	if !errors.Is(err, store.ErrNoVolume) {
 		return l, err
 	}
@@ -196,11 +206,29 @@ func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
 	if len(all) == 0 {
 		return Listing{}, fmt.Errorf("%w: the cluster has none yet", err)
 	}
-	names := make([]string, len(all))
-	for i, l := range all {
-		names[i] = l.Name
+	names := make([]string, 0, maxNamed)
+	for _, l := range all[:min(len(all), maxNamed)] {
+		names = append(names, l.Name)
+	}
+	if len(all) > maxNamed {
+		names = append(names, fmt.Sprintf("%d more", len(all)-maxNamed))
 	}
 	return Listing{}, fmt.Errorf("%w: there are %s", err, strings.Join(names, ", "))
+}
+
+// maxNamed is how many volumes an error names.
+const maxNamed = 20
+
+// lookUp finds a volume by its id or its name in the catalogue as it is here.
+func (n *Node) lookUp(name string) (Listing, error) {
+	if l, err := n.byID(name); !errors.Is(err, store.ErrNoVolume) {
+		return l, err
+	}
+	l, err := n.catalogue.find(name)
+	if err == nil {
+		err = n.checkOneOfName(l)
+	}
+	return l, err
 }
 
 // newsDelay is how long a volume made on another node a moment ago may take to
@@ -220,7 +248,7 @@ func (n *Node) awaitVolume(ctx context.Context, name string) (Listing, error) {
 	defer cancel()
 	limit := time.After(newsDelay)
 	for {
-		l, err := n.catalogue.find(name)
+		l, err := n.lookUp(name)
 		if !errors.Is(err, store.ErrNoVolume) || !n.linked() {
 			return l, err
 		}
@@ -272,11 +300,12 @@ func (n *Node) volumes() ([]VolumeInfo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list volumes: %w", err)
 	}
+	nodes := n.candidates(time.Now())
 	var all []VolumeInfo
 	seen := map[store.VolumeID]bool{store.CatalogueID: true}
 	for _, l := range listed {
 		seen[l.ID] = true
-		all = append(all, VolumeInfo{Listing: l, Replica: n.db.Volume(l.ID), Mounts: len(n.mountsOf(l.ID))})
+		all = append(all, n.infoAmong(l, nodes))
 	}
 	for _, v := range n.db.Volumes() {
 		if !seen[v.ID()] {
@@ -287,6 +316,16 @@ func (n *Node) volumes() ([]VolumeInfo, error) {
 		}
 	}
 	return all, nil
+}
+
+// infoOfVolume is what this node knows of a volume that is listed.
+func (n *Node) infoOfVolume(l Listing) VolumeInfo { return n.infoAmong(l, n.candidates(time.Now())) }
+
+// infoAmong is it given the nodes that volumes are placed on.
+func (n *Node) infoAmong(l Listing, nodes []string) VolumeInfo {
+	i := VolumeInfo{Listing: l, Replica: n.db.Volume(l.ID), Mounts: len(n.mountsOf(l.ID)), Placed: n.placedOf(l, nodes)}
+	i.Problem = i.Placed.problem()
+	return i
 }
 
 // replica returns this node's replica of a volume, made if need be. Only the
@@ -301,8 +340,8 @@ func (n *Node) replica(l Listing, ready bool) (*store.Volume, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create replica: %w", err)
 	}
-	if limits, err := limitsOf(l.Options); err == nil {
-		v.SetLimits(limits)
+	if o, err := ParseOptions(l.Options); err == nil {
+		v.SetLimits(o.Limits)
 	}
 	n.join(v)
 	return v, nil
@@ -326,6 +365,32 @@ func (n *Node) drop(v *store.Volume) error {
 	n.cluster.RemoveVolume(v.ID())
 	errs = append(errs, n.db.DeleteReplica(v.ID()))
 	return errors.Join(errs...)
+}
+
+// dropSpare drops a replica that others have, unless somebody has begun to use
+// it or to change it. It returns whether it did.
+func (n *Node) dropSpare(v *store.Volume, have func() bool) (bool, error) {
+	n.replicas.Lock()
+	defer n.replicas.Unlock()
+	if n.db.Volume(v.ID()) == nil || n.used(v.ID()) {
+		return false, nil
+	}
+	vector := v.Vector()
+	if !settled(v) || !have() {
+		return false, nil
+	}
+	n.cluster.RemoveVolume(v.ID())
+	if now := v.Vector(); !settled(v) || !vector.Contains(now) { // a restore, say
+		n.join(v)
+		return false, nil
+	}
+	return true, n.db.DeleteReplica(v.ID())
+}
+
+// settled reports whether all that was ever changed here has left.
+func settled(v *store.Volume) bool {
+	s := v.Stats()
+	return s.Unsealed == 0 && s.OpenDrafts == 0 && s.Unfinished == 0
 }
 
 // Wait returns when all live peers that hold the volume have what was there

@@ -40,6 +40,8 @@ type Cluster struct {
 	Hosts []Host
 	// NoPassthrough is "passthrough: false". To be set before Add.
 	NoPassthrough bool
+	// CSI makes each node a CSI driver, too. To be set before Add.
+	CSI bool
 	// MountsEnd with their daemons: "keeper: false". To be set before Add.
 	MountsEnd bool
 }
@@ -55,6 +57,7 @@ type Node struct {
 	Name   string
 	Mount  string // where the playground's volume is mounted
 	Socket string
+	CSI    string // socket of the CSI driver, if it is one
 	Config string // its configuration file
 	Log    string // what the daemon wrote to stderr
 	Bind   string // its gossip address
@@ -93,6 +96,11 @@ func (c *Cluster) Add() (*Node, error) {
 		Log:    filepath.Join(dir, "daemon.log"),
 		State:  filepath.Join(dir, "state"),
 	}
+	endpoint := ""
+	if c.CSI {
+		nd.CSI = filepath.Join(dir, "run", "csi.sock")
+		endpoint = "unix://" + nd.CSI
+	}
 	if err := os.MkdirAll(nd.Mount, 0o755); err != nil {
 		return nil, err
 	}
@@ -112,6 +120,7 @@ func (c *Cluster) Add() (*Node, error) {
 		"node": name, "cluster": c.Name, "state-dir": nd.State, "keys": keyDir,
 		"admin-socket": nd.Socket, "bind": nd.Bind, "replica-bind": replicaBind,
 		"advertise": advertise, "join": join, "bootstrap": len(join) == 0, "passthrough": !c.NoPassthrough, "keeper": !c.MountsEnd,
+		"csi-endpoint": endpoint,
 	})
 	if err != nil {
 		return nil, err

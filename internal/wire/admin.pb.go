@@ -74,6 +74,7 @@ type NodeStatus struct {
 	Volumes        []*VolumeStatus        `protobuf:"bytes,9,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	Mounts         []*MountStatus         `protobuf:"bytes,10,rep,name=mounts,proto3" json:"mounts,omitempty"`
 	Problems       []string               `protobuf:"bytes,11,rep,name=problems,proto3" json:"problems,omitempty"` // of this node itself
+	Leaving        bool                   `protobuf:"varint,12,opt,name=leaving,proto3" json:"leaving,omitempty"`  // it was drained
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -185,6 +186,13 @@ func (x *NodeStatus) GetProblems() []string {
 	return nil
 }
 
+func (x *NodeStatus) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
 type PeersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -275,6 +283,7 @@ type PeerStatus struct {
 	LastSeenUnixNs int64                  `protobuf:"varint,6,opt,name=last_seen_unix_ns,json=lastSeenUnixNs,proto3" json:"last_seen_unix_ns,omitempty"`
 	Refusals       uint64                 `protobuf:"varint,7,opt,name=refusals,proto3" json:"refusals,omitempty"` // how often something of it was refused
 	Lag            uint64                 `protobuf:"varint,8,opt,name=lag,proto3" json:"lag,omitempty"`           // changes it has not yet said to have, in all volumes
+	Leaving        bool                   `protobuf:"varint,9,opt,name=leaving,proto3" json:"leaving,omitempty"`   // it was drained
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -365,6 +374,13 @@ func (x *PeerStatus) GetLag() uint64 {
 	return 0
 }
 
+func (x *PeerStatus) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
 type ForgetPeerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -453,6 +469,94 @@ func (x *ForgetPeerReply) GetReplicas() uint32 {
 	return 0
 }
 
+type DrainPeerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Undo          bool                   `protobuf:"varint,2,opt,name=undo,proto3" json:"undo,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainPeerRequest) Reset() {
+	*x = DrainPeerRequest{}
+	mi := &file_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainPeerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainPeerRequest) ProtoMessage() {}
+
+func (x *DrainPeerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainPeerRequest.ProtoReflect.Descriptor instead.
+func (*DrainPeerRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *DrainPeerRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DrainPeerRequest) GetUndo() bool {
+	if x != nil {
+		return x.Undo
+	}
+	return false
+}
+
+type DrainPeerReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainPeerReply) Reset() {
+	*x = DrainPeerReply{}
+	mi := &file_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainPeerReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainPeerReply) ProtoMessage() {}
+
+func (x *DrainPeerReply) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainPeerReply.ProtoReflect.Descriptor instead.
+func (*DrainPeerReply) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{8}
+}
+
 type ListVolumesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -461,7 +565,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -473,7 +577,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -486,7 +590,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{7}
+	return file_admin_proto_rawDescGZIP(), []int{9}
 }
 
 type ListVolumesReply struct {
@@ -498,7 +602,7 @@ type ListVolumesReply struct {
 
 func (x *ListVolumesReply) Reset() {
 	*x = ListVolumesReply{}
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -510,7 +614,7 @@ func (x *ListVolumesReply) String() string {
 func (*ListVolumesReply) ProtoMessage() {}
 
 func (x *ListVolumesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -523,7 +627,7 @@ func (x *ListVolumesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesReply.ProtoReflect.Descriptor instead.
 func (*ListVolumesReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{8}
+	return file_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListVolumesReply) GetVolumes() []*VolumeStatus {
@@ -543,7 +647,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -555,7 +659,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -568,7 +672,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{9}
+	return file_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -595,7 +699,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -607,7 +711,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -620,7 +724,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{10}
+	return file_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -657,22 +761,26 @@ type VolumeStatus struct {
 	Mounts        uint32                 `protobuf:"varint,14,opt,name=mounts,proto3" json:"mounts,omitempty"`
 	Problem       string                 `protobuf:"bytes,15,opt,name=problem,proto3" json:"problem,omitempty"` // why a human should look at it
 	// What is kept for replicas that are away.
-	JournalBytes  uint64 `protobuf:"varint,30,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
-	JournalLimit  uint64 `protobuf:"varint,31,opt,name=journal_limit,json=journalLimit,proto3" json:"journal_limit,omitempty"`
-	Unstable      uint64 `protobuf:"varint,32,opt,name=unstable,proto3" json:"unstable,omitempty"`                    // changes that some replica that counts lacks
-	Counting      uint32 `protobuf:"varint,33,opt,name=counting,proto3" json:"counting,omitempty"`                    // other replicas that count
-	Out           uint32 `protobuf:"varint,34,opt,name=out,proto3" json:"out,omitempty"`                              // that must take a snapshot when they come back
-	Tombstones    uint64 `protobuf:"varint,35,opt,name=tombstones,proto3" json:"tombstones,omitempty"`                // of files removed and not yet forgotten
-	Lost          uint64 `protobuf:"varint,36,opt,name=lost,proto3" json:"lost,omitempty"`                            // files that have lost their place, to be restored
-	Conflicts     uint64 `protobuf:"varint,16,opt,name=conflicts,proto3" json:"conflicts,omitempty"`                  // what lost a conflict and was not dismissed
-	ForcedOut     uint64 `protobuf:"varint,17,opt,name=forced_out,json=forcedOut,proto3" json:"forced_out,omitempty"` // conflicts dismissed for the conflict-limit since the daemon started
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	JournalBytes uint64 `protobuf:"varint,30,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
+	JournalLimit uint64 `protobuf:"varint,31,opt,name=journal_limit,json=journalLimit,proto3" json:"journal_limit,omitempty"`
+	Unstable     uint64 `protobuf:"varint,32,opt,name=unstable,proto3" json:"unstable,omitempty"`                    // changes that some replica that counts lacks
+	Counting     uint32 `protobuf:"varint,33,opt,name=counting,proto3" json:"counting,omitempty"`                    // other replicas that count
+	Out          uint32 `protobuf:"varint,34,opt,name=out,proto3" json:"out,omitempty"`                              // that must take a snapshot when they come back
+	Tombstones   uint64 `protobuf:"varint,35,opt,name=tombstones,proto3" json:"tombstones,omitempty"`                // of files removed and not yet forgotten
+	Lost         uint64 `protobuf:"varint,36,opt,name=lost,proto3" json:"lost,omitempty"`                            // files that have lost their place, to be restored
+	Conflicts    uint64 `protobuf:"varint,16,opt,name=conflicts,proto3" json:"conflicts,omitempty"`                  // what lost a conflict and was not dismissed
+	ForcedOut    uint64 `protobuf:"varint,17,opt,name=forced_out,json=forcedOut,proto3" json:"forced_out,omitempty"` // conflicts dismissed for the conflict-limit since the daemon started
+	// Of a volume with the option replicas.
+	ReplicasWanted uint32   `protobuf:"varint,40,opt,name=replicas_wanted,json=replicasWanted,proto3" json:"replicas_wanted,omitempty"`
+	ReplicasReady  uint32   `protobuf:"varint,41,opt,name=replicas_ready,json=replicasReady,proto3" json:"replicas_ready,omitempty"` // live, this node's included
+	Placed         []string `protobuf:"bytes,42,rep,name=placed,proto3" json:"placed,omitempty"`                                     // nodes that are to hold it, mounted or not
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *VolumeStatus) Reset() {
 	*x = VolumeStatus{}
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +792,7 @@ func (x *VolumeStatus) String() string {
 func (*VolumeStatus) ProtoMessage() {}
 
 func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +805,7 @@ func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
 func (*VolumeStatus) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{11}
+	return file_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *VolumeStatus) GetName() string {
@@ -868,6 +976,27 @@ func (x *VolumeStatus) GetForcedOut() uint64 {
 	return 0
 }
 
+func (x *VolumeStatus) GetReplicasWanted() uint32 {
+	if x != nil {
+		return x.ReplicasWanted
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetReplicasReady() uint32 {
+	if x != nil {
+		return x.ReplicasReady
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetPlaced() []string {
+	if x != nil {
+		return x.Placed
+	}
+	return nil
+}
+
 type MountVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -882,7 +1011,7 @@ type MountVolumeRequest struct {
 
 func (x *MountVolumeRequest) Reset() {
 	*x = MountVolumeRequest{}
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +1023,7 @@ func (x *MountVolumeRequest) String() string {
 func (*MountVolumeRequest) ProtoMessage() {}
 
 func (x *MountVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +1036,7 @@ func (x *MountVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MountVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{12}
+	return file_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *MountVolumeRequest) GetVolume() string {
@@ -967,7 +1096,7 @@ type MountFlags struct {
 
 func (x *MountFlags) Reset() {
 	*x = MountFlags{}
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -979,7 +1108,7 @@ func (x *MountFlags) String() string {
 func (*MountFlags) ProtoMessage() {}
 
 func (x *MountFlags) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -992,7 +1121,7 @@ func (x *MountFlags) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountFlags.ProtoReflect.Descriptor instead.
 func (*MountFlags) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{13}
+	return file_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MountFlags) GetSuid() bool {
@@ -1048,7 +1177,7 @@ type RemountRequest struct {
 
 func (x *RemountRequest) Reset() {
 	*x = RemountRequest{}
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1189,7 @@ func (x *RemountRequest) String() string {
 func (*RemountRequest) ProtoMessage() {}
 
 func (x *RemountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[14]
+	mi := &file_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1202,7 @@ func (x *RemountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemountRequest.ProtoReflect.Descriptor instead.
 func (*RemountRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{14}
+	return file_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RemountRequest) GetDir() []byte {
@@ -1115,7 +1244,7 @@ type MountStatus struct {
 
 func (x *MountStatus) Reset() {
 	*x = MountStatus{}
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1256,7 @@ func (x *MountStatus) String() string {
 func (*MountStatus) ProtoMessage() {}
 
 func (x *MountStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[15]
+	mi := &file_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1269,7 @@ func (x *MountStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountStatus.ProtoReflect.Descriptor instead.
 func (*MountStatus) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{15}
+	return file_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MountStatus) GetVolume() string {
@@ -1222,7 +1351,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1363,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[16]
+	mi := &file_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1376,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{16}
+	return file_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpgradeRequest) GetBinary() string {
@@ -1266,7 +1395,7 @@ type UpgradeReply struct {
 
 func (x *UpgradeReply) Reset() {
 	*x = UpgradeReply{}
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1278,7 +1407,7 @@ func (x *UpgradeReply) String() string {
 func (*UpgradeReply) ProtoMessage() {}
 
 func (x *UpgradeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[17]
+	mi := &file_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1291,7 +1420,7 @@ func (x *UpgradeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeReply.ProtoReflect.Descriptor instead.
 func (*UpgradeReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{17}
+	return file_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpgradeReply) GetVersion() string {
@@ -1311,7 +1440,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1452,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[18]
+	mi := &file_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1465,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{18}
+	return file_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UnmountRequest) GetDir() []byte {
@@ -1365,7 +1494,7 @@ type UnmountReply struct {
 
 func (x *UnmountReply) Reset() {
 	*x = UnmountReply{}
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1506,7 @@ func (x *UnmountReply) String() string {
 func (*UnmountReply) ProtoMessage() {}
 
 func (x *UnmountReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[19]
+	mi := &file_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1519,7 @@ func (x *UnmountReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountReply.ProtoReflect.Descriptor instead.
 func (*UnmountReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{19}
+	return file_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UnmountReply) GetLeftMounts() uint32 {
@@ -1415,7 +1544,7 @@ type MountsRequest struct {
 
 func (x *MountsRequest) Reset() {
 	*x = MountsRequest{}
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1556,7 @@ func (x *MountsRequest) String() string {
 func (*MountsRequest) ProtoMessage() {}
 
 func (x *MountsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[20]
+	mi := &file_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1569,7 @@ func (x *MountsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountsRequest.ProtoReflect.Descriptor instead.
 func (*MountsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{20}
+	return file_admin_proto_rawDescGZIP(), []int{22}
 }
 
 type MountsReply struct {
@@ -1452,7 +1581,7 @@ type MountsReply struct {
 
 func (x *MountsReply) Reset() {
 	*x = MountsReply{}
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1593,7 @@ func (x *MountsReply) String() string {
 func (*MountsReply) ProtoMessage() {}
 
 func (x *MountsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[21]
+	mi := &file_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1606,7 @@ func (x *MountsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountsReply.ProtoReflect.Descriptor instead.
 func (*MountsReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{21}
+	return file_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MountsReply) GetMounts() []*MountStatus {
@@ -1496,7 +1625,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1637,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[22]
+	mi := &file_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1650,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{22}
+	return file_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WaitRequest) GetVolume() string {
@@ -1541,7 +1670,7 @@ type WaitReply struct {
 
 func (x *WaitReply) Reset() {
 	*x = WaitReply{}
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1682,7 @@ func (x *WaitReply) String() string {
 func (*WaitReply) ProtoMessage() {}
 
 func (x *WaitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[23]
+	mi := &file_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1695,7 @@ func (x *WaitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitReply.ProtoReflect.Descriptor instead.
 func (*WaitReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{23}
+	return file_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WaitReply) GetTookNs() int64 {
@@ -1592,7 +1721,7 @@ type ConflictsRequest struct {
 
 func (x *ConflictsRequest) Reset() {
 	*x = ConflictsRequest{}
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +1733,7 @@ func (x *ConflictsRequest) String() string {
 func (*ConflictsRequest) ProtoMessage() {}
 
 func (x *ConflictsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[24]
+	mi := &file_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1746,7 @@ func (x *ConflictsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConflictsRequest.ProtoReflect.Descriptor instead.
 func (*ConflictsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{24}
+	return file_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ConflictsRequest) GetTarget() []byte {
@@ -1636,7 +1765,7 @@ type ConflictsReply struct {
 
 func (x *ConflictsReply) Reset() {
 	*x = ConflictsReply{}
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1648,7 +1777,7 @@ func (x *ConflictsReply) String() string {
 func (*ConflictsReply) ProtoMessage() {}
 
 func (x *ConflictsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[25]
+	mi := &file_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1661,7 +1790,7 @@ func (x *ConflictsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConflictsReply.ProtoReflect.Descriptor instead.
 func (*ConflictsReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{25}
+	return file_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ConflictsReply) GetConflicts() []*Conflict {
@@ -1688,7 +1817,7 @@ type Conflict struct {
 
 func (x *Conflict) Reset() {
 	*x = Conflict{}
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1829,7 @@ func (x *Conflict) String() string {
 func (*Conflict) ProtoMessage() {}
 
 func (x *Conflict) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[26]
+	mi := &file_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1842,7 @@ func (x *Conflict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Conflict.ProtoReflect.Descriptor instead.
 func (*Conflict) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{26}
+	return file_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Conflict) GetId() string {
@@ -1792,7 +1921,7 @@ type Origin struct {
 
 func (x *Origin) Reset() {
 	*x = Origin{}
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +1933,7 @@ func (x *Origin) String() string {
 func (*Origin) ProtoMessage() {}
 
 func (x *Origin) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[27]
+	mi := &file_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +1946,7 @@ func (x *Origin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Origin.ProtoReflect.Descriptor instead.
 func (*Origin) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{27}
+	return file_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Origin) GetVersion() string {
@@ -1858,7 +1987,7 @@ type DismissConflictsRequest struct {
 
 func (x *DismissConflictsRequest) Reset() {
 	*x = DismissConflictsRequest{}
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +1999,7 @@ func (x *DismissConflictsRequest) String() string {
 func (*DismissConflictsRequest) ProtoMessage() {}
 
 func (x *DismissConflictsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[28]
+	mi := &file_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2012,7 @@ func (x *DismissConflictsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DismissConflictsRequest.ProtoReflect.Descriptor instead.
 func (*DismissConflictsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{28}
+	return file_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DismissConflictsRequest) GetIds() []string {
@@ -1909,7 +2038,7 @@ type DismissConflictsReply struct {
 
 func (x *DismissConflictsReply) Reset() {
 	*x = DismissConflictsReply{}
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2050,7 @@ func (x *DismissConflictsReply) String() string {
 func (*DismissConflictsReply) ProtoMessage() {}
 
 func (x *DismissConflictsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[29]
+	mi := &file_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2063,7 @@ func (x *DismissConflictsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DismissConflictsReply.ProtoReflect.Descriptor instead.
 func (*DismissConflictsReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{29}
+	return file_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DismissConflictsReply) GetDismissed() uint64 {
@@ -1954,7 +2083,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2095,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[30]
+	mi := &file_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2108,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{30}
+	return file_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *HistoryRequest) GetTarget() []byte {
@@ -2007,7 +2136,7 @@ type HistoryReply struct {
 
 func (x *HistoryReply) Reset() {
 	*x = HistoryReply{}
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2019,7 +2148,7 @@ func (x *HistoryReply) String() string {
 func (*HistoryReply) ProtoMessage() {}
 
 func (x *HistoryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[31]
+	mi := &file_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2032,7 +2161,7 @@ func (x *HistoryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryReply.ProtoReflect.Descriptor instead.
 func (*HistoryReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{31}
+	return file_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *HistoryReply) GetVolume() string {
@@ -2071,7 +2200,7 @@ type PastVersion struct {
 
 func (x *PastVersion) Reset() {
 	*x = PastVersion{}
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2212,7 @@ func (x *PastVersion) String() string {
 func (*PastVersion) ProtoMessage() {}
 
 func (x *PastVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[32]
+	mi := &file_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2225,7 @@ func (x *PastVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastVersion.ProtoReflect.Descriptor instead.
 func (*PastVersion) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{32}
+	return file_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PastVersion) GetWritten() *Origin {
@@ -2160,7 +2289,7 @@ type ReadVersionRequest struct {
 
 func (x *ReadVersionRequest) Reset() {
 	*x = ReadVersionRequest{}
-	mi := &file_admin_proto_msgTypes[33]
+	mi := &file_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2301,7 @@ func (x *ReadVersionRequest) String() string {
 func (*ReadVersionRequest) ProtoMessage() {}
 
 func (x *ReadVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[33]
+	mi := &file_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2314,7 @@ func (x *ReadVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadVersionRequest.ProtoReflect.Descriptor instead.
 func (*ReadVersionRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{33}
+	return file_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReadVersionRequest) GetConflict() string {
@@ -2225,7 +2354,7 @@ type ReadVersionReply struct {
 
 func (x *ReadVersionReply) Reset() {
 	*x = ReadVersionReply{}
-	mi := &file_admin_proto_msgTypes[34]
+	mi := &file_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2366,7 @@ func (x *ReadVersionReply) String() string {
 func (*ReadVersionReply) ProtoMessage() {}
 
 func (x *ReadVersionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[34]
+	mi := &file_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2379,7 @@ func (x *ReadVersionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadVersionReply.ProtoReflect.Descriptor instead.
 func (*ReadVersionReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{34}
+	return file_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReadVersionReply) GetData() []byte {
@@ -2273,7 +2402,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_admin_proto_msgTypes[35]
+	mi := &file_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2285,7 +2414,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[35]
+	mi := &file_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2298,7 +2427,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{35}
+	return file_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RestoreRequest) GetConflict() string {
@@ -2347,7 +2476,7 @@ type RestoreReply struct {
 
 func (x *RestoreReply) Reset() {
 	*x = RestoreReply{}
-	mi := &file_admin_proto_msgTypes[36]
+	mi := &file_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +2488,7 @@ func (x *RestoreReply) String() string {
 func (*RestoreReply) ProtoMessage() {}
 
 func (x *RestoreReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[36]
+	mi := &file_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2501,7 @@ func (x *RestoreReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreReply.ProtoReflect.Descriptor instead.
 func (*RestoreReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{36}
+	return file_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RestoreReply) GetVolume() string {
@@ -2401,7 +2530,7 @@ var File_admin_proto protoreflect.FileDescriptor
 const file_admin_proto_rawDesc = "" +
 	"\n" +
 	"\vadmin.proto\x12\x12synapsefs.admin.v1\"\x13\n" +
-	"\x11NodeStatusRequest\"\x9b\x03\n" +
+	"\x11NodeStatusRequest\"\xb5\x03\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -2415,11 +2544,12 @@ const file_admin_proto_rawDesc = "" +
 	"\avolumes\x18\t \x03(\v2 .synapsefs.admin.v1.VolumeStatusR\avolumes\x127\n" +
 	"\x06mounts\x18\n" +
 	" \x03(\v2\x1f.synapsefs.admin.v1.MountStatusR\x06mounts\x12\x1a\n" +
-	"\bproblems\x18\v \x03(\tR\bproblems\"\x0e\n" +
+	"\bproblems\x18\v \x03(\tR\bproblems\x12\x18\n" +
+	"\aleaving\x18\f \x01(\bR\aleaving\"\x0e\n" +
 	"\fPeersRequest\"B\n" +
 	"\n" +
 	"PeersReply\x124\n" +
-	"\x05peers\x18\x01 \x03(\v2\x1e.synapsefs.admin.v1.PeerStatusR\x05peers\"\xd6\x01\n" +
+	"\x05peers\x18\x01 \x03(\v2\x1e.synapsefs.admin.v1.PeerStatusR\x05peers\"\xf0\x01\n" +
 	"\n" +
 	"PeerStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
@@ -2429,11 +2559,16 @@ const file_admin_proto_rawDesc = "" +
 	"\x06rtt_ns\x18\x05 \x01(\x03R\x05rttNs\x12)\n" +
 	"\x11last_seen_unix_ns\x18\x06 \x01(\x03R\x0elastSeenUnixNs\x12\x1a\n" +
 	"\brefusals\x18\a \x01(\x04R\brefusals\x12\x10\n" +
-	"\x03lag\x18\b \x01(\x04R\x03lag\"'\n" +
+	"\x03lag\x18\b \x01(\x04R\x03lag\x12\x18\n" +
+	"\aleaving\x18\t \x01(\bR\aleaving\"'\n" +
 	"\x11ForgetPeerRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"-\n" +
 	"\x0fForgetPeerReply\x12\x1a\n" +
-	"\breplicas\x18\x01 \x01(\rR\breplicas\"\x14\n" +
+	"\breplicas\x18\x01 \x01(\rR\breplicas\":\n" +
+	"\x10DrainPeerRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04undo\x18\x02 \x01(\bR\x04undo\"\x10\n" +
+	"\x0eDrainPeerReply\"\x14\n" +
 	"\x12ListVolumesRequest\"N\n" +
 	"\x10ListVolumesReply\x12:\n" +
 	"\avolumes\x18\x01 \x03(\v2 .synapsefs.admin.v1.VolumeStatusR\avolumes\"\xb5\x01\n" +
@@ -2445,7 +2580,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\x80\x06\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\xe8\x06\n" +
 	"\fVolumeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12G\n" +
@@ -2478,7 +2613,10 @@ const file_admin_proto_rawDesc = "" +
 	"\x04lost\x18$ \x01(\x04R\x04lost\x12\x1c\n" +
 	"\tconflicts\x18\x10 \x01(\x04R\tconflicts\x12\x1d\n" +
 	"\n" +
-	"forced_out\x18\x11 \x01(\x04R\tforcedOut\x1a:\n" +
+	"forced_out\x18\x11 \x01(\x04R\tforcedOut\x12'\n" +
+	"\x0freplicas_wanted\x18( \x01(\rR\x0ereplicasWanted\x12%\n" +
+	"\x0ereplicas_ready\x18) \x01(\rR\rreplicasReady\x12\x16\n" +
+	"\x06placed\x18* \x03(\tR\x06placed\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xca\x01\n" +
@@ -2593,12 +2731,13 @@ const file_admin_proto_rawDesc = "" +
 	"\fRestoreReply\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\fR\x04path\x12\x12\n" +
-	"\x04made\x18\x03 \x01(\x04R\x04made2\xae\v\n" +
+	"\x04made\x18\x03 \x01(\x04R\x04made2\x85\f\n" +
 	"\x05Admin\x12O\n" +
 	"\x06Status\x12%.synapsefs.admin.v1.NodeStatusRequest\x1a\x1e.synapsefs.admin.v1.NodeStatus\x12I\n" +
 	"\x05Peers\x12 .synapsefs.admin.v1.PeersRequest\x1a\x1e.synapsefs.admin.v1.PeersReply\x12X\n" +
 	"\n" +
-	"ForgetPeer\x12%.synapsefs.admin.v1.ForgetPeerRequest\x1a#.synapsefs.admin.v1.ForgetPeerReply\x12[\n" +
+	"ForgetPeer\x12%.synapsefs.admin.v1.ForgetPeerRequest\x1a#.synapsefs.admin.v1.ForgetPeerReply\x12U\n" +
+	"\tDrainPeer\x12$.synapsefs.admin.v1.DrainPeerRequest\x1a\".synapsefs.admin.v1.DrainPeerReply\x12[\n" +
 	"\vListVolumes\x12&.synapsefs.admin.v1.ListVolumesRequest\x1a$.synapsefs.admin.v1.ListVolumesReply\x12Y\n" +
 	"\fCreateVolume\x12'.synapsefs.admin.v1.CreateVolumeRequest\x1a .synapsefs.admin.v1.VolumeStatus\x12Y\n" +
 	"\fDeleteVolume\x12'.synapsefs.admin.v1.DeleteVolumeRequest\x1a .synapsefs.admin.v1.VolumeStatus\x12P\n" +
@@ -2626,7 +2765,7 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_admin_proto_goTypes = []any{
 	(*NodeStatusRequest)(nil),       // 0: synapsefs.admin.v1.NodeStatusRequest
 	(*NodeStatus)(nil),              // 1: synapsefs.admin.v1.NodeStatus
@@ -2635,92 +2774,96 @@ var file_admin_proto_goTypes = []any{
 	(*PeerStatus)(nil),              // 4: synapsefs.admin.v1.PeerStatus
 	(*ForgetPeerRequest)(nil),       // 5: synapsefs.admin.v1.ForgetPeerRequest
 	(*ForgetPeerReply)(nil),         // 6: synapsefs.admin.v1.ForgetPeerReply
-	(*ListVolumesRequest)(nil),      // 7: synapsefs.admin.v1.ListVolumesRequest
-	(*ListVolumesReply)(nil),        // 8: synapsefs.admin.v1.ListVolumesReply
-	(*CreateVolumeRequest)(nil),     // 9: synapsefs.admin.v1.CreateVolumeRequest
-	(*DeleteVolumeRequest)(nil),     // 10: synapsefs.admin.v1.DeleteVolumeRequest
-	(*VolumeStatus)(nil),            // 11: synapsefs.admin.v1.VolumeStatus
-	(*MountVolumeRequest)(nil),      // 12: synapsefs.admin.v1.MountVolumeRequest
-	(*MountFlags)(nil),              // 13: synapsefs.admin.v1.MountFlags
-	(*RemountRequest)(nil),          // 14: synapsefs.admin.v1.RemountRequest
-	(*MountStatus)(nil),             // 15: synapsefs.admin.v1.MountStatus
-	(*UpgradeRequest)(nil),          // 16: synapsefs.admin.v1.UpgradeRequest
-	(*UpgradeReply)(nil),            // 17: synapsefs.admin.v1.UpgradeReply
-	(*UnmountRequest)(nil),          // 18: synapsefs.admin.v1.UnmountRequest
-	(*UnmountReply)(nil),            // 19: synapsefs.admin.v1.UnmountReply
-	(*MountsRequest)(nil),           // 20: synapsefs.admin.v1.MountsRequest
-	(*MountsReply)(nil),             // 21: synapsefs.admin.v1.MountsReply
-	(*WaitRequest)(nil),             // 22: synapsefs.admin.v1.WaitRequest
-	(*WaitReply)(nil),               // 23: synapsefs.admin.v1.WaitReply
-	(*ConflictsRequest)(nil),        // 24: synapsefs.admin.v1.ConflictsRequest
-	(*ConflictsReply)(nil),          // 25: synapsefs.admin.v1.ConflictsReply
-	(*Conflict)(nil),                // 26: synapsefs.admin.v1.Conflict
-	(*Origin)(nil),                  // 27: synapsefs.admin.v1.Origin
-	(*DismissConflictsRequest)(nil), // 28: synapsefs.admin.v1.DismissConflictsRequest
-	(*DismissConflictsReply)(nil),   // 29: synapsefs.admin.v1.DismissConflictsReply
-	(*HistoryRequest)(nil),          // 30: synapsefs.admin.v1.HistoryRequest
-	(*HistoryReply)(nil),            // 31: synapsefs.admin.v1.HistoryReply
-	(*PastVersion)(nil),             // 32: synapsefs.admin.v1.PastVersion
-	(*ReadVersionRequest)(nil),      // 33: synapsefs.admin.v1.ReadVersionRequest
-	(*ReadVersionReply)(nil),        // 34: synapsefs.admin.v1.ReadVersionReply
-	(*RestoreRequest)(nil),          // 35: synapsefs.admin.v1.RestoreRequest
-	(*RestoreReply)(nil),            // 36: synapsefs.admin.v1.RestoreReply
-	nil,                             // 37: synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
-	nil,                             // 38: synapsefs.admin.v1.VolumeStatus.OptionsEntry
+	(*DrainPeerRequest)(nil),        // 7: synapsefs.admin.v1.DrainPeerRequest
+	(*DrainPeerReply)(nil),          // 8: synapsefs.admin.v1.DrainPeerReply
+	(*ListVolumesRequest)(nil),      // 9: synapsefs.admin.v1.ListVolumesRequest
+	(*ListVolumesReply)(nil),        // 10: synapsefs.admin.v1.ListVolumesReply
+	(*CreateVolumeRequest)(nil),     // 11: synapsefs.admin.v1.CreateVolumeRequest
+	(*DeleteVolumeRequest)(nil),     // 12: synapsefs.admin.v1.DeleteVolumeRequest
+	(*VolumeStatus)(nil),            // 13: synapsefs.admin.v1.VolumeStatus
+	(*MountVolumeRequest)(nil),      // 14: synapsefs.admin.v1.MountVolumeRequest
+	(*MountFlags)(nil),              // 15: synapsefs.admin.v1.MountFlags
+	(*RemountRequest)(nil),          // 16: synapsefs.admin.v1.RemountRequest
+	(*MountStatus)(nil),             // 17: synapsefs.admin.v1.MountStatus
+	(*UpgradeRequest)(nil),          // 18: synapsefs.admin.v1.UpgradeRequest
+	(*UpgradeReply)(nil),            // 19: synapsefs.admin.v1.UpgradeReply
+	(*UnmountRequest)(nil),          // 20: synapsefs.admin.v1.UnmountRequest
+	(*UnmountReply)(nil),            // 21: synapsefs.admin.v1.UnmountReply
+	(*MountsRequest)(nil),           // 22: synapsefs.admin.v1.MountsRequest
+	(*MountsReply)(nil),             // 23: synapsefs.admin.v1.MountsReply
+	(*WaitRequest)(nil),             // 24: synapsefs.admin.v1.WaitRequest
+	(*WaitReply)(nil),               // 25: synapsefs.admin.v1.WaitReply
+	(*ConflictsRequest)(nil),        // 26: synapsefs.admin.v1.ConflictsRequest
+	(*ConflictsReply)(nil),          // 27: synapsefs.admin.v1.ConflictsReply
+	(*Conflict)(nil),                // 28: synapsefs.admin.v1.Conflict
+	(*Origin)(nil),                  // 29: synapsefs.admin.v1.Origin
+	(*DismissConflictsRequest)(nil), // 30: synapsefs.admin.v1.DismissConflictsRequest
+	(*DismissConflictsReply)(nil),   // 31: synapsefs.admin.v1.DismissConflictsReply
+	(*HistoryRequest)(nil),          // 32: synapsefs.admin.v1.HistoryRequest
+	(*HistoryReply)(nil),            // 33: synapsefs.admin.v1.HistoryReply
+	(*PastVersion)(nil),             // 34: synapsefs.admin.v1.PastVersion
+	(*ReadVersionRequest)(nil),      // 35: synapsefs.admin.v1.ReadVersionRequest
+	(*ReadVersionReply)(nil),        // 36: synapsefs.admin.v1.ReadVersionReply
+	(*RestoreRequest)(nil),          // 37: synapsefs.admin.v1.RestoreRequest
+	(*RestoreReply)(nil),            // 38: synapsefs.admin.v1.RestoreReply
+	nil,                             // 39: synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
+	nil,                             // 40: synapsefs.admin.v1.VolumeStatus.OptionsEntry
 }
 var file_admin_proto_depIdxs = []int32{
 	4,  // 0: synapsefs.admin.v1.NodeStatus.peers:type_name -> synapsefs.admin.v1.PeerStatus
-	11, // 1: synapsefs.admin.v1.NodeStatus.volumes:type_name -> synapsefs.admin.v1.VolumeStatus
-	15, // 2: synapsefs.admin.v1.NodeStatus.mounts:type_name -> synapsefs.admin.v1.MountStatus
+	13, // 1: synapsefs.admin.v1.NodeStatus.volumes:type_name -> synapsefs.admin.v1.VolumeStatus
+	17, // 2: synapsefs.admin.v1.NodeStatus.mounts:type_name -> synapsefs.admin.v1.MountStatus
 	4,  // 3: synapsefs.admin.v1.PeersReply.peers:type_name -> synapsefs.admin.v1.PeerStatus
-	11, // 4: synapsefs.admin.v1.ListVolumesReply.volumes:type_name -> synapsefs.admin.v1.VolumeStatus
-	37, // 5: synapsefs.admin.v1.CreateVolumeRequest.options:type_name -> synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
-	38, // 6: synapsefs.admin.v1.VolumeStatus.options:type_name -> synapsefs.admin.v1.VolumeStatus.OptionsEntry
-	13, // 7: synapsefs.admin.v1.MountVolumeRequest.flags:type_name -> synapsefs.admin.v1.MountFlags
-	13, // 8: synapsefs.admin.v1.RemountRequest.flags:type_name -> synapsefs.admin.v1.MountFlags
-	15, // 9: synapsefs.admin.v1.MountsReply.mounts:type_name -> synapsefs.admin.v1.MountStatus
-	26, // 10: synapsefs.admin.v1.ConflictsReply.conflicts:type_name -> synapsefs.admin.v1.Conflict
-	27, // 11: synapsefs.admin.v1.Conflict.lost:type_name -> synapsefs.admin.v1.Origin
-	27, // 12: synapsefs.admin.v1.Conflict.against:type_name -> synapsefs.admin.v1.Origin
-	32, // 13: synapsefs.admin.v1.HistoryReply.versions:type_name -> synapsefs.admin.v1.PastVersion
-	27, // 14: synapsefs.admin.v1.PastVersion.written:type_name -> synapsefs.admin.v1.Origin
-	27, // 15: synapsefs.admin.v1.PastVersion.until:type_name -> synapsefs.admin.v1.Origin
+	13, // 4: synapsefs.admin.v1.ListVolumesReply.volumes:type_name -> synapsefs.admin.v1.VolumeStatus
+	39, // 5: synapsefs.admin.v1.CreateVolumeRequest.options:type_name -> synapsefs.admin.v1.CreateVolumeRequest.OptionsEntry
+	40, // 6: synapsefs.admin.v1.VolumeStatus.options:type_name -> synapsefs.admin.v1.VolumeStatus.OptionsEntry
+	15, // 7: synapsefs.admin.v1.MountVolumeRequest.flags:type_name -> synapsefs.admin.v1.MountFlags
+	15, // 8: synapsefs.admin.v1.RemountRequest.flags:type_name -> synapsefs.admin.v1.MountFlags
+	17, // 9: synapsefs.admin.v1.MountsReply.mounts:type_name -> synapsefs.admin.v1.MountStatus
+	28, // 10: synapsefs.admin.v1.ConflictsReply.conflicts:type_name -> synapsefs.admin.v1.Conflict
+	29, // 11: synapsefs.admin.v1.Conflict.lost:type_name -> synapsefs.admin.v1.Origin
+	29, // 12: synapsefs.admin.v1.Conflict.against:type_name -> synapsefs.admin.v1.Origin
+	34, // 13: synapsefs.admin.v1.HistoryReply.versions:type_name -> synapsefs.admin.v1.PastVersion
+	29, // 14: synapsefs.admin.v1.PastVersion.written:type_name -> synapsefs.admin.v1.Origin
+	29, // 15: synapsefs.admin.v1.PastVersion.until:type_name -> synapsefs.admin.v1.Origin
 	0,  // 16: synapsefs.admin.v1.Admin.Status:input_type -> synapsefs.admin.v1.NodeStatusRequest
 	2,  // 17: synapsefs.admin.v1.Admin.Peers:input_type -> synapsefs.admin.v1.PeersRequest
 	5,  // 18: synapsefs.admin.v1.Admin.ForgetPeer:input_type -> synapsefs.admin.v1.ForgetPeerRequest
-	7,  // 19: synapsefs.admin.v1.Admin.ListVolumes:input_type -> synapsefs.admin.v1.ListVolumesRequest
-	9,  // 20: synapsefs.admin.v1.Admin.CreateVolume:input_type -> synapsefs.admin.v1.CreateVolumeRequest
-	10, // 21: synapsefs.admin.v1.Admin.DeleteVolume:input_type -> synapsefs.admin.v1.DeleteVolumeRequest
-	12, // 22: synapsefs.admin.v1.Admin.Mount:input_type -> synapsefs.admin.v1.MountVolumeRequest
-	14, // 23: synapsefs.admin.v1.Admin.Remount:input_type -> synapsefs.admin.v1.RemountRequest
-	18, // 24: synapsefs.admin.v1.Admin.Unmount:input_type -> synapsefs.admin.v1.UnmountRequest
-	20, // 25: synapsefs.admin.v1.Admin.Mounts:input_type -> synapsefs.admin.v1.MountsRequest
-	16, // 26: synapsefs.admin.v1.Admin.Upgrade:input_type -> synapsefs.admin.v1.UpgradeRequest
-	22, // 27: synapsefs.admin.v1.Admin.Wait:input_type -> synapsefs.admin.v1.WaitRequest
-	24, // 28: synapsefs.admin.v1.Admin.Conflicts:input_type -> synapsefs.admin.v1.ConflictsRequest
-	28, // 29: synapsefs.admin.v1.Admin.DismissConflicts:input_type -> synapsefs.admin.v1.DismissConflictsRequest
-	30, // 30: synapsefs.admin.v1.Admin.History:input_type -> synapsefs.admin.v1.HistoryRequest
-	33, // 31: synapsefs.admin.v1.Admin.ReadVersion:input_type -> synapsefs.admin.v1.ReadVersionRequest
-	35, // 32: synapsefs.admin.v1.Admin.Restore:input_type -> synapsefs.admin.v1.RestoreRequest
-	1,  // 33: synapsefs.admin.v1.Admin.Status:output_type -> synapsefs.admin.v1.NodeStatus
-	3,  // 34: synapsefs.admin.v1.Admin.Peers:output_type -> synapsefs.admin.v1.PeersReply
-	6,  // 35: synapsefs.admin.v1.Admin.ForgetPeer:output_type -> synapsefs.admin.v1.ForgetPeerReply
-	8,  // 36: synapsefs.admin.v1.Admin.ListVolumes:output_type -> synapsefs.admin.v1.ListVolumesReply
-	11, // 37: synapsefs.admin.v1.Admin.CreateVolume:output_type -> synapsefs.admin.v1.VolumeStatus
-	11, // 38: synapsefs.admin.v1.Admin.DeleteVolume:output_type -> synapsefs.admin.v1.VolumeStatus
-	15, // 39: synapsefs.admin.v1.Admin.Mount:output_type -> synapsefs.admin.v1.MountStatus
-	15, // 40: synapsefs.admin.v1.Admin.Remount:output_type -> synapsefs.admin.v1.MountStatus
-	19, // 41: synapsefs.admin.v1.Admin.Unmount:output_type -> synapsefs.admin.v1.UnmountReply
-	21, // 42: synapsefs.admin.v1.Admin.Mounts:output_type -> synapsefs.admin.v1.MountsReply
-	17, // 43: synapsefs.admin.v1.Admin.Upgrade:output_type -> synapsefs.admin.v1.UpgradeReply
-	23, // 44: synapsefs.admin.v1.Admin.Wait:output_type -> synapsefs.admin.v1.WaitReply
-	25, // 45: synapsefs.admin.v1.Admin.Conflicts:output_type -> synapsefs.admin.v1.ConflictsReply
-	29, // 46: synapsefs.admin.v1.Admin.DismissConflicts:output_type -> synapsefs.admin.v1.DismissConflictsReply
-	31, // 47: synapsefs.admin.v1.Admin.History:output_type -> synapsefs.admin.v1.HistoryReply
-	34, // 48: synapsefs.admin.v1.Admin.ReadVersion:output_type -> synapsefs.admin.v1.ReadVersionReply
-	36, // 49: synapsefs.admin.v1.Admin.Restore:output_type -> synapsefs.admin.v1.RestoreReply
-	33, // [33:50] is the sub-list for method output_type
-	16, // [16:33] is the sub-list for method input_type
+	7,  // 19: synapsefs.admin.v1.Admin.DrainPeer:input_type -> synapsefs.admin.v1.DrainPeerRequest
+	9,  // 20: synapsefs.admin.v1.Admin.ListVolumes:input_type -> synapsefs.admin.v1.ListVolumesRequest
+	11, // 21: synapsefs.admin.v1.Admin.CreateVolume:input_type -> synapsefs.admin.v1.CreateVolumeRequest
+	12, // 22: synapsefs.admin.v1.Admin.DeleteVolume:input_type -> synapsefs.admin.v1.DeleteVolumeRequest
+	14, // 23: synapsefs.admin.v1.Admin.Mount:input_type -> synapsefs.admin.v1.MountVolumeRequest
+	16, // 24: synapsefs.admin.v1.Admin.Remount:input_type -> synapsefs.admin.v1.RemountRequest
+	20, // 25: synapsefs.admin.v1.Admin.Unmount:input_type -> synapsefs.admin.v1.UnmountRequest
+	22, // 26: synapsefs.admin.v1.Admin.Mounts:input_type -> synapsefs.admin.v1.MountsRequest
+	18, // 27: synapsefs.admin.v1.Admin.Upgrade:input_type -> synapsefs.admin.v1.UpgradeRequest
+	24, // 28: synapsefs.admin.v1.Admin.Wait:input_type -> synapsefs.admin.v1.WaitRequest
+	26, // 29: synapsefs.admin.v1.Admin.Conflicts:input_type -> synapsefs.admin.v1.ConflictsRequest
+	30, // 30: synapsefs.admin.v1.Admin.DismissConflicts:input_type -> synapsefs.admin.v1.DismissConflictsRequest
+	32, // 31: synapsefs.admin.v1.Admin.History:input_type -> synapsefs.admin.v1.HistoryRequest
+	35, // 32: synapsefs.admin.v1.Admin.ReadVersion:input_type -> synapsefs.admin.v1.ReadVersionRequest
+	37, // 33: synapsefs.admin.v1.Admin.Restore:input_type -> synapsefs.admin.v1.RestoreRequest
+	1,  // 34: synapsefs.admin.v1.Admin.Status:output_type -> synapsefs.admin.v1.NodeStatus
+	3,  // 35: synapsefs.admin.v1.Admin.Peers:output_type -> synapsefs.admin.v1.PeersReply
+	6,  // 36: synapsefs.admin.v1.Admin.ForgetPeer:output_type -> synapsefs.admin.v1.ForgetPeerReply
+	8,  // 37: synapsefs.admin.v1.Admin.DrainPeer:output_type -> synapsefs.admin.v1.DrainPeerReply
+	10, // 38: synapsefs.admin.v1.Admin.ListVolumes:output_type -> synapsefs.admin.v1.ListVolumesReply
+	13, // 39: synapsefs.admin.v1.Admin.CreateVolume:output_type -> synapsefs.admin.v1.VolumeStatus
+	13, // 40: synapsefs.admin.v1.Admin.DeleteVolume:output_type -> synapsefs.admin.v1.VolumeStatus
+	17, // 41: synapsefs.admin.v1.Admin.Mount:output_type -> synapsefs.admin.v1.MountStatus
+	17, // 42: synapsefs.admin.v1.Admin.Remount:output_type -> synapsefs.admin.v1.MountStatus
+	21, // 43: synapsefs.admin.v1.Admin.Unmount:output_type -> synapsefs.admin.v1.UnmountReply
+	23, // 44: synapsefs.admin.v1.Admin.Mounts:output_type -> synapsefs.admin.v1.MountsReply
+	19, // 45: synapsefs.admin.v1.Admin.Upgrade:output_type -> synapsefs.admin.v1.UpgradeReply
+	25, // 46: synapsefs.admin.v1.Admin.Wait:output_type -> synapsefs.admin.v1.WaitReply
+	27, // 47: synapsefs.admin.v1.Admin.Conflicts:output_type -> synapsefs.admin.v1.ConflictsReply
+	31, // 48: synapsefs.admin.v1.Admin.DismissConflicts:output_type -> synapsefs.admin.v1.DismissConflictsReply
+	33, // 49: synapsefs.admin.v1.Admin.History:output_type -> synapsefs.admin.v1.HistoryReply
+	36, // 50: synapsefs.admin.v1.Admin.ReadVersion:output_type -> synapsefs.admin.v1.ReadVersionReply
+	38, // 51: synapsefs.admin.v1.Admin.Restore:output_type -> synapsefs.admin.v1.RestoreReply
+	34, // [34:52] is the sub-list for method output_type
+	16, // [16:34] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
 	16, // [16:16] is the sub-list for extension extendee
 	0,  // [0:16] is the sub-list for field type_name
@@ -2737,7 +2880,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

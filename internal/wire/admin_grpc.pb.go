@@ -26,6 +26,7 @@ const (
 	Admin_Status_FullMethodName           = "/synapsefs.admin.v1.Admin/Status"
 	Admin_Peers_FullMethodName            = "/synapsefs.admin.v1.Admin/Peers"
 	Admin_ForgetPeer_FullMethodName       = "/synapsefs.admin.v1.Admin/ForgetPeer"
+	Admin_DrainPeer_FullMethodName        = "/synapsefs.admin.v1.Admin/DrainPeer"
 	Admin_ListVolumes_FullMethodName      = "/synapsefs.admin.v1.Admin/ListVolumes"
 	Admin_CreateVolume_FullMethodName     = "/synapsefs.admin.v1.Admin/CreateVolume"
 	Admin_DeleteVolume_FullMethodName     = "/synapsefs.admin.v1.Admin/DeleteVolume"
@@ -53,6 +54,9 @@ type AdminClient interface {
 	// ForgetPeer says that a node will not come back: nothing waits for it any
 	// more, on any node.
 	ForgetPeer(ctx context.Context, in *ForgetPeerRequest, opts ...grpc.CallOption) (*ForgetPeerReply, error)
+	// DrainPeer says that a node is about to leave, or that it is not: volumes are
+	// placed on others.
+	DrainPeer(ctx context.Context, in *DrainPeerRequest, opts ...grpc.CallOption) (*DrainPeerReply, error)
 	// ListVolumes lists the catalogue.
 	ListVolumes(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (*ListVolumesReply, error)
 	// CreateVolume makes a volume and its first replica, here.
@@ -118,6 +122,16 @@ func (c *adminClient) ForgetPeer(ctx context.Context, in *ForgetPeerRequest, opt
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ForgetPeerReply)
 	err := c.cc.Invoke(ctx, Admin_ForgetPeer_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) DrainPeer(ctx context.Context, in *DrainPeerRequest, opts ...grpc.CallOption) (*DrainPeerReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainPeerReply)
+	err := c.cc.Invoke(ctx, Admin_DrainPeer_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -284,6 +298,9 @@ type AdminServer interface {
 	// ForgetPeer says that a node will not come back: nothing waits for it any
 	// more, on any node.
 	ForgetPeer(context.Context, *ForgetPeerRequest) (*ForgetPeerReply, error)
+	// DrainPeer says that a node is about to leave, or that it is not: volumes are
+	// placed on others.
+	DrainPeer(context.Context, *DrainPeerRequest) (*DrainPeerReply, error)
 	// ListVolumes lists the catalogue.
 	ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesReply, error)
 	// CreateVolume makes a volume and its first replica, here.
@@ -333,6 +350,9 @@ func (UnimplementedAdminServer) Peers(context.Context, *PeersRequest) (*PeersRep
 }
 func (UnimplementedAdminServer) ForgetPeer(context.Context, *ForgetPeerRequest) (*ForgetPeerReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ForgetPeer not implemented")
+}
+func (UnimplementedAdminServer) DrainPeer(context.Context, *DrainPeerRequest) (*DrainPeerReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method DrainPeer not implemented")
 }
 func (UnimplementedAdminServer) ListVolumes(context.Context, *ListVolumesRequest) (*ListVolumesReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListVolumes not implemented")
@@ -447,6 +467,24 @@ func _Admin_ForgetPeer_Handler(srv interface{}, ctx context.Context, dec func(in
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServer).ForgetPeer(ctx, req.(*ForgetPeerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_DrainPeer_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainPeerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).DrainPeer(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_DrainPeer_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).DrainPeer(ctx, req.(*DrainPeerRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -714,6 +752,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ForgetPeer",
 			Handler:    _Admin_ForgetPeer_Handler,
+		},
+		{
+			MethodName: "DrainPeer",
+			Handler:    _Admin_DrainPeer_Handler,
 		},
 		{
 			MethodName: "ListVolumes",

@@ -1,0 +1,298 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/synapsefs/synapsefs/gossip"
+	"github.com/synapsefs/synapsefs/store"
+)
+
+// Who comes or goes moves no more than it must.
+func TestRendezvousMovesLittle(t *testing.T) {
+	var nodes []string
+	for i := range 10 {
+		nodes = append(nodes, fmt.Sprintf("node%d", i))
+	}
+	const volumes, k = 500, 3
+	load, moved := map[string]int{}, 0
+	for range volumes {
+		id := store.NewVolumeID()
+		all := rendezvous(id, nodes, k)
+		shuffled := append(slices.Clone(nodes[5:]), nodes[:5]...)
+		if again := rendezvous(id, shuffled, k); !slices.Equal(all, again) {
+			t.Fatalf("the order of the nodes counts: %v, %v", all, again)
+		}
+		for _, node := range all {
+			load[node]++
+		}
+		less := rendezvous(id, nodes[1:], k)
+		for _, node := range all {
+			if node != nodes[0] && !slices.Contains(less, node) {
+				t.Errorf("%s lost a volume as %s went", node, nodes[0])
+			}
+		}
+		if !slices.Equal(all, less) {
+			moved++
+		}
+		if few := rendezvous(id, nodes[:2], k); len(few) != 2 {
+			t.Errorf("of two nodes: %v", few)
+		}
+	}
+	for _, node := range nodes {
+		if load[node] < volumes*k/len(nodes)/2 || load[node] > volumes*k/len(nodes)*2 {
+			t.Errorf("%s holds %d of %d", node, load[node], volumes*k)
+		}
+	}
+	if moved != load[nodes[0]] {
+		t.Errorf("%d volumes moved, %s had %d", moved, nodes[0], load[nodes[0]])
+	}
+}
+
+func TestCandidates(t *testing.T) {
+	p := placement{away: map[string]time.Time{}, leaving: map[string]bool{"drained": true}}
+	now := time.Now()
+	peers := []gossip.PeerStatus{
+		{Node: "up", State: gossip.StateUp}, {Node: "linking", State: gossip.StateLinking}, {Node: "gone", State: gossip.StateGone},
+		{Node: "refused", State: gossip.StateRefused}, {State: gossip.StateGone}, {Node: "drained", State: gossip.StateUp},
+	}
+	at := func(after time.Duration) []string {
+		return p.candidates("self", peers, now.Add(after), time.Minute)
+	}
+	for after, want := range map[time.Duration][]string{
+		0:           {"self", "up", "linking", "gone"},
+		time.Minute: {"self", "up", "linking"},
+	} {
+		at(0)
+		if got := at(after); !slices.Equal(got, want) {
+			t.Errorf("after %v: %v, want %v", after, got, want)
+		}
+	}
+	peers[2].State = gossip.StateUp // and gone once more
+	at(time.Minute)
+	peers[2].State = gossip.StateGone
+	if got := at(90 * time.Second); !slices.Contains(got, "gone") {
+		t.Errorf("one that was back: %v", got)
+	}
+}
+
+// placing starts n nodes that place volumes at once.
+func placing(t *testing.T, c *cluster, n int) (nodes []*Node) {
+	t.Helper()
+	for range n {
+		var join []string
+		if len(nodes) > 0 {
+			join = []string{nodes[0].cluster.Address()}
+		}
+		cfg := c.config(join...)
+		cfg.PlacementDelay = 0
+		nodes = append(nodes, start(t, cfg))
+	}
+	return nodes
+}
+
+// until waits for what the nodes do by themselves.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatal("not in time: " + what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// holding returns the nodes that have a ready replica.
+func holding(nodes []*Node, id store.VolumeID) (names []string) {
+	for _, n := range nodes {
+		if v := n.db.Volume(id); v != nil && v.Ready() {
+			names = append(names, n.cfg.Node)
+		}
+	}
+	return names
+}
+
+// restWithout are all nodes but one.
+func restWithout(nodes []*Node, name string) (rest []*Node) {
+	return slices.DeleteFunc(slices.Clone(nodes), func(n *Node) bool { return n.cfg.Node == name })
+}
+
+func named(nodes []*Node, name string) *Node {
+	return nodes[slices.IndexFunc(nodes, func(n *Node) bool { return n.cfg.Node == name })]
+}
+
+// A volume is on as many nodes as it is to be, whoever made it, uses it, leaves
+// or comes back, and what is in it stays.
+func TestPlacement(t *testing.T) {
+	mountable(t)
+	rooted(t)
+	c := newCluster(t)
+	nodes := placing(t, c, 4)
+	for _, n := range nodes {
+		until(t, "links", func() bool { return len(n.candidates(time.Now())) == len(nodes) })
+	}
+	info, err := nodes[0].CreateVolume(t.Context(), "v", map[string]string{"replicas": "2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	placed := rendezvous(info.ID, []string{"node1", "node2", "node3", "node4"}, 2)
+	if held := holding(nodes, info.ID); !subset(placed, held) {
+		t.Errorf("once it is created %v hold it, not %v", held, placed)
+	}
+	is := func(want ...string) func() bool {
+		return func() bool {
+			held := holding(nodes, info.ID)
+			return subset(want, held) && subset(held, want)
+		}
+	}
+	until(t, "its maker lets go", is(placed...))
+
+	// Another node mounts it, writes and leaves.
+	user := restWithout(restWithout(nodes, placed[0]), placed[1])[0]
+	dir := mountpoint(t)
+	if _, err := user.Mount(t.Context(), MountRequest{Volume: "v", Dir: dir}); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(holding(nodes, info.ID), user.cfg.Node) {
+		t.Error("who mounts it has no replica")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "f"), []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := user.Unmount(dir, false); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "its user lets go", is(placed...))
+
+	// A placed node is drained: another one takes it, and the first keeps it.
+	if err := user.Drain(t.Context(), placed[0], false); err != nil {
+		t.Fatal(err)
+	}
+	var rest []string
+	for _, n := range restWithout(nodes, placed[0]) {
+		rest = append(rest, n.cfg.Node)
+	}
+	moved := rendezvous(info.ID, rest, 2)
+	until(t, "it is repaired", is(append(slices.Clone(moved), placed[0])...))
+	// It goes, with its disk.
+	gone := named(nodes, placed[0])
+	if err := gone.Close(); err != nil {
+		t.Fatal(err)
+	}
+	nodes = restWithout(nodes, placed[0])
+	for _, name := range moved {
+		n := named(nodes, name)
+		a, _, err := n.db.Volume(info.ID).Lookup(root, "f")
+		if err != nil || a.Size != 1 {
+			t.Errorf("%s: f: %+v, %v", name, a, err)
+		}
+	}
+	// And comes back.
+	back := start(t, gone.cfg)
+	nodes = append(nodes, back)
+	if err := back.Drain(t.Context(), back.cfg.Node, true); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it is as before", is(placed...))
+
+	// A node goes undrained: the others repair it as soon as it is not waited for.
+	if err := named(nodes, placed[1]).Close(); err != nil {
+		t.Fatal(err)
+	}
+	nodes = restWithout(nodes, placed[1])
+	rest = nil
+	for _, n := range nodes {
+		rest = append(rest, n.cfg.Node)
+	}
+	until(t, "it is repaired", is(rendezvous(info.ID, rest, 2)...))
+
+	// Deleted, it is nowhere.
+	if _, err := nodes[0].DeleteVolume(t.Context(), "v", false); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it is gone", func() bool {
+		return !slices.ContainsFunc(nodes, func(n *Node) bool { return n.db.Volume(info.ID) != nil })
+	})
+}
+
+func subset(some, all []string) bool {
+	return !slices.ContainsFunc(some, func(s string) bool { return !slices.Contains(all, s) })
+}
+
+// With fewer nodes than replicas all hold it, and status says so.
+func TestPlacementShortfall(t *testing.T) {
+	c := newCluster(t)
+	nodes := placing(t, c, 2)
+	until(t, "links", func() bool { return len(nodes[0].candidates(time.Now())) == 2 })
+	info, err := nodes[0].CreateVolume(t.Context(), "v", map[string]string{"replicas": "3"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	problem := func() string {
+		all, err := nodes[0].ListVolumes(t.Context())
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%+v, %v", all, err)
+		}
+		return all[0].Problem
+	}
+	until(t, "both hold it", func() bool {
+		return len(holding(nodes, info.ID)) == 2 && strings.HasPrefix(problem(), "2 of 3 replicas: ")
+	})
+	if err := nodes[0].Drain(t.Context(), "node1", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes[1].Close(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it says who has the last one", func() bool { return strings.Contains(problem(), "only ready replica") })
+	if _, err := nodes[0].SetOptions(t.Context(), "v", map[string]string{"replicas": "1"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes[0].Drain(t.Context(), "node1", true); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "one is enough", func() bool { return problem() == "" })
+	err = nodes[0].Drain(t.Context(), "nobody", false)
+	if !errors.Is(err, ErrUnknownPeer) {
+		t.Errorf("drain of nobody: %v", err)
+	}
+}
+
+// A replica that is not needed stays as long as others lack it, or it is used.
+func TestP5SpareReplicaStays(t *testing.T) {
+	c := newCluster(t)
+	nodes := placing(t, c, 3)
+	for _, n := range nodes {
+		until(t, "links", func() bool { return len(n.candidates(time.Now())) == len(nodes) })
+	}
+	info, err := nodes[0].CreateVolume(t.Context(), "v", map[string]string{"replicas": "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	place := rendezvous(info.ID, []string{"node1", "node2", "node3"}, 1)[0]
+	until(t, "one holds it", func() bool { return slices.Equal(holding(nodes, info.ID), []string{place}) })
+	other := restWithout(nodes, place)[0]
+	v, err := other.replica(info.Listing, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if dropped, err := other.dropSpare(v, func() bool { return false }); dropped || err != nil {
+		t.Errorf("nobody has it: dropped %v, %v", dropped, err)
+	}
+	m := &mount{id: 1}
+	other.mu.Lock()
+	other.live[m.id] = m
+	other.mu.Unlock()
+	other.uses(m, info.Listing)
+	if dropped, err := other.dropSpare(v, func() bool { return true }); dropped || err != nil {
+		t.Errorf("in use: dropped %v, %v", dropped, err)
+	}
+	other.freeID(m)
+}
