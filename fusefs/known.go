@@ -12,7 +12,7 @@ import (
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
-// KnownSuffix, behind the name of a ledger, names a file that a planned
+// KnownSuffix behind the name of a ledger names a file that a planned
 // hand-over leaves beside it: what the kernel knows, so that the next daemon need
 // not ask it for each node while programs wait. It is for the very next daemon of
 // the connection, which takes it away before it serves anything; after a kill

@@ -9,7 +9,7 @@ import (
 // compactingLook is between two looks of PrepareClose.
 const compactingLook = 5 * time.Millisecond
 
-// PrepareClose, which Close is to follow, does what Close takes long for, while
+// PrepareClose does what Close, which is to follow, takes long for, while
 // others go on to use the store, as far as that is possible before ctx ends.
 func (db *DB) PrepareClose(ctx context.Context) error {
 	stopped := make(chan struct{})
