@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -213,8 +214,10 @@ func (db *DB) open() error {
 	if db.boot.Place, err = db.takePlace(); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	db.reclaimer.ctx = ctx
 	_, stop := db.opts.Scheduler.Loop(later(reclaimInterval, db.reclaimTurn))
-	db.stopReclaimer = sync.OnceFunc(stop)
+	db.stopReclaimer = sync.OnceFunc(func() { cancel(); stop() })
 	return db.markBoot(db.boot)
 }
 

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -34,7 +35,8 @@ const (
 
 // reclaimer is the state between two turns.
 type reclaimer struct {
-	turn sync.Mutex // one turn at a time; taken before all others
+	turn sync.Mutex      // one turn at a time; taken before all others
+	ctx  context.Context // ends when the store is about to close
 
 	mu        sync.Mutex // guards what follows; a leaf, but for the transaction that removes
 	condemned map[indexed]struct{}
@@ -62,7 +64,7 @@ func (r *reclaimer) spare(es ...indexed) {
 
 // reclaimTurn is a turn of the background.
 func (db *DB) reclaimTurn() time.Duration {
-	if _, err := db.Reclaim(); err != nil && !errors.Is(err, ErrClosed) {
+	if _, err := db.Reclaim(); err != nil && !errors.Is(err, ErrClosed) && db.reclaimer.ctx.Err() == nil {
 		db.opts.Log.Error("reclaim content", "err", err)
 	}
 	if db.free.Load() < nearlyFull && db.opts.Memory == nil {
@@ -92,7 +94,7 @@ func (db *DB) Reclaim() (freed int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if freed, err = db.content.Reclaim(live, db.backedBy()); freed > 0 {
+	if freed, err = db.content.Reclaim(db.reclaimer.ctx, live, db.backedBy()); freed > 0 {
 		db.opts.Log.Debug("reclaimed content", "entries", removed, "bytes", freed)
 	}
 	return freed, err
@@ -334,6 +336,9 @@ func (v *Volume) namedContent(out map[crdt.Hash]struct{}) (whole bool, err error
 			}},
 		} {
 			if err := t.t.scan(v.keys.key(r.tag), nil, func(key, value []byte) (bool, error) {
+				if err := v.db.reclaimer.ctx.Err(); err != nil {
+					return false, err
+				}
 				if err := r.read(value); err != nil {
 					return false, fmt.Errorf("%w: key %x of volume %q: %w", ErrDamaged, key, v.Name(), err)
 				}

@@ -2,6 +2,7 @@ package content
 
 import (
 	"cmp"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -53,12 +54,12 @@ func (s *Store) BeginReclaim() {
 // Reclaim gives the disk back of what no block of the index is in: whole
 // immutable files, and holes of others. live are the blocks of the index, read
 // after [Store.BeginReclaim]; it is changed. busy reports whether a kernel may
-// have the file with an inode number. Files that got blocks since the call before the last are
-// left for the next time, as are those that are a draft, too. It returns how many
-// bytes of disk it gave back.
-func (s *Store) Reclaim(live map[FileID][]Location, busy func(inode uint64) bool) (freed int64, err error) {
+// have the file with an inode number. Files that got blocks since the call before
+// the last are left for the next time, as are those that are a draft, too. It
+// returns how many bytes of disk it gave back.
+func (s *Store) Reclaim(ctx context.Context, live map[FileID][]Location, busy func(inode uint64) bool) (freed int64, err error) {
 	err = filepath.WalkDir(filepath.Join(s.dir, "files"), func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
+		if err = errors.Join(err, ctx.Err()); err != nil || e.IsDir() {
 			return err
 		}
 		var id FileID
