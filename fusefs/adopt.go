@@ -108,7 +108,7 @@ func (s *shown) adopt(node store.NodeID, k knownNode, v *store.Volume) {
 		s.aliased.Add(1)
 	}
 	if _, frozen := v.FrozenOf(node); frozen {
-		s.frozen[node] = struct{}{}
+		s.keepsOldLocked(node, k.ino)
 		s.queue.push(work{kind: workInode, ino: k.ino, old: node, content: s.ledger.heritage().inodes[k.ino].Content})
 		return
 	}

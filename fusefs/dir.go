@@ -115,9 +115,8 @@ func (fs *FS) entries(dir store.NodeID, after uint64, size, extra int) ([]store.
 	if after <= cookieDotDot {
 		after = 0
 	}
-	// Of two changes the listing may have seen the one, and what is pending is
-	// of both.
-	err := fs.shown.steady(dir, func() error {
+	for try := 1; ; try++ {
+		ino, gen := fs.shown.settledAt(dir)
 		room, whole := size, true
 		list = list[:dots]
 		err := fs.vol.ReadDir(dir, after, func(e store.DirEntry) bool {
@@ -126,13 +125,23 @@ func (fs *FS) entries(dir store.NodeID, after uint64, size, extra int) ([]store.
 			whole = room > 0
 			return whole
 		})
-		if pending := fs.shown.pendingIn(crdt.Ino(dir)); err == nil && pending != nil {
+		if err != nil {
+			return nil, err
+		}
+		if pending := fs.shown.pendingIn(crdt.Ino(dir)); pending != nil {
 			list = overlay(list, dots, pending, after, whole)
 		}
-		return err
-	})
-	return list, err
+		// Of two changes the listing may have seen the one, and what is pending
+		// is of both.
+		if try == maxSteady || !fs.shown.changedSince(ino, gen) {
+			return list, nil
+		}
+	}
 }
+
+// maxSteady bounds how often a directory that changes all the time is read for
+// one answer: the kernel keeps it locked meanwhile.
+const maxSteady = 3
 
 // overlay makes a listing of what is merged one of what is shown: it hides
 // names, or gives them another entry, and adds those that are removed but not

@@ -2,12 +2,16 @@ package fusefs
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
+
+// errNotYet says that a name is absent that may have come while it was looked up.
+var errNotYet = fmt.Errorf("%w, in a directory that changes", crdt.ErrNotExist)
 
 // Lookup answers what a name is, or for how long (ever) it is nothing.
 func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
@@ -32,7 +36,9 @@ func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse
 	}
 	if errors.Is(err, crdt.ErrNotExist) {
 		*out = fuse.EntryOut{}
-		out.SetEntryTimeout(forever)
+		if !errors.Is(err, errNotYet) {
+			out.SetEntryTimeout(forever)
+		}
 		return fuse.OK // node id 0: a negative entry that may be kept
 	}
 	return fs.status("lookup", err)
@@ -41,14 +47,17 @@ func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse
 func (fs *FS) lookup(node uint64, name string, out *fuse.EntryOut) error {
 	dir := fs.shown.target(node)
 	key := nameKey{crdt.Ino(dir), name}
-	for {
+	for try := 1; ; try++ {
 		gen := fs.shown.generation()
 		a, _, err := fs.vol.Lookup(dir, name)
 		// A change that the lookup has seen is pending by now; one that is
 		// shown by now waits in the kernel for this lookup's end.
 		e, ok := fs.shown.entry(key)
-		if fs.shown.changedSince(key.dir, gen) {
-			continue // or a second one took back what the lookup has seen
+		if !ok && errors.Is(err, crdt.ErrNotExist) && fs.shown.changedSince(key.dir, gen) {
+			if try < maxSteady {
+				continue // a second change may have taken back what the lookup has seen
+			}
+			err = errNotYet
 		}
 		if ok {
 			if e.Ino == 0 {

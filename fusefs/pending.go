@@ -24,6 +24,7 @@ func (s *shown) setLocked(k nameKey, p pendingName) {
 	s.pending[k.dir][k.name] = p
 	if p.shown.Ino != 0 {
 		s.shownAt[p.shown.Link] = k
+		s.shows[p.shown.Ino]++
 	}
 	if p.merged.Ino != 0 {
 		s.mergedAt[p.merged.Link] = k
@@ -35,6 +36,9 @@ func (s *shown) dropLocked(k nameKey) {
 	p, ok := s.getLocked(k)
 	if !ok {
 		return
+	}
+	if s.shows[p.shown.Ino]--; s.shows[p.shown.Ino] <= 0 {
+		delete(s.shows, p.shown.Ino)
 	}
 	if s.shownAt[p.shown.Link] == k {
 		delete(s.shownAt, p.shown.Link)

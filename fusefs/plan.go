@@ -162,6 +162,9 @@ func (s *shown) known(ino crdt.Ino) (store.NodeID, knownNode, bool) {
 func (s *shown) lastOf(ino crdt.Ino) (last store.NodeID, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.oldOf[ino] == 0 {
+		return 0, false
+	}
 	for node := range s.frozen {
 		if s.nodes[node].ino == ino {
 			if ok {

@@ -34,6 +34,7 @@ type work struct {
 
 	since   time.Time // it waits
 	changed bool      // of workName: by a commit, not by the revealer itself
+	again   bool      // within pushNames: it is to be moved
 }
 
 // sameAs reports whether two works can be done as one.
@@ -142,9 +143,10 @@ func (q *workQueue) pushNames(names []nameKey, goes func(nameKey) bool) {
 		}
 		if now.Sub(w.since) < maxDeferred {
 			again[k], last = w, n
+			w.again = true
 		}
 	}
-	gone := q.takeLocked(again, goes)
+	gone := q.takeLocked(len(again), goes)
 	for n, k := range names {
 		switch w := q.nextLocked(k, again, now); {
 		case w == nil:
@@ -165,6 +167,9 @@ func (q *workQueue) pushNames(names []nameKey, goes func(nameKey) bool) {
 func (q *workQueue) nextLocked(k nameKey, again map[nameKey]*work, now time.Time) *work {
 	w := again[k]
 	delete(again, k) // a commit may name it twice
+	if w != nil {
+		w.again = false
+	}
 	if w != nil && w != q.doing {
 		return w
 	}
@@ -179,17 +184,17 @@ func (q *workQueue) nextLocked(k nameKey, again map[nameKey]*work, now time.Time
 	return fresh
 }
 
-// takeLocked takes some works out of the order, and, to return them, what goes
-// behind the first of them.
-func (q *workQueue) takeLocked(some map[nameKey]*work, goes func(nameKey) bool) (gone []*work) {
-	if len(some) == 0 {
+// takeLocked takes the works that are to be moved, some, out of the order, and, to
+// return them, what goes behind the first of them.
+func (q *workQueue) takeLocked(some int, goes func(nameKey) bool) (gone []*work) {
+	if some == 0 {
 		return nil
 	}
-	rest := make([]*work, 0, len(q.items)+len(some))
-	behind := q.doing != nil && some[q.doing.key] == q.doing
+	rest := make([]*work, 0, len(q.items)+some)
+	behind := q.doing != nil && q.doing.again
 	for _, w := range q.items {
 		switch {
-		case some[w.key] == w:
+		case w.again:
 			behind = true
 		case behind && w.kind == workName && goes(w.key):
 			gone = append(gone, w)

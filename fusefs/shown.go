@@ -74,12 +74,14 @@ type shown struct {
 	nodes   map[store.NodeID]knownNode
 	current map[crdt.Ino]store.NodeID // the node of an inode's present version
 	frozen  map[store.NodeID]struct{} // nodes that keep an old version
+	oldOf   map[crdt.Ino]int          // how many of them an inode has
 	born    map[store.NodeID]uint32   // next generation of a directory that was removed
 	dead    map[store.NodeID]struct{} // directories removed without the kernel being told
 	aliases store.NodeID              // last one given
 
 	pending  map[crdt.Ino]map[string]pendingName
 	doubtful map[nameKey]crdt.Entry  // what a dead daemon may have shown, and not told
+	shows    map[crdt.Ino]int        // by how many pending names
 	shownAt  map[crdt.LinkID]nameKey // of pending names
 	mergedAt map[crdt.LinkID]nameKey // of pending names
 
@@ -101,10 +103,12 @@ func newShown(id store.MountID, queue *workQueue, v *store.Volume) *shown {
 		current:  make(map[crdt.Ino]store.NodeID),
 		touched:  make(map[crdt.Ino]uint64),
 		frozen:   make(map[store.NodeID]struct{}),
+		oldOf:    make(map[crdt.Ino]int),
 		born:     make(map[store.NodeID]uint32),
 		dead:     make(map[store.NodeID]struct{}),
 		pending:  make(map[crdt.Ino]map[string]pendingName),
 		doubtful: make(map[nameKey]crdt.Entry),
+		shows:    make(map[crdt.Ino]int),
 		shownAt:  make(map[crdt.LinkID]nameKey),
 		mergedAt: make(map[crdt.LinkID]nameKey),
 		own:      make(map[nameKey]int),
@@ -325,7 +329,12 @@ func (s *shown) forgetLocked(id store.NodeID, k knownNode) {
 		}
 		s.showAllLocked(k.ino)
 	}
-	delete(s.frozen, id)
+	if _, old := s.frozen[id]; old {
+		delete(s.frozen, id)
+		if s.oldOf[k.ino]--; s.oldOf[k.ino] == 0 {
+			delete(s.oldOf, k.ino)
+		}
+	}
 	if s.vol.Kept(id) {
 		s.queue.push(work{kind: workLetGo, node: id})
 	}
@@ -350,6 +359,9 @@ func (s *shown) knowsDirLocked(dir crdt.Ino) bool {
 // movedLocked looks after a file's name that the kernel has just moved, or that
 // stays after all: should it lead to an old version, it is to be dropped.
 func (s *shown) movedLocked(ino crdt.Ino) {
+	if s.oldOf[ino] == 0 {
+		return
+	}
 	for node := range s.frozen {
 		if s.nodes[node].ino == ino {
 			s.queue.push(work{kind: workInode, ino: ino, old: node})

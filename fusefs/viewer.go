@@ -212,14 +212,7 @@ func (s *shown) Knows(node store.NodeID) bool {
 func (s *shown) Shows(ino crdt.Ino) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, names := range s.pending {
-		for _, p := range names {
-			if p.shown.Ino == ino {
-				return true
-			}
-		}
-	}
-	return false
+	return s.shows[ino] > 0
 }
 
 // Aborted implements [store.Viewer].
@@ -324,8 +317,16 @@ func (s *shown) freezeLocked(f switchedFile) {
 		s.queue.push(work{kind: workLetGo, node: f.old})
 		return
 	}
-	s.frozen[f.old] = struct{}{}
+	s.keepsOldLocked(f.old, f.ino)
 	s.queue.push(work{kind: workInode, ino: f.ino, old: f.old, content: true})
+}
+
+// keepsOldLocked notes a node that keeps an old version.
+func (s *shown) keepsOldLocked(node store.NodeID, ino crdt.Ino) {
+	if _, known := s.frozen[node]; !known {
+		s.frozen[node] = struct{}{}
+		s.oldOf[ino]++
+	}
 }
 
 // tellInodeLocked queues what the kernel is to hear about an inode that is, or

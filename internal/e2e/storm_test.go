@@ -23,6 +23,12 @@ import (
 // TestP10Storm: many remote changes a second, each revealed, in a directory that
 // others read, write, list and map. Nobody is stuck, nothing fails, and in the end
 // all bytes are right. What it prints are figures of this host, and no verdict.
+//
+// On two cores, which all of it shares, the last of 500 changes a second is shown
+// 0.2 s later. When 2,000 are merged, 16 users leave time for some 300 events a
+// second; with 64 it fails, as a thread waits for the directory for five seconds.
+// Each change is one call of the helper, one after the other, and each of these
+// waits for its turn on a core and for the directory.
 func TestP10Storm(t *testing.T) {
 	s, c := startSource(t, 2, "d")
 	b := c.Nodes[1]
@@ -71,8 +77,8 @@ func TestP10Storm(t *testing.T) {
 		length time.Duration
 		change func() error
 	}{
-		{"changes", 2000, eventsCI(5*time.Second, time.Minute), func() error { return s.change(stormNames) }},
-		{"versions of 4 names", 10_000, eventsCI(2*time.Second, 10*time.Second), func() error {
+		{"changes", eventsCI(500.0, 2000), eventsCI(5*time.Second, time.Minute), func() error { return s.change(stormNames) }},
+		{"versions of 4 names", eventsCI(1000.0, 10_000), eventsCI(2*time.Second, 10*time.Second), func() error {
 			s.done++
 			return s.rewrite(fmt.Sprint(s.done%4), stormText(s.done%4, s.done))
 		}},
@@ -124,7 +130,7 @@ func cpuTime(pid int) (used time.Duration) {
 }
 
 // stormNames is how many files are changed.
-const stormNames = 4000
+const stormNames = 500
 
 // stormText is a number, again and again, of a length of its own.
 func stormText(n, version int) string {
