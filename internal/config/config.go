@@ -71,7 +71,6 @@ func Default() *Config {
 		CatchUpTimeout:   30 * time.Second,
 		PlacementDelay:   5 * time.Minute,
 		Keeper:           true,
-		Passthrough:      true,
 		MaxClockSkew:     5 * time.Second,
 		ReplicaRetention: 7 * 24 * time.Hour,
 		JournalLimit:     256 << 20,
