@@ -40,9 +40,7 @@ func TestP2Versions(t *testing.T) {
 	f := n.Dir + "/f"
 	shell := func(script string) func() {
 		return func() {
-			c := exec.Command("sh", "-ec", script)
-			c.Dir = n.Dir
-			if out, err := c.CombinedOutput(); err != nil {
+			if out, err := shellIn(n.Dir, script).CombinedOutput(); err != nil {
 				t.Errorf("%s: %v\n%s", script, err, out)
 			}
 		}
@@ -254,10 +252,16 @@ func stat(t *testing.T, path string) (s unix.Stat_t) {
 	return s
 }
 
+// shellIn runs a script in a directory of a mount. The shell goes there by itself:
+// a child that did so before it is a program of its own would wait for a mount
+// that this process serves, which may wait for the child to collect its garbage.
+func shellIn(dir, script string) *exec.Cmd {
+	return exec.Command("sh", "-ec", `cd "$0"; `+script, dir)
+}
+
 func asNobody(t *testing.T, dir, script string) error {
 	t.Helper()
-	c := exec.Command("sh", "-ec", script)
-	c.Dir = dir
+	c := shellIn(dir, script)
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := c.CombinedOutput()
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -253,10 +252,13 @@ func TestHelperDies(t *testing.T) {
 func TestUnmountInUse(t *testing.T) {
 	n := fstest.Mount(t, fstest.Options{})
 	writeFile(t, n.Dir+"/f", "text")
-	c := exec.Command("sleep", "60")
-	c.Dir = n.Dir
+	c := shellIn(n.Dir, "echo; exec sleep 60")
+	there, err := c.StdoutPipe()
+	must(t, err)
 	must(t, c.Start())
 	t.Cleanup(func() { c.Process.Kill(); c.Wait() })
+	_, err = there.Read(make([]byte, 1))
+	must(t, err)
 	if err := n.Mount.Unmount(false); !errors.Is(err, syscall.EBUSY) {
 		t.Fatal(err)
 	}
