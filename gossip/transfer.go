@@ -84,15 +84,17 @@ func (t *blockTransfer) fetchFrom(ctx context.Context, volume store.VolumeID, no
 	if err != nil {
 		return err
 	}
+	if !have { // first: it names the blocks that come, should they take hours
+		if err := index.PutManifest(manifest, encoded); err != nil {
+			return err
+		}
+	}
 	for part := range slices.Chunk(missing, blocksAFile) {
 		if err := f.file(part); err != nil {
 			return fmt.Errorf("blocks: %w", err)
 		}
 	}
-	if have {
-		return nil
-	}
-	return index.PutManifest(manifest, encoded)
+	return nil
 }
 
 // A fetcher fetches from one peer.

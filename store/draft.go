@@ -75,6 +75,9 @@ type draft struct {
 	mapped   time.Duration // how long to wait for its mappings to go; guarded by mu
 	taken    atomic.Int64  // bytes of disk, as attr found last
 	by       atomic.Uint64 // the MountID that opened it last
+	// published is the manifest that it was last published as, nil if that is not
+	// known or none. It names blocks that the next one takes for given.
+	published atomic.Pointer[crdt.Hash]
 
 	dir     crdt.Ino    // of an inode that is not published: where it was made; guarded by mu
 	flushed atomic.Bool // closed after its last write, not yet released

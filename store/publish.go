@@ -73,6 +73,9 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 	if final {
 		return v.removeDraftFile(d)
 	}
+	if c != nil && c.Manifest {
+		d.published.Store(&c.Hash)
+	}
 	if dd := d.directly.Load(); dd != nil {
 		dd.Recorded()
 		v.publishLater(d)

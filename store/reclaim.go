@@ -83,15 +83,14 @@ func (db *DB) Reclaim() (freed int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	// What removed the names must not be lost with the power when the bytes are gone.
-	if removed > 0 {
-		if err := db.kv.sync(); err != nil {
-			return 0, err
-		}
-	}
 	db.content.BeginReclaim()
 	live, err := db.placedBlocks()
 	if err != nil {
+		return 0, err
+	}
+	// What removed the names, or has another place for a block, must not be lost
+	// with the power when the bytes are gone.
+	if err := db.kv.sync(); err != nil {
 		return 0, err
 	}
 	if freed, err = db.content.Reclaim(db.reclaimer.ctx, live, db.backedBy()); freed > 0 {
@@ -103,15 +102,20 @@ func (db *DB) Reclaim() (freed int64, err error) {
 // removeUnnamed takes entries out of the index that nothing names, unless some
 // volume takes a snapshot.
 func (db *DB) removeUnnamed() (removed int, err error) {
-	for _, v := range db.Volumes() {
+	volumes := db.Volumes()
+	for _, v := range volumes {
 		if !v.joinMu.TryLock() {
 			return 0, nil
 		}
 		defer v.joinMu.Unlock()
 	}
-	named, whole, err := db.named()
-	if err != nil || !whole {
+	named, whole, err := db.named(volumes)
+	if err != nil {
 		return 0, err
+	}
+	if !whole {
+		db.opts.Log.Info("content is not reclaimed: a snapshot is being taken, or was begun and not finished")
+		return 0, nil
 	}
 	return db.condemn(named)
 }
@@ -249,15 +253,15 @@ func (db *DB) backedBy() func(inode uint64) bool {
 
 // named returns what of the index is named. whole is false if that cannot be
 // told now, as some state is not state yet.
-func (db *DB) named() (named map[indexed]struct{}, whole bool, err error) {
+func (db *DB) named(volumes []*Volume) (named map[indexed]struct{}, whole bool, err error) {
 	named = map[indexed]struct{}{}
 	manifests := map[crdt.Hash]struct{}{}
-	for _, v := range db.Volumes() {
+	for _, v := range volumes {
 		if whole, err := v.namedContent(manifests); err != nil || !whole {
 			return nil, false, err
 		}
 	}
-	for _, v := range db.Volumes() {
+	for _, v := range volumes {
 		if err := v.namedByJournal(manifests); err != nil {
 			return nil, false, err
 		}
@@ -272,7 +276,7 @@ func (db *DB) named() (named map[indexed]struct{}, whole bool, err error) {
 			addBlocks(named, m)
 		}
 	}
-	for _, v := range db.Volumes() {
+	for _, v := range volumes {
 		for _, m := range v.draftBases() {
 			addBlocks(named, m)
 		}
@@ -352,6 +356,13 @@ func (v *Volume) namedContent(out map[crdt.Hash]struct{}) (whole bool, err error
 	if err != nil || !whole {
 		return false, err
 	}
+	v.draftsMu.Lock()
+	for _, d := range v.drafts {
+		if h := d.published.Load(); h != nil {
+			out[*h] = struct{}{}
+		}
+	}
+	v.draftsMu.Unlock()
 	drafts, err := v.draftRecords()
 	if err != nil {
 		return false, err

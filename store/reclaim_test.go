@@ -244,6 +244,27 @@ func TestReclaimKeepsWhatIsNamed(t *testing.T) {
 			t.Error("what was written is lost")
 		}
 	})
+	t.Run("open draft", func(t *testing.T) { // that was published, and goes on
+		vs := begin(t, 2)
+		w := open(t, vs[0], root, "f", false).write("changed", 1<<20)
+		d := vs[0].draftOf(w.node)
+		d.mu.Lock()
+		err := vs[0].publish(d, false)
+		d.mu.Unlock()
+		check(t, err, nil)
+		exchange(t, vs...)
+		rewrite(vs[1], 1, 5)
+		exchange(t, vs...)
+		talk(t, vs...)
+		tidy(t, vs...)
+		for _, v := range vs {
+			reclaim(t, v.db)
+		}
+		w.write("again", 0).close()
+		read(t, vs[0], root, "f")
+		exchange(t, vs...)
+		same(t, vs...)
+	})
 	t.Run("journal", func(t *testing.T) { // of which a peer lacks something
 		vs := begin(t, 2)
 		rewrite(vs[0], 1, 5)

@@ -100,6 +100,10 @@ func (s *Store) reclaimFile(id FileID, live []Location, busy func(inode uint64) 
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return 0, err
 	}
+	dead, err := between(f, live, st.Size)
+	if err != nil || len(live) > 0 && len(dead) == 0 {
+		return 0, err
+	}
 	if st.Nlink > 1 || busy(st.Ino) { // in this order: what is no draft any more was one when a kernel got it
 		return 0, nil
 	}
@@ -110,8 +114,10 @@ func (s *Store) reclaimFile(id FileID, live []Location, busy func(inode uint64) 
 		s.files.forget(id)
 		return st.Blocks * 512, nil
 	}
-	if err := punchBetween(f, live, st.Size); err != nil {
-		return 0, err
+	for _, e := range dead {
+		if err := punch(f, e.Offset, int64(e.Length)); err != nil {
+			return 0, err
+		}
 	}
 	var now unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &now); err != nil {
@@ -120,25 +126,23 @@ func (s *Store) reclaimFile(id FileID, live []Location, busy func(inode uint64) 
 	return (st.Blocks - now.Blocks) * 512, nil
 }
 
-// punchBetween frees the pages that are between blocks of a file, and behind the
-// last.
-func punchBetween(f *os.File, blocks []Location, size int64) error {
+// between returns the pages with data that are between blocks of a file, and
+// behind the last, in steps of at most a block.
+func between(f *os.File, blocks []Location, size int64) (out []Location, err error) {
 	slices.SortFunc(blocks, func(a, b Location) int { return cmp.Compare(a.Offset, b.Offset) })
 	page, end := int64(os.Getpagesize()), int64(0)
 	for _, b := range append(blocks, Location{Offset: size}) {
 		for at := (end + page - 1) / page * page; at < b.Offset; {
-			from, to, err := nextData(f, at, b.Offset)
+			from, to, err := nextData(f, at, min(b.Offset, at+BlockSize))
 			if err != nil {
-				return err
+				return nil, err
 			}
 			if from < to {
-				if err := punch(f, from, to-from); err != nil {
-					return err
-				}
+				out = append(out, Location{Offset: from, Length: int32(to - from)})
 			}
 			at = to
 		}
 		end = max(end, b.Offset+int64(b.Length))
 	}
-	return nil
+	return out, nil
 }
