@@ -62,7 +62,6 @@ handover-full: setup ## 1,000 kills of the daemon under a workload, 40 upgrades 
 
 events-full: setup ## the tests of inotify events at full length, minutes
 	$(GO) test -count=1 -timeout 30m -v -run 'TestP10' ./internal/e2e -events.full
-	$(GO) test -count=10 -timeout 10m -run 'TestP3Swaps' ./fusefs -events.full
 
 csi-full: setup ## 200 volumes of a CSI client on three nodes, made, used, moved and deleted in parallel: minutes
 	$(GO) test -count=1 -timeout 60m -v -run 'TestCSIVolumesMove' ./internal/e2e -csi.volumes=200 -csi.parallel=32

@@ -245,6 +245,7 @@ func (fs *FS) release(r store.Request, h store.Handle) {
 	if !ok {
 		return // sent again
 	}
+	fs.vol.AwaitClosedBefore(o.node)
 	err := fs.vol.Release(r, o.node, h)
 	fs.shown.closed(o.ino)
 	if err != nil {

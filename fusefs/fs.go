@@ -90,6 +90,13 @@ func (fs *FS) request(h *fuse.InHeader) store.Request {
 	}
 }
 
+// afterCloses is request for what changes names: it comes after the closes before
+// it, of which the kernel's RELEASE may be in the hands of another goroutine yet.
+func (fs *FS) afterCloses(h *fuse.InHeader) store.Request {
+	fs.vol.AwaitClosed()
+	return fs.request(h)
+}
+
 // refuse answers mutating requests of a read-only mount. The superblock stays
 // writable, as the helper could not reveal anything otherwise.
 func (fs *FS) refuse() (fuse.Status, bool) { return fuse.EROFS, fs.readOnly.Load() }

@@ -53,7 +53,7 @@ func (fs *FS) makeNode(h *fuse.InHeader, name string, n store.NewNode, out *fuse
 	key := nameKey{crdt.Ino(dir), name}
 	defer fs.shown.begin(key)()
 	gen := fs.shown.generation()
-	a, err := fs.vol.Mknod(fs.request(h), dir, name, fs.newNode(h, n))
+	a, err := fs.vol.Mknod(fs.afterCloses(h), dir, name, fs.newNode(h, n))
 	if p, ok := fs.shown.get(key); ok && errors.Is(err, crdt.ErrExist) && p.shown.Ino == 0 {
 		// Concurrent mkdirs of one name are one directory.
 		if n.Kind != crdt.KindDir || p.merged.Kind != crdt.KindDir {
@@ -80,7 +80,7 @@ func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.En
 	dir, node := fs.shown.target(in.NodeId), store.NodeID(in.Oldnodeid)
 	key := nameKey{crdt.Ino(dir), name}
 	defer fs.shown.begin(key)()
-	a, err := fs.vol.Link(fs.request(&in.InHeader), node, dir, name)
+	a, err := fs.vol.Link(fs.afterCloses(&in.InHeader), node, dir, name)
 	if err != nil {
 		return fs.status("link", err)
 	}
@@ -115,7 +115,7 @@ func (fs *FS) remove(what string, h *fuse.InHeader, name string, do func(store.R
 	}
 	defer fs.shown.begin(key)()
 	entry := fs.entryAt(dir, name)
-	err := do(fs.request(h), dir, name)
+	err := do(fs.afterCloses(h), dir, name)
 	switch {
 	case err == nil && entry.Kind == crdt.KindDir:
 		fs.shown.buried(entry.Ino)

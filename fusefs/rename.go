@@ -27,7 +27,7 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 	defer fs.shown.begin(from, to)()
 	odir, ndir := fs.shown.target(in.NodeId), fs.shown.target(in.Newdir)
 	moved, there := fs.entryAt(odir, oldName), fs.entryAt(ndir, newName)
-	err := fs.vol.Rename(fs.request(&in.InHeader), odir, oldName, ndir, newName, mode)
+	err := fs.vol.Rename(fs.afterCloses(&in.InHeader), odir, oldName, ndir, newName, mode)
 	if err != nil {
 		return fs.status("rename", err)
 	}

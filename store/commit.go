@@ -151,7 +151,8 @@ func (v *Volume) settleLocked(c *change) {
 	if c.lost {
 		v.pruning.lost.Store(true)
 	}
-	if sooner || v.queue.urgent() {
+	if sooner || v.closeWaits || v.queue.urgent() {
+		v.closeWaits = false
 		v.wakeSealer()
 	}
 }

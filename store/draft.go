@@ -81,7 +81,11 @@ type draft struct {
 
 	dir     crdt.Ino    // of an inode that is not published: where it was made; guarded by mu
 	flushed atomic.Bool // closed after its last write, not yet released
-	kept    atomic.Bool // released, has no name, and some kernel knows the file
+	// Since when it is flushed, in Unix nanoseconds, and whether nobody has it open
+	// any more.
+	flushedAt atomic.Int64
+	released  atomic.Bool
+	kept      atomic.Bool // released, has no name, and some kernel knows the file
 
 	handles int   // guarded by Volume.draftsMu
 	timer   Timer // of the next publication while open; guarded by mu
@@ -389,7 +393,9 @@ func (v *Volume) Flush(node NodeID, h Handle) error {
 	if err := d.lookDirect(); err != nil || !d.shown() {
 		return err
 	}
-	d.flushed.Store(true)
+	if !d.flushed.Swap(true) {
+		d.flushedAt.Store(v.db.opts.Now().UnixNano())
+	}
 	if dd := d.directly.Load(); dd != nil {
 		at, err := dd.FileMtime()
 		if err != nil || d.rec.Flushed && d.rec.Direct != nil && *d.rec.Direct == at {
@@ -426,9 +432,11 @@ func (v *Volume) Release(r Request, node NodeID, h Handle) error {
 	last := d.handles == 0
 	v.draftsMu.Unlock()
 	if !last {
+		d.released.Store(false)
 		return v.db.kv.update(func(t txn) error { return t.del(v.keys.key('w', uint64(h))) })
 	}
 	v.stopTimer(d)
+	d.released.Store(true)
 	return v.finish(d, h)
 }
 

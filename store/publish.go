@@ -60,7 +60,10 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 			return err
 		}
 		if final {
-			ch.after = append(ch.after, func() { v.unborn(d) })
+			ch.after = append(ch.after, func() {
+				v.unborn(d)
+				d.flushed.Store(false)
+			})
 			return ch.forgetDraft(d, handle)
 		}
 		d.rec.Dirty, d.rec.Synced = !done, false

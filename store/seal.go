@@ -146,6 +146,31 @@ func (p *pace) left(n int, now time.Time) {
 	}
 }
 
+// dueLocked says when the first ops are to leave, and how many; 0 if there are
+// none.
+func (v *Volume) dueLocked() (at time.Time, n int) {
+	at, n = v.queue.next()
+	if n == 0 || v.queue.flush {
+		return at, n
+	}
+	now := v.db.opts.Now()
+	v.draftsMu.Lock()
+	since, until := v.closingLocked(now, now.Add(1), sealWaits)
+	v.draftsMu.Unlock()
+	if since.IsZero() {
+		return at, n
+	}
+	before := slices.IndexFunc(v.queue.ops[:n], func(o queued) bool { return !o.at.Before(since) })
+	switch {
+	case before > 0:
+		n = before
+	case before == 0 && at.Before(until):
+		at = until
+	}
+	v.closeWaits = before >= 0
+	return at, n
+}
+
 // startSealer has the queue sealed whenever it is due.
 func (v *Volume) startSealer() {
 	var pace pace
@@ -154,7 +179,7 @@ func (v *Volume) startSealer() {
 	v.wakeSealer, v.stopSealer = v.db.opts.Scheduler.Loop(func() time.Duration {
 		for {
 			v.mu.Lock()
-			at, n := v.queue.next()
+			at, n := v.dueLocked()
 			urgent := v.queue.urgent()
 			v.mu.Unlock()
 			if n == 0 {
@@ -220,7 +245,7 @@ func (v *Volume) seal(all bool) (int, error) {
 }
 
 func (v *Volume) nextBatchLocked(all bool) (*Batch, int) {
-	at, n := v.queue.next()
+	at, n := v.dueLocked()
 	switch {
 	case all:
 		n = len(v.queue.ops)

@@ -43,6 +43,7 @@ type Volume struct {
 	seq        crdt.Seq                    // of the last own op, sealed or not
 	deps       map[crdt.ReplicaID]crdt.Seq // merged since the last own op
 	queue      sealQueue
+	closeWaits bool // the sealer waits for files that were closed
 	viewers    map[MountID]Viewer
 	awaited    map[MountID]bool // of Options.Mounted, without a viewer yet
 	resumed    map[MountID]map[Handle]NodeID
