@@ -5,22 +5,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 )
-
-func eventually(t *testing.T, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatal("not in time")
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
 
 // What cannot be had is refused when the volume is made, and the error says which
 // word it is.

@@ -5,9 +5,12 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
+
+	"github.com/synapsefs/synapsefs/internal/fstest"
 )
 
 // inline is what kubelet asks for a volume in a pod's spec.
@@ -137,7 +140,7 @@ func TestInlineSweep(t *testing.T) {
 	clear(t, d.dir)
 	must(t, os.RemoveAll(filepath.Dir(gone.TargetPath)))
 	d.start(cfg, nil)
-	eventually(t, func() bool { return d.volumes() == 1 })
+	fstest.Until(t, 30*time.Second, "the volume to go", func() bool { return d.volumes() == 1 })
 	_, err := d.NodePublishVolume(d.ctx(), there)
 	must(t, err)
 	if data, err := os.ReadFile(there.TargetPath + "/f"); err != nil || string(data) != "x" {

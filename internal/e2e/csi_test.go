@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/synapsefs/synapsefs/internal/admin"
+	"github.com/synapsefs/synapsefs/internal/fstest"
 	"github.com/synapsefs/synapsefs/internal/playground"
 	"github.com/synapsefs/synapsefs/internal/wire"
 )
@@ -53,7 +54,7 @@ func TestCSIVolumesMove(t *testing.T) {
 		}
 	}
 	for _, nd := range c.Nodes {
-		settle(t, "all is freed on "+nd.Name, func() error {
+		fstest.Within(t, patience, func() error { // all is freed
 			s := statusOf(t, nd)
 			if len(s.Volumes)+len(s.Mounts) > 0 {
 				return fmt.Errorf("%d volumes, %d mounts", len(s.Volumes), len(s.Mounts))
@@ -107,7 +108,9 @@ func move(ctx context.Context, a, b, c *kubelet, name string) error {
 
 // awaitFile returns when a file has that content.
 func awaitFile(ctx context.Context, path, want string) error {
-	for {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for ; ; <-tick.C {
 		data, err := os.ReadFile(path)
 		if err == nil && string(data) == want {
 			return nil
@@ -115,22 +118,6 @@ func awaitFile(ctx context.Context, path, want string) error {
 		if ctx.Err() != nil {
 			return fmt.Errorf("%s has %q: %w", path, data, errors.Join(err, ctx.Err()))
 		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
-func settle(t *testing.T, what string, ok func() error) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for {
-		err := ok()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 
@@ -359,7 +346,7 @@ func TestP11CSIStageWithoutSource(t *testing.T) {
 	if err := holder.end(ctx, volume, "writer"); err != nil {
 		t.Fatal(err)
 	}
-	settle(t, "the other one knows of it", func() error {
+	fstest.Within(t, patience, func() error { // the other one knows of it
 		if len(statusOf(t, other.nd).Volumes) == 0 {
 			return errors.New("not yet")
 		}

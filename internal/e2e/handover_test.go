@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/synapsefs/synapsefs/internal/admin"
+	"github.com/synapsefs/synapsefs/internal/fstest"
 	"github.com/synapsefs/synapsefs/internal/playground"
 	"github.com/synapsefs/synapsefs/internal/wire"
 )
@@ -139,7 +140,7 @@ func TestP9Kills(t *testing.T) {
 	t.Logf("%d kills, %d of them by itself, %d under a request; %d requests came again, %d of them were done already; %d calls, the longest took %v",
 		*kills, died, hit, resent, repeated, used.Calls, used.Longest)
 	// Of a long run the other node has thousands of large versions to fetch.
-	untilWithin(t, patience+time.Duration(*kills)*time.Second, "the nodes to meet again", func() bool { _, same := sums(t, c.Nodes); return same })
+	fstest.Until(t, patience+time.Duration(*kills)*time.Second, "the nodes to meet again", func() bool { _, same := sums(t, c.Nodes); return same })
 }
 
 // P9: the same under planned upgrades to a program that was built anew.

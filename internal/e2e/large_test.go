@@ -8,24 +8,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/synapsefs/synapsefs/internal/fstest"
 	"github.com/synapsefs/synapsefs/internal/playground"
 )
 
 // until waits for a condition, looking again as fast as it can be looked at.
 func until(t *testing.T, what string, met func() bool) {
 	t.Helper()
-	untilWithin(t, patience, what, met)
-}
-
-func untilWithin(t *testing.T, limit time.Duration, what string, met func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(limit); !met(); <-tick.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("timed out waiting for %s", what)
-		}
-	}
+	fstest.Until(t, patience, what, met)
 }
 
 func shows(nd *playground.Node, name, text string) func() bool {

@@ -68,7 +68,7 @@ func TestP10Storm(t *testing.T) {
 		if err := s.make(name, "x"); err != nil {
 			t.Fatal(err)
 		}
-		untilWithin(t, 2*patience, "the last change", func() bool { _, err := os.Stat(filepath.Join(there, name)); return err == nil })
+		fstest.Until(t, 2*patience, "the last change", func() bool { _, err := os.Stat(filepath.Join(there, name)); return err == nil })
 		return time.Since(begin)
 	}
 	for _, phase := range []struct {

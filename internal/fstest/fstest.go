@@ -163,8 +163,27 @@ func (w logWriter) Write(b []byte) (int, error) {
 // error after ten seconds.
 func Eventually(t testing.TB, ok func() error) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
+	Within(t, 10*time.Second, ok)
+}
+
+// Until polls until something is so, and fails the test after a time.
+func Until(t testing.TB, limit time.Duration, what string, met func() bool) {
+	t.Helper()
+	Within(t, limit, func() error {
+		if !met() {
+			return fmt.Errorf("timed out waiting for %s", what)
+		}
+		return nil
+	})
+}
+
+// Within polls until ok returns nil, and fails the test with its last error after
+// a time.
+func Within(t testing.TB, limit time.Duration, ok func() error) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(limit); ; <-tick.C {
 		err := ok()
 		if err == nil {
 			return
@@ -172,7 +191,6 @@ func Eventually(t testing.TB, ok func() error) {
 		if time.Now().After(deadline) {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/synapsefs/synapsefs/gossip"
+	"github.com/synapsefs/synapsefs/internal/fstest"
 	"github.com/synapsefs/synapsefs/store"
 )
 
@@ -97,18 +98,6 @@ func placing(t *testing.T, c *cluster, n int) (nodes []*Node) {
 	return nodes
 }
 
-// until waits for what the nodes do by themselves.
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatal("not in time: " + what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
 // holding returns the nodes that have a ready replica.
 func holding(nodes []*Node, id store.VolumeID) (names []string) {
 	for _, n := range nodes {
@@ -136,7 +125,7 @@ func TestPlacement(t *testing.T) {
 	c := newCluster(t)
 	nodes := placing(t, c, 4)
 	for _, n := range nodes {
-		until(t, "links", func() bool { return len(n.candidates(time.Now())) == len(nodes) })
+		fstest.Until(t, time.Minute, "links", func() bool { return len(n.candidates(time.Now())) == len(nodes) })
 	}
 	info, err := nodes[0].CreateVolume(t.Context(), "v", map[string]string{"replicas": "2"})
 	if err != nil {
@@ -152,7 +141,7 @@ func TestPlacement(t *testing.T) {
 			return subset(want, held) && subset(held, want)
 		}
 	}
-	until(t, "its maker lets go", is(placed...))
+	fstest.Until(t, time.Minute, "its maker lets go", is(placed...))
 
 	// Another node mounts it, writes and leaves.
 	user := restWithout(restWithout(nodes, placed[0]), placed[1])[0]
@@ -169,7 +158,7 @@ func TestPlacement(t *testing.T) {
 	if _, err := user.Unmount(dir, false); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "its user lets go", is(placed...))
+	fstest.Until(t, time.Minute, "its user lets go", is(placed...))
 
 	// A placed node is drained: another one takes it, and the first keeps it.
 	if err := user.Drain(t.Context(), placed[0], false); err != nil {
@@ -180,7 +169,7 @@ func TestPlacement(t *testing.T) {
 		rest = append(rest, n.cfg.Node)
 	}
 	moved := rendezvous(info.ID, rest, 2)
-	until(t, "it is repaired", is(append(slices.Clone(moved), placed[0])...))
+	fstest.Until(t, time.Minute, "it is repaired", is(append(slices.Clone(moved), placed[0])...))
 	// It goes, with its disk.
 	gone := named(nodes, placed[0])
 	if err := gone.Close(); err != nil {
@@ -200,7 +189,7 @@ func TestPlacement(t *testing.T) {
 	if err := back.Drain(t.Context(), back.cfg.Node, true); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it is as before", is(placed...))
+	fstest.Until(t, time.Minute, "it is as before", is(placed...))
 
 	// A node goes undrained: the others repair it as soon as it is not waited for.
 	if err := named(nodes, placed[1]).Close(); err != nil {
@@ -211,13 +200,13 @@ func TestPlacement(t *testing.T) {
 	for _, n := range nodes {
 		rest = append(rest, n.cfg.Node)
 	}
-	until(t, "it is repaired", is(rendezvous(info.ID, rest, 2)...))
+	fstest.Until(t, time.Minute, "it is repaired", is(rendezvous(info.ID, rest, 2)...))
 
 	// Deleted, it is nowhere.
 	if _, err := nodes[0].DeleteVolume(t.Context(), "v", false); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it is gone", func() bool {
+	fstest.Until(t, time.Minute, "it is gone", func() bool {
 		return !slices.ContainsFunc(nodes, func(n *Node) bool { return n.db.Volume(info.ID) != nil })
 	})
 }
@@ -230,7 +219,7 @@ func subset(some, all []string) bool {
 func TestPlacementShortfall(t *testing.T) {
 	c := newCluster(t)
 	nodes := placing(t, c, 2)
-	until(t, "links", func() bool { return len(nodes[0].candidates(time.Now())) == 2 })
+	fstest.Until(t, time.Minute, "links", func() bool { return len(nodes[0].candidates(time.Now())) == 2 })
 	info, err := nodes[0].CreateVolume(t.Context(), "v", map[string]string{"replicas": "3"})
 	if err != nil {
 		t.Fatal(err)
@@ -242,7 +231,7 @@ func TestPlacementShortfall(t *testing.T) {
 		}
 		return all[0].Problem
 	}
-	until(t, "both hold it", func() bool {
+	fstest.Until(t, time.Minute, "both hold it", func() bool {
 		return len(holding(nodes, info.ID)) == 2 && strings.HasPrefix(problem(), "2 of 3 replicas: ")
 	})
 	if err := nodes[0].Drain(t.Context(), "node1", false); err != nil {
@@ -251,14 +240,14 @@ func TestPlacementShortfall(t *testing.T) {
 	if err := nodes[1].Close(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it says who has the last one", func() bool { return strings.Contains(problem(), "only ready replica") })
+	fstest.Until(t, time.Minute, "it says who has the last one", func() bool { return strings.Contains(problem(), "only ready replica") })
 	if _, err := nodes[0].SetOptions(t.Context(), "v", map[string]string{"replicas": "1"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := nodes[0].Drain(t.Context(), "node1", true); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "one is enough", func() bool { return problem() == "" })
+	fstest.Until(t, time.Minute, "one is enough", func() bool { return problem() == "" })
 	err = nodes[0].Drain(t.Context(), "nobody", false)
 	if !errors.Is(err, ErrUnknownPeer) {
 		t.Errorf("drain of nobody: %v", err)
@@ -270,14 +259,14 @@ func TestP5SpareReplicaStays(t *testing.T) {
 	c := newCluster(t)
 	nodes := placing(t, c, 3)
 	for _, n := range nodes {
-		until(t, "links", func() bool { return len(n.candidates(time.Now())) == len(nodes) })
+		fstest.Until(t, time.Minute, "links", func() bool { return len(n.candidates(time.Now())) == len(nodes) })
 	}
 	info, err := nodes[0].CreateVolume(t.Context(), "v", map[string]string{"replicas": "1"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	place := rendezvous(info.ID, []string{"node1", "node2", "node3"}, 1)[0]
-	until(t, "one holds it", func() bool { return slices.Equal(holding(nodes, info.ID), []string{place}) })
+	fstest.Until(t, time.Minute, "one holds it", func() bool { return slices.Equal(holding(nodes, info.ID), []string{place}) })
 	other := restWithout(nodes, place)[0]
 	v, err := other.replica(info.Listing, false)
 	if err != nil {
