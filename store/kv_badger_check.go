@@ -80,6 +80,9 @@ func checkBadger(dir, bootID string) error {
 		}
 		highest = max(highest, n)
 	}
+	if err := dropEmptyValueLogs(dir); err != nil {
+		return err
+	}
 	if !sameBoot {
 		return dropTornLogs(dir, highest)
 	}
@@ -104,6 +107,26 @@ func checkBadger(dir, bootID string) error {
 	if empty != "" {
 		// Made, and killed before it had its size. Badger would not open.
 		return os.Remove(empty)
+	}
+	return nil
+}
+
+// dropEmptyValueLogs removes logs of values that were made, and the process killed
+// before they had their size: Badger would not open. No value of ours is in such
+// a log, they all are in the tables.
+func dropEmptyValueLogs(dir string) error {
+	logs, err := filepath.Glob(filepath.Join(dir, "*.vlog"))
+	if err != nil {
+		return err
+	}
+	for _, l := range logs {
+		st, err := os.Stat(l)
+		if err == nil && st.Size() == 0 {
+			err = os.Remove(l)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

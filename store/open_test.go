@@ -169,14 +169,20 @@ func TestP8KilledStoreIsNotDamaged(t *testing.T) {
 	}
 }
 
-// TestP8KilledWhileALogBegins: a memtable's log is made and then given its size;
-// a kill may come in between.
+// TestP8KilledWhileALogBegins: a file of the database is made, then given its size,
+// then its header; a kill may come in between.
 func TestP8KilledWhileALogBegins(t *testing.T) {
-	dir := killed(t)
-	check(t, os.WriteFile(filepath.Join(dir, "db", "00099.mem"), nil, 0o600), nil)
-	db := openWith(t, Options{Dir: dir})
-	if n := len(list(t, db.Volumes()[0], root)); n != 20 {
-		t.Errorf("%d files", n)
+	for _, name := range []string{"00099.mem", "000099.vlog", "000099.sst"} {
+		for _, size := range []int64{0, 16 << 20} {
+			dir := killed(t)
+			path := filepath.Join(dir, "db", name)
+			check(t, os.WriteFile(path, nil, 0o600), nil)
+			check(t, os.Truncate(path, size), nil)
+			db := openWith(t, Options{Dir: dir})
+			if n := len(list(t, db.Volumes()[0], root)); n != 20 {
+				t.Errorf("%s of %d bytes: %d files", name, size, n)
+			}
+		}
 	}
 }
 
