@@ -121,7 +121,10 @@ func runStressNG(t *testing.T, dir string) {
 	seconds, at := ci("1", "20"), ci(8, 1)
 	for some := range slices.Chunk(stressors, at) {
 		args := []string{"--verify", "--temp-path", dir, "--timeout", seconds, "--skip-silent",
-			"--hdd-bytes", "16m", "--iomix-bytes", "16m", "--fallocate-bytes", "16m", "--fsize-ops", ci("100", "0")}
+			"--hdd-bytes", "16m", "--iomix-bytes", "16m", "--fallocate-bytes", "16m"}
+		if !*suitesFull {
+			args = append(args, "--fsize-ops", "100")
+		}
 		for _, s := range some {
 			args = append(args, "--"+s, ci("1", "2"))
 		}
