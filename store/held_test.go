@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"testing"
+	"time"
 )
 
 // kernel is what a living kernel has of a node: a descriptor of the backing
@@ -182,4 +183,65 @@ func TestP9ClosedAndMapped(t *testing.T) {
 			t.Errorf("%d bytes, want %d", len(got), len(want))
 		}
 	}
+}
+
+// TestP9MappedAcrossKills: a file that is closed and mapped when the daemon is
+// killed is published when the mapping is gone, as what was in it then; what
+// peers get of it is what its version says.
+func TestP9MappedAcrossKills(t *testing.T) {
+	for _, size := range []int{10, 200_000, 3 << 20} {
+		for kills := range 3 {
+			a, b := pair(t, longHold)
+			node, h := createAs(t, a, "f")
+			mapped := openPast(t, a, node, h, WritesAnywhere, 11)
+			text := noise(1, size)
+			must(mapped.f.WriteString(text))
+			check(t, a.Flush(node, h), nil)
+			check(t, a.Unhold(a.backings[node], mountOne), nil)
+			check(t, a.CloseBacking(a.backings[node]), nil)
+			check(t, a.Release(Request{Mount: mountOne}, node, h), nil)
+			for n := range kills {
+				must(mapped.f.WriteAt([]byte(fmt.Sprint(n)), int64(n)))
+				a, _ = resume(t, a, true)
+			}
+			must(mapped.f.WriteAt([]byte("last"), 3))
+			a.draftsMu.Lock()
+			published := a.published
+			a.draftsMu.Unlock()
+			check(t, mapped.f.Close(), nil)
+			want := "0" + text[1:3] + "last" + text[7:]
+			switch kills {
+			case 0:
+				want = text[:3] + want[3:]
+			case 2:
+				want = "01" + want[2:]
+			}
+			select {
+			case <-published:
+			case <-time.After(10 * time.Second):
+				t.Fatal("it is not published")
+			}
+			give(t, a, b)
+			for _, v := range []*Volume{a, b} {
+				if got := read(t, v, root, "f"); got != want {
+					t.Errorf("%d bytes, %d kills: %d bytes, want %d", size, kills, len(got), len(want))
+				}
+			}
+			wholeContent(t, a)
+		}
+	}
+}
+
+// wholeContent checks that each block of the index is where the index says.
+func wholeContent(t *testing.T, v *Volume) {
+	t.Helper()
+	check(t, v.db.kv.view(func(tx txn) error {
+		return v.db.eachIndexed(tx, func(e indexed, _ []byte) error {
+			if e.manifest {
+				return nil
+			}
+			_, err := v.db.content.Block(e.hash)
+			return err
+		})
+	}), nil)
 }

@@ -17,6 +17,11 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 	d.io.Lock()
 	defer d.io.Unlock()
 	defer d.note()
+	if final { // first: who has it mapped may write it for the first time
+		if err := d.quiet(); err != nil {
+			return err
+		}
+	}
 	if err := d.lookDirect(); err != nil {
 		return diskError(err)
 	}
@@ -33,9 +38,6 @@ func (v *Volume) publish(d *draft, final bool, handle ...Handle) error {
 		v.mu.Lock()
 		err := v.read(func(t *tree) error { return v.letGoLocked(t, d) })
 		v.mu.Unlock()
-		if err == nil {
-			err = d.quiet()
-		}
 		if err != nil {
 			return err // else it would be hashed for nothing
 		}
@@ -133,8 +135,16 @@ func (v *Volume) reopenDraft(d *draft, closed bool) error {
 	return v.openDraftFile(d)
 }
 
-// openDraftFile opens the file of a draft that has a record.
+// openDraftFile opens the file of a draft that has a record. One that was written
+// past us may still be mapped, though nobody has it open any more.
 func (v *Volume) openDraftFile(d *draft) error {
+	if d.rec.Direct != nil {
+		dd, err := v.db.content.ResumeDraft(d.name, nil, nil)
+		if err == nil {
+			v.setDirect(d, dd)
+		}
+		return err
+	}
 	var base content.Base
 	if d.rec.Manifest != nil {
 		m, err := v.db.manifest(*d.rec.Manifest)

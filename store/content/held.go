@@ -187,18 +187,37 @@ func (s *Store) linkOf(inode uint64, guess FileID) (*FileID, error) {
 	return found, err
 }
 
-// ResumeDraft makes a draft of a file that kernels have, and perhaps write: f is
-// open on it, and link names the immutable file that it is.
+// ResumeDraft opens a direct draft after a restart. Kernels may have its file,
+// and write it: f is open on it then, else nil, and link names the immutable file
+// that it is, which is looked for if f is nil.
 func (s *Store) ResumeDraft(name string, f *os.File, link *FileID) (*DirectDraft, error) {
 	d, err := s.openDirect(name)
 	if err != nil {
 		return nil, err
 	}
-	if same, err := sameFile(d.f, f); err != nil || !same {
-		return nil, errors.Join(fmt.Errorf("resume draft %q: it is another file", name), err, d.f.Close())
-	}
-	if d.link = link; link != nil {
-		d.below = fileSize(f)
+	if err := d.resume(f, link); err != nil {
+		return nil, errors.Join(fmt.Errorf("resume draft %q: %w", name, err), d.f.Close())
 	}
 	return d, nil
+}
+
+func (d *DirectDraft) resume(f *os.File, link *FileID) error {
+	if f != nil {
+		if same, err := sameFile(d.f, f); err != nil || !same {
+			return errors.Join(errors.New("it is another file"), err)
+		}
+	} else {
+		var st unix.Stat_t
+		err := unix.Fstat(int(d.f.Fd()), &st)
+		if err == nil && st.Nlink > 1 {
+			link, err = d.store.linkOf(st.Ino, FileID{})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if d.link = link; link != nil {
+		d.below = fileSize(d.f)
+	}
+	return nil
 }
