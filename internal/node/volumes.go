@@ -123,7 +123,7 @@ func (n *Node) makeVolume(name string, options map[string]string) (VolumeInfo, e
 	} else if !errors.Is(err, store.ErrNoVolume) {
 		return VolumeInfo{}, err
 	}
-	if info, found, err := n.relist(name); found || err != nil {
+	if info, found, err := n.relist(name, options); found || err != nil {
 		return info, err
 	}
 	l := Listing{Name: name, ID: store.NewVolumeID(), Options: options, Created: time.Now().UTC(), By: n.cfg.Node}
