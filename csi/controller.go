@@ -103,12 +103,12 @@ func (c *controller) existing(ctx context.Context, r *spec.CreateVolumeRequest, 
 }
 
 func (c *controller) DeleteVolume(ctx context.Context, r *spec.DeleteVolumeRequest) (*spec.DeleteVolumeResponse, error) {
-	v, err := c.d.find(ctx, r.GetVolumeId())
-	if errors.Is(err, store.ErrNoVolume) {
-		return &spec.DeleteVolumeResponse{}, nil
-	}
+	v, gone, err := c.d.findOrGone(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err
+	}
+	if gone {
+		return &spec.DeleteVolumeResponse{}, nil
 	}
 	all, err := c.d.node.Attachments()
 	if err != nil {
@@ -173,12 +173,12 @@ func (c *controller) attach(ctx context.Context, v node.VolumeInfo, to string, m
 }
 
 func (c *controller) ControllerUnpublishVolume(ctx context.Context, r *spec.ControllerUnpublishVolumeRequest) (*spec.ControllerUnpublishVolumeResponse, error) {
-	v, err := c.d.find(ctx, r.GetVolumeId())
-	if errors.Is(err, store.ErrNoVolume) {
-		return &spec.ControllerUnpublishVolumeResponse{}, nil
-	}
+	v, gone, err := c.d.findOrGone(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err
+	}
+	if gone {
+		return &spec.ControllerUnpublishVolumeResponse{}, nil
 	}
 	nodes := []string{r.GetNodeId()}
 	if r.GetNodeId() == "" { // from all

@@ -32,6 +32,7 @@ type Node interface {
 	CreateVolume(ctx context.Context, name string, options map[string]string) (node.VolumeInfo, error)
 	DeleteVolume(ctx context.Context, volume string, force bool) (node.VolumeInfo, error)
 	FindVolume(ctx context.Context, volume string) (node.VolumeInfo, error)
+	IsGone(volume string) (bool, error)
 	ListVolumes(ctx context.Context) ([]node.VolumeInfo, error)
 	SetOptions(ctx context.Context, volume string, change map[string]string) (node.VolumeInfo, error)
 	Ephemerals() ([]node.Listing, error)
@@ -202,6 +203,21 @@ func (d *Driver) find(ctx context.Context, id string) (node.VolumeInfo, error) {
 		err = fmt.Errorf("volume %q: %w", id, store.ErrNoVolume)
 	}
 	return v, err
+}
+
+// findOrGone is find for what undoes something: gone says that there is no such
+// volume. Where the cluster may know one that this node does not, yet, the call is
+// to come again: it would never, and what it was to undo would stay.
+func (d *Driver) findOrGone(ctx context.Context, id string) (v node.VolumeInfo, gone bool, err error) {
+	v, err = d.find(ctx, id)
+	if !errors.Is(err, store.ErrNoVolume) {
+		return v, false, err
+	}
+	gone, err = d.node.IsGone(id)
+	if err == nil && !gone {
+		err = status.Errorf(codes.Unavailable, "volume %q is not known here, and no peer was heard since the start: it may be elsewhere", id)
+	}
+	return v, gone, err
 }
 
 // under runs do when no other call is at work on the volume, and returns when it

@@ -186,6 +186,19 @@ func (n *Node) FindVolume(ctx context.Context, name string) (VolumeInfo, error) 
 	return n.infoOfVolume(l), nil
 }
 
+// IsGone reports whether a volume that FindVolume does not find is known not to be:
+// it was deleted, or this node has heard since its start what a peer knows. Else
+// it may have been made where nobody has told this node of it yet.
+func (n *Node) IsGone(volume string) (bool, error) {
+	if id, err := store.ParseVolumeID(volume); err == nil {
+		if gone, err := n.catalogue.deleted(id); gone || err != nil {
+			return gone, err
+		}
+	}
+	known := func(p gossip.PeerStatus) bool { return p.State != gossip.StateRefused }
+	return !slices.ContainsFunc(n.cluster.Peers(), known) || n.caughtUp(context.Background(), n.catalogue.v, 0), nil
+}
+
 // findVolume returns the listing of a volume, by its name or its id; the error for one that is not
 // there names those that are.
 func (n *Node) findVolume(ctx context.Context, name string) (Listing, error) {
