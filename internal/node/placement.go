@@ -190,11 +190,13 @@ func (n *Node) hold(l Listing) error {
 	if !n.hasSource(l.ID) {
 		return nil
 	}
-	if gone, err := n.catalogue.deleted(l.ID); err != nil || gone {
-		return err
-	}
-	n.log.Info("placed here", "volume", l.Name)
 	_, err := n.replica(l, false)
+	if errors.Is(err, store.ErrNoVolume) {
+		return nil // deleted
+	}
+	if err == nil {
+		n.log.Info("placed here", "volume", l.Name)
+	}
 	return err
 }
 

@@ -341,13 +341,22 @@ func (n *Node) infoAmong(l Listing, nodes []string) VolumeInfo {
 	return i
 }
 
-// replica returns this node's replica of a volume, made if need be. Only the
-// call that creates the volume may say that it is ready.
+// replica returns this node's replica of a volume, made if need be, and
+// store.ErrNoVolume if it was deleted meanwhile: who deletes it here has marked it
+// before he drops what there is. Only the call that creates the volume may say that
+// it is ready.
 func (n *Node) replica(l Listing, ready bool) (*store.Volume, error) {
 	n.replicas.Lock()
 	defer n.replicas.Unlock()
 	if v := n.db.Volume(l.ID); v != nil {
 		return v, nil
+	}
+	gone, err := n.catalogue.deleted(l.ID)
+	if err == nil && gone {
+		err = store.ErrNoVolume
+	}
+	if err != nil {
+		return nil, err
 	}
 	v, err := n.db.CreateReplica(l.ID, l.Name, ready)
 	if err != nil {
