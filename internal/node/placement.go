@@ -279,7 +279,7 @@ func (p *Placed) problem() string {
 func (n *Node) Drain(ctx context.Context, node string, undo bool) error {
 	ctx, release := n.scope(ctx)
 	defer release()
-	err := config.CheckLabel(node)
+	err := config.CheckNode(node)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrBadName, err)
 	} else if err = n.knowCatalogue(ctx); err == nil && !undo && !n.Knows(node) {

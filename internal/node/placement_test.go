@@ -12,6 +12,7 @@ import (
 
 	"github.com/synapsefs/synapsefs/gossip"
 	"github.com/synapsefs/synapsefs/internal/fstest"
+	"github.com/synapsefs/synapsefs/internal/keys"
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -335,4 +336,42 @@ func TestP5SpareReplicaStaysForLastChange(t *testing.T) {
 	if other.allHave(v, v.Vector(), placed) {
 		t.Error("the only replica with the last change is to be dropped")
 	}
+}
+
+// A node of Kubernetes may be called as its host is, in full.
+func TestNodesWithDots(t *testing.T) {
+	c := newCluster(t)
+	var nodes []*Node
+	for _, name := range []string{"ip-10-0-0-1.ec2.internal", "ip-10-0-0-2.ec2.internal"} {
+		var join []string
+		if len(nodes) > 0 {
+			join = []string{nodes[0].cluster.Address()}
+		}
+		cfg := c.config(join...)
+		cfg.Node, cfg.PlacementDelay = name, 0
+		if err := keys.Issue(filepath.Join(c.dir, "ca"), cfg.Keys+name, name); err != nil {
+			t.Fatal(err)
+		}
+		cfg.Keys += name
+		nodes = append(nodes, start(t, cfg))
+	}
+	for _, n := range nodes {
+		fstest.Until(t, time.Minute, "links", func() bool { return len(n.candidates(time.Now())) == len(nodes) })
+	}
+	info, err := nodes[0].CreateVolume(t.Context(), "v", map[string]string{"replicas": "2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fstest.Until(t, time.Minute, "both hold it", func() bool { return len(holding(nodes, info.ID)) == 2 })
+	second := nodes[1].cfg.Node
+	if err := nodes[0].Attach(t.Context(), info.ID, second, Attachment{Mode: "any"}); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := nodes[0].Attachments(); err != nil || len(all[info.ID]) != 1 || all[info.ID][second].Mode != "any" {
+		t.Errorf("attachments %v, %v", all, err)
+	}
+	if err := nodes[0].Drain(t.Context(), second, false); err != nil {
+		t.Fatal(err)
+	}
+	fstest.Until(t, time.Minute, "it leaves", func() bool { return nodes[1].placement.isLeaving(second) })
 }
