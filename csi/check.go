@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"maps"
+	"math"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -79,7 +80,7 @@ func accessOf(c *spec.VolumeCapability) (a access, err error) {
 	}
 	if g := m.GetVolumeMountGroup(); g != "" {
 		gid, err := strconv.ParseUint(g, 10, 32)
-		if err != nil {
+		if err != nil || gid == math.MaxUint32 { // (gid_t)-1 is no group
 			return a, invalid("volume_mount_group %q is no group id", g)
 		}
 		a.group = new(uint32)

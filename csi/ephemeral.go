@@ -37,21 +37,34 @@ func (d *Driver) publishInline(ctx context.Context, r *spec.NodePublishVolumeReq
 	if err != nil {
 		return err
 	}
-	var v node.VolumeInfo
-	switch {
-	case !existing:
-		v, err = d.private(ctx, r, options)
-	case len(options) > 0:
-		err = invalid("volume %q exists: its options are not a pod's to set", named)
-	default:
-		v, err = d.shared(ctx, named, r.GetVolumeContext()[namespaceKey])
-	}
-	if err != nil {
-		return err
-	}
+	request := node.MountRequest{Dir: r.GetTargetPath(), ReadOnly: a.readOnly, Flags: a.flags, Group: a.group}
+	// All of it, so that the end of the pod comes before or after, not between.
 	return d.under(ctx, r.GetVolumeId(), func() error {
-		return d.mount(ctx, v, node.MountRequest{Dir: r.GetTargetPath(), ReadOnly: a.readOnly, Flags: a.flags, Group: a.group})
+		switch {
+		case !existing:
+			return d.publishPrivate(ctx, r, options, request)
+		case len(options) > 0:
+			return invalid("volume %q exists: its options are not a pod's to set", named)
+		}
+		v, err := d.shared(ctx, named, r.GetVolumeContext()[namespaceKey])
+		if err != nil {
+			return err
+		}
+		return d.mount(ctx, v, request)
 	})
+}
+
+// publishPrivate shows a volume of the pod's own. One that is made for that does
+// not stay if it cannot be shown: the end of what never began is asked by nobody.
+func (d *Driver) publishPrivate(ctx context.Context, r *spec.NodePublishVolumeRequest, options map[string]string, request node.MountRequest) error {
+	v, made, err := d.private(ctx, r, options)
+	if err == nil {
+		err = d.mount(ctx, v, request)
+	}
+	if err != nil && made {
+		err = errors.Join(err, d.delete(context.WithoutCancel(ctx), v.Listing))
+	}
+	return err
 }
 
 // shared returns an existing volume, if pods of a namespace may mount it inline.
@@ -60,6 +73,9 @@ func (d *Driver) shared(ctx context.Context, volume, namespace string) (node.Vol
 		return node.VolumeInfo{}, invalid("the pod's namespace is not known: the CSIDriver object must have podInfoOnMount")
 	}
 	v, err := d.find(ctx, volume)
+	if errors.Is(err, store.ErrNoVolume) { // whoever may make pods need not know which there are
+		return v, status.Errorf(codes.NotFound, "no volume %q", volume)
+	}
 	if err != nil {
 		return v, err
 	}
@@ -74,22 +90,23 @@ func (d *Driver) shared(ctx context.Context, volume, namespace string) (node.Vol
 	return v, nil
 }
 
-// private returns the volume of a pod's own, made if need be. It has one replica,
+// private returns the volume of a pod's own, and whether it was made now. It has one replica,
 // here: it is not placed.
-func (d *Driver) private(ctx context.Context, r *spec.NodePublishVolumeRequest, options map[string]string) (node.VolumeInfo, error) {
+func (d *Driver) private(ctx context.Context, r *spec.NodePublishVolumeRequest, options map[string]string) (v node.VolumeInfo, made bool, err error) {
 	if options["replicas"] != "" {
-		return node.VolumeInfo{}, invalid("parameter replicas: a volume of a pod's own has one replica")
+		return v, false, invalid("parameter replicas: a volume of a pod's own has one replica")
 	}
 	options["ephemeral"] = r.GetTargetPath()
 	name := volumeName(r.GetVolumeId())
-	v, err := d.node.CreateVolume(ctx, name, options)
+	v, err = d.node.CreateVolume(ctx, name, options)
+	made = err == nil
 	if errors.Is(err, node.ErrVolumeExists) {
 		v, err = d.node.FindVolume(ctx, name)
 		if err == nil && (v.By != d.node.Name() || v.Options["ephemeral"] != r.GetTargetPath()) {
 			err = status.Errorf(codes.AlreadyExists, "volume %q exists, and is not this pod's", name)
 		}
 	}
-	return v, err
+	return v, made, err
 }
 
 // deleteEphemeral deletes the volume of the pod's own that was published at dir, if

@@ -1,16 +1,21 @@
 package csi_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 
+	"github.com/synapsefs/synapsefs/csi"
 	"github.com/synapsefs/synapsefs/internal/fstest"
+	"github.com/synapsefs/synapsefs/internal/node"
 )
 
 // inline is what kubelet asks for a volume in a pod's spec.
@@ -121,6 +126,71 @@ func TestInlineShared(t *testing.T) {
 	if n := d.volumes(); n != 2 {
 		t.Errorf("%d volumes", n)
 	}
+	// Whoever may make pods is not told which volumes there are.
+	_, err = d.NodePublishVolume(d.ctx(), d.inline("bad", map[string]string{"volume": "nowhere"}))
+	if err == nil || strings.Contains(err.Error(), "closed") {
+		t.Errorf("it names others: %v", err)
+	}
+}
+
+// held makes volumes late, or mounts none.
+type held struct {
+	csi.Node
+	arrived, let chan struct{}
+	made         atomic.Bool
+	mountErr     error
+}
+
+func (h *held) CreateVolume(ctx context.Context, name string, options map[string]string) (node.VolumeInfo, error) {
+	if h.let != nil {
+		h.arrived <- struct{}{}
+		<-h.let
+	}
+	defer h.made.Store(true)
+	return h.Node.CreateVolume(ctx, name, options)
+}
+
+func (h *held) Mount(ctx context.Context, r node.MountRequest) (node.MountInfo, error) {
+	if h.mountErr != nil {
+		return node.MountInfo{}, h.mountErr
+	}
+	return h.Node.Mount(ctx, r)
+}
+
+// A pod's own volume that cannot be shown does not stay: nobody asks for an end
+// of what never began. Nor does one whose pod was given up meanwhile.
+func TestInlinePrivateFails(t *testing.T) {
+	dir := shortDir(t)
+	d := &driver{dir: filepath.Join(dir, "kubelet"), socket: filepath.Join(dir, "csi.sock"), t: t}
+	h := &held{mountErr: errors.New("no luck")}
+	d.start(newConfig(t, dir), func(n csi.Node) csi.Node { h.Node = n; return h })
+	r := d.inline("pod", nil)
+	if _, err := d.NodePublishVolume(d.ctx(), r); err == nil {
+		t.Error("it is mounted")
+	}
+	if n := d.volumes(); n != 0 {
+		t.Errorf("%d volumes after a publish that failed", n)
+	}
+
+	h.mountErr, h.arrived, h.let = nil, make(chan struct{}), make(chan struct{})
+	h.made.Store(false)
+	ctx, cancel := context.WithCancel(d.ctx())
+	done := make(chan error, 2)
+	go func() {
+		_, err := d.NodePublishVolume(ctx, r)
+		done <- err
+	}()
+	<-h.arrived
+	cancel() // kubelet is started again, say
+	expectCode(t, "publish", <-done, codes.Canceled)
+	short, cancel := context.WithTimeout(d.ctx(), 300*time.Millisecond)
+	defer cancel()
+	_, err := d.NodeUnpublishVolume(short, &spec.NodeUnpublishVolumeRequest{VolumeId: r.VolumeId, TargetPath: r.TargetPath})
+	close(h.let)
+	if err != nil { // it comes again until it is through
+		must(t, d.unpublishInline(r))
+	}
+	fstest.Until(t, 10*time.Second, "the volume to go", func() bool { return h.made.Load() && d.volumes() == 0 })
 }
 
 // A pod that went while no driver ran leaves nothing; one that is there keeps what

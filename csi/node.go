@@ -92,6 +92,8 @@ func (d *Driver) mount(ctx context.Context, v node.VolumeInfo, r node.MountReque
 		return status.Errorf(codes.Aborted, "another call is at work: %v", lookErr)
 	case have.ID != v.ID || have.ReadOnly != r.ReadOnly:
 		return status.Errorf(codes.AlreadyExists, "%s: volume %q is mounted there, read-only: %v", r.Dir, have.Volume, have.ReadOnly)
+	case (have.Group == nil) != (r.Group == nil) || r.Group != nil && *have.Group != *r.Group:
+		return status.Errorf(codes.AlreadyExists, "%s: volume %q is mounted there for another group", r.Dir, have.Volume)
 	}
 	return nil
 }

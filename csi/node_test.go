@@ -309,8 +309,19 @@ func TestGroups(t *testing.T) {
 		}
 		expect(r.TargetPath+"/f", gid, 0o660)
 		readsAndWrites(t, r.TargetPath)
+		for _, other := range []string{"4000", ""} { // what is there is not that
+			r.VolumeCapability.GetMount().VolumeMountGroup = other
+			_, err := d.NodePublishVolume(d.ctx(), r)
+			expectCode(t, "publish with group "+other, err, codes.AlreadyExists)
+		}
 	}
 	expect(plain+"/f", 0, 0o600)
+	for _, gid := range []string{"wheel", "-1", "4294967295"} { // the last is (gid_t)-1: nobody
+		r := d.publishRequest(v, "bad")
+		r.VolumeCapability.GetMount().VolumeMountGroup = gid
+		_, err := d.NodePublishVolume(d.ctx(), r)
+		expectCode(t, "group "+gid, err, codes.InvalidArgument, "volume_mount_group")
+	}
 	must(t, d.unpublish(v, "2000"))
 	expect(d.target("3000")+"/f", 3000, 0o660)
 	must(t, d.unpublish(v, "3000"))

@@ -68,6 +68,9 @@ func (fs *FS) setAttr(in *fuse.SetAttrIn, node store.NodeID, was *store.Attr) (s
 	}
 	r := fs.request(&in.InHeader)
 	s := setAttrOf(in, was)
+	if s.Mode != nil && was.Kind != crdt.KindDir {
+		*s.Mode = fs.group.limit(*s.Mode, &in.InHeader, was.GID)
+	}
 	if s.Size != nil {
 		if was.Kind != crdt.KindFile {
 			return store.Attr{}, store.ErrNotRegular

@@ -38,3 +38,13 @@ func (g *group) asks(in *fuse.SetAttrIn, was *store.Attr) bool {
 	return in.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_SIZE|
 		fuse.FATTR_ATIME|fuse.FATTR_MTIME|fuse.FATTR_KILL_SUIDGID) != 0
 }
+
+// limit takes the set-group-id bit from a mode that is asked for a file, if the
+// file's group is neither that of the mount nor the caller's: the kernel, which
+// asks who may set it, knows that of the mount only.
+func (g *group) limit(mode uint32, h *fuse.InHeader, gid uint32) uint32 {
+	if g != nil && h.Uid != 0 && gid != uint32(*g) && gid != h.Gid {
+		mode &^= syscall.S_ISGID
+	}
+	return mode
+}

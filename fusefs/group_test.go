@@ -75,6 +75,35 @@ func TestGroup(t *testing.T) {
 	expect(g.Dir+"/d/new", gid, 0o664)
 }
 
+// Who is of the mount's group, and not of a file's, cannot give what runs the
+// file the file's group: the kernel, which asks for the set-group-id bit to be
+// set, knows the mount's only.
+func TestGroupGivesNoOtherGroup(t *testing.T) {
+	n := fstest.Mount(t, fstest.Options{})
+	must(t, os.Mkdir(n.Dir+"/d", 0o777))
+	must(t, syscall.Chmod(n.Dir+"/d", 0o2777))
+	writeFile(t, n.Dir+"/mine", "x")
+	must(t, os.Chown(n.Dir+"/mine", 1000, 0))
+	gid := uint32(2000)
+	g := n.MountAgain(fusefs.Options{Group: &gid, AllowOther: true})
+	reachable(t, g.Dir)
+	cmd := exec.Command("perl", "-e", `umask 0; chdir shift or die; chmod 02755, "mine"; sysopen F, "d/new", 0101, 02755; mkdir "d/dir", 0777; chmod 02777, "d/dir"; mkdir "own"; chmod 02777, "own"; sysopen G, "own/new", 0101, 0755; chmod 02755, "own/new"`, g.Dir)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000, Groups: []uint32{gid}}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	must(t, n.Volume.Sync())
+	must(t, errors.Join(n.Mount.WaitIdle(t.Context()), g.Mount.WaitIdle(t.Context())))
+	for path, want := range map[string]uint32{"mine": 0o755, "d/new": 0o755, "d/dir": 0o2777, "own": 0o2777, "own/new": 0o2755} {
+		st := stat(t, n.Dir+"/"+path)
+		t.Logf("%s: uid %d, gid %d, mode %o", path, st.Uid, st.Gid, st.Mode)
+		if st.Mode&0o7777 != want {
+			t.Errorf("%s of group %d has mode %o, want %o", path, st.Gid, st.Mode&0o7777, want)
+		}
+	}
+}
+
 // reachable lets others go through the directories above dir.
 func reachable(t *testing.T, dir string) {
 	t.Helper()

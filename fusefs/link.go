@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"errors"
+	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -15,6 +16,12 @@ func (fs *FS) newNode(h *fuse.InHeader, n store.NewNode) store.NewNode {
 	n.Mode, n.UID, n.GID = n.Mode&0o7777, h.Uid, h.Gid
 	if fs.group != nil {
 		n.GID = uint32(*fs.group)
+		if n.Kind != crdt.KindDir && n.Mode&syscall.S_ISGID != 0 {
+			dir, err := fs.attrOf(fs.shown.target(h.NodeId))
+			if err != nil || dir.Mode&syscall.S_ISGID != 0 {
+				n.Mode = fs.group.limit(n.Mode, h, dir.GID)
+			}
+		}
 	}
 	return n
 }

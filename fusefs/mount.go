@@ -311,6 +311,9 @@ func (m *Mounted) Dir() string { return m.conn.Dir() }
 // ReadOnly reports whether the mount refuses changes.
 func (m *Mounted) ReadOnly() bool { return m.fs.readOnly.Load() }
 
+// Group is that of Options.Group; nil if files show their own.
+func (m *Mounted) Group() *uint32 { return (*uint32)(m.fs.group) }
+
 // Repeated counts the requests of the volume's mounts that came again and were
 // done already.
 func (m *Mounted) Repeated() uint64 { return m.fs.vol.Repeated() }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // States of a peer.
@@ -139,6 +140,20 @@ func (c *Cluster) Holders(id store.VolumeID) (out []Holder) {
 		}
 	})
 	return out
+}
+
+// ReadyWith lists the peers that are up, have a ready replica of a volume, and
+// have said to have applied what vector says. Unlike a Lag, that does not depend
+// on whether the cluster was told of a change here yet.
+func (c *Cluster) ReadyWith(id store.VolumeID, vector crdt.Vector) (nodes []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.proto.holders(id, func(ps *peerState, h *holding) {
+		if c.linkedLocked(ps.name) && h.ready && h.acked.Contains(vector) {
+			nodes = append(nodes, ps.name)
+		}
+	})
+	return nodes
 }
 
 // linkedLocked reports whether a peer is linked both ways.

@@ -31,6 +31,9 @@ func (v *Volume) closingLocked(now, before time.Time, waits closeWaits) (since, 
 		if d.released.Load() {
 			most = waits.publish
 		}
+		if at.After(now) { // the clock was set back: nobody knows how long ago it was
+			continue
+		}
 		if end := at.Add(most); at.Before(before) && now.Before(end) && (since.IsZero() || at.Before(since)) {
 			since, until = at, end
 		}

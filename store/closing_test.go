@@ -60,3 +60,17 @@ func TestP3CallsWaitForCloses(t *testing.T) {
 		t.Error("a file is not published")
 	}
 }
+
+// Set back, the clock does not make anybody wait until it is again as late as it was.
+func TestClosesWhenTheClockIsSetBack(t *testing.T) {
+	v := volumeWith(t, NewVolumeID(), longHold)
+	w := create(t, v, root, "f").write("x", 0).flush()
+	defer w.close()
+	before := time.Now()
+	v.draftsMu.Lock()
+	defer v.draftsMu.Unlock()
+	now := before.Add(-time.Hour).Round(0)
+	if since, until := v.closingLocked(now, before, callWaits); !since.IsZero() {
+		t.Errorf("a call would wait %v", until.Sub(now))
+	}
+}

@@ -50,8 +50,26 @@ type catalogue struct {
 	mu sync.Mutex // serialises writers; leaf but for the store's own locks
 }
 
-// find returns the listing of a name, or store.ErrNoVolume.
+// find returns the listing of a name, or store.ErrNoVolume. That of a deleted
+// volume is none: a change of it that did not know of the deletion may have
+// brought the file back.
 func (c *catalogue) find(name string) (Listing, error) {
+	l, err := c.entry(name)
+	if err != nil {
+		return Listing{}, err
+	}
+	gone, err := c.deleted(l.ID)
+	if err == nil && gone {
+		err = store.ErrNoVolume
+	}
+	if err != nil {
+		return Listing{}, err
+	}
+	return l, nil
+}
+
+// entry returns what the file of a name says, of a deleted volume too.
+func (c *catalogue) entry(name string) (Listing, error) {
 	dir, _, err := c.v.Lookup(root, volumesDir)
 	if err == nil {
 		var file store.Attr
@@ -117,18 +135,41 @@ func (c *catalogue) read(name string, file store.Attr) (Listing, error) {
 }
 
 // add lists a volume. It returns once the entry is on disk and on its way.
-func (c *catalogue) add(l Listing) error { return c.put(l, crdt.RenameNoReplace) }
+func (c *catalogue) add(l Listing) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	mode := crdt.RenameNoReplace
+	if there, err := c.entry(l.Name); err == nil {
+		gone, err := c.deleted(there.ID)
+		if err != nil {
+			return err
+		} else if gone {
+			mode = crdt.RenameReplace
+		}
+	}
+	return c.putLocked(l, mode)
+}
 
-// replace changes what is said of a volume that is listed.
-func (c *catalogue) replace(l Listing) error { return c.put(l, crdt.RenameReplace) }
+// replace changes what is said of a volume that is listed, or else returns
+// store.ErrNoVolume.
+func (c *catalogue) replace(l Listing) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	listed, err := c.find(l.Name)
+	if err == nil && listed.ID != l.ID {
+		err = store.ErrNoVolume
+	}
+	if err != nil {
+		return err
+	}
+	return c.putLocked(l, crdt.RenameReplace)
+}
 
-func (c *catalogue) put(l Listing, mode crdt.RenameMode) error {
+func (c *catalogue) putLocked(l Listing, mode crdt.RenameMode) error {
 	data, err := json.Marshal(listingFile{ID: l.ID.String(), Listing: l})
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	dir, err := c.dir(volumesDir)
 	if err != nil {
 		return err
@@ -245,7 +286,7 @@ func (c *catalogue) remove(l Listing) error {
 	if err := c.unmarkAll(attachedDir, l.ID.String()+"."); err != nil {
 		return err
 	}
-	if named, err := c.find(l.Name); errors.Is(err, store.ErrNoVolume) || err == nil && named.ID != l.ID {
+	if named, err := c.entry(l.Name); errors.Is(err, store.ErrNoVolume) || err == nil && named.ID != l.ID {
 		return c.v.Sync() // another volume has the name
 	} else if err != nil {
 		return err

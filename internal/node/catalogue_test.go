@@ -107,3 +107,39 @@ func TestP6DeletedIDStaysDeleted(t *testing.T) {
 		}
 	}
 }
+
+// P6: what is said of a volume while it is being deleted, here or on a node that
+// does not know of that yet, does not bring it back, and leaves its name free.
+func TestP6ChangeOfDeletedVolume(t *testing.T) {
+	c, db := openCatalogue(t, filepath.Join(t.TempDir(), "state"))
+	defer db.Close()
+	old := Listing{Name: "configs", ID: store.NewVolumeID()}
+	for _, do := range []func(Listing) error{c.add, c.remove} {
+		if err := do(old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.replace(old); !errors.Is(err, store.ErrNoVolume) {
+		t.Errorf("change here: %v", err)
+	}
+	// As a merge has it: an edit beats a delete that did not know of it.
+	if err := c.putLocked(old, crdt.RenameReplace); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := c.find(old.Name); !errors.Is(err, store.ErrNoVolume) {
+		t.Errorf("find the deleted volume: %v, %v", l, err)
+	}
+	if all := names(t, c); len(all) > 0 {
+		t.Errorf("listed: %v", all)
+	}
+	young := Listing{Name: old.Name, ID: store.NewVolumeID()}
+	if err := c.add(young); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.replace(old); !errors.Is(err, store.ErrNoVolume) {
+		t.Errorf("change, when another has the name: %v", err)
+	}
+	if l, err := c.find(old.Name); err != nil || l.ID != young.ID {
+		t.Errorf("a late change of the deleted one: the name is that of %v, %v, not %v", l.ID, err, young.ID)
+	}
+}

@@ -37,6 +37,7 @@ type MountInfo struct {
 	ID       store.VolumeID
 	Dir      string
 	ReadOnly bool
+	Group    *uint32 // as in the request
 	// Stale: no ready peer was reachable within catch-up-timeout, and the
 	// replica, ready once, serves its own data until it has caught up.
 	Stale   bool
@@ -415,6 +416,7 @@ func (m *mount) infoNow() MountInfo {
 	i.ID = m.volume
 	if m.fs != nil {
 		c := m.fs.Conn()
+		i.Group = m.fs.Group()
 		i.Kept, i.Generation, i.Resent, i.Repeated = c.Kept(), c.Generation(), c.Resent(), m.fs.Repeated()
 	}
 	return i

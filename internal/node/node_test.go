@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -513,6 +514,24 @@ func TestDeleteUnlistedByID(t *testing.T) {
 	}
 	if _, err := n.DeleteVolume(t.Context(), store.CatalogueID.String(), true); !errors.Is(err, store.ErrNoVolume) {
 		t.Errorf("delete of the catalogue: %v", err)
+	}
+}
+
+// Who died between the making of a volume and its listing finds it by asking
+// again, with what was asked for: it would else have one replica for ever.
+func TestCreateAgainAfterCrash(t *testing.T) {
+	n := start(t, newCluster(t).config())
+	v, err := n.replica(Listing{Name: "v", ID: store.NewVolumeID()}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"replicas": "2", "ephemeral": "/pod"}
+	if _, err := n.CreateVolume(t.Context(), "v", want); err != nil {
+		t.Fatal(err)
+	}
+	l, err := n.findVolume(t.Context(), "v")
+	if err != nil || l.ID != v.ID() || !maps.Equal(l.Options, want) {
+		t.Errorf("%+v, %v; want %v with %v", l, err, v.ID(), want)
 	}
 }
 

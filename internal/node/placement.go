@@ -16,6 +16,7 @@ import (
 	"github.com/synapsefs/synapsefs/gossip"
 	"github.com/synapsefs/synapsefs/internal/config"
 	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // Placement: a volume with the option replicas is held by so many nodes, mounted
@@ -200,22 +201,18 @@ func (n *Node) hold(l Listing) error {
 // letGo drops a replica that is not needed here, if all that are to hold the
 // volume have what it has.
 func (n *Node) letGo(v *store.Volume, placed []string) error {
-	dropped, err := n.dropSpare(v, func() bool {
-		lacking := map[string]bool{}
-		for _, node := range placed {
-			lacking[node] = true
-		}
-		for _, h := range n.cluster.Holders(v.ID()) {
-			if h.Ready && h.Lag == 0 {
-				delete(lacking, h.Node)
-			}
-		}
-		return len(placed) > 0 && len(lacking) == 0
-	})
+	dropped, err := n.dropSpare(v, func(vector crdt.Vector) bool { return n.allHave(v, vector, placed) })
 	if dropped {
 		n.log.Info("replica is not needed here any more: dropped", "volume", v.Name(), "held-by", placed)
 	}
 	return err
+}
+
+// allHave reports whether each of the nodes, of which there must be one, has a
+// ready replica with what vector says.
+func (n *Node) allHave(v *store.Volume, vector crdt.Vector, nodes []string) bool {
+	have := n.cluster.ReadyWith(v.ID(), vector)
+	return len(nodes) > 0 && !slices.ContainsFunc(nodes, func(node string) bool { return !slices.Contains(have, node) })
 }
 
 // awaitPlaced gives the nodes that are to hold a new volume a moment to do so.

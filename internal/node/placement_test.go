@@ -13,6 +13,7 @@ import (
 	"github.com/synapsefs/synapsefs/gossip"
 	"github.com/synapsefs/synapsefs/internal/fstest"
 	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
 // Who comes or goes moves no more than it must.
@@ -272,7 +273,7 @@ func TestP5SpareReplicaStays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if dropped, err := other.dropSpare(v, func() bool { return false }); dropped || err != nil {
+	if dropped, err := other.dropSpare(v, func(crdt.Vector) bool { return false }); dropped || err != nil {
 		t.Errorf("nobody has it: dropped %v, %v", dropped, err)
 	}
 	m := &mount{id: 1}
@@ -280,8 +281,58 @@ func TestP5SpareReplicaStays(t *testing.T) {
 	other.live[m.id] = m
 	other.mu.Unlock()
 	other.uses(m, info.Listing)
-	if dropped, err := other.dropSpare(v, func() bool { return true }); dropped || err != nil {
+	if dropped, err := other.dropSpare(v, func(crdt.Vector) bool { return true }); dropped || err != nil {
 		t.Errorf("in use: dropped %v, %v", dropped, err)
 	}
 	other.freeID(m)
+}
+
+// A change made here a moment ago, of which the cluster was not told yet, is one
+// that the others lack: the replica stays.
+func TestP5SpareReplicaStaysForLastChange(t *testing.T) {
+	c := newCluster(t)
+	var nodes []*Node
+	for range 2 {
+		var join []string
+		if len(nodes) > 0 {
+			join = []string{nodes[0].cluster.Address()}
+		}
+		cfg := c.config(join...)
+		cfg.PlacementDelay = time.Hour // the test lets go
+		nodes = append(nodes, start(t, cfg))
+	}
+	for _, n := range nodes {
+		fstest.Until(t, time.Minute, "links", func() bool { return len(n.candidates(time.Now())) == len(nodes) })
+	}
+	info, err := nodes[0].CreateVolume(t.Context(), "v", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, placed := nodes[1], []string{nodes[0].cfg.Node}
+	v, err := other.db.CreateReplica(info.ID, "v", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, tell := make(chan struct{}, 1), make(chan struct{})
+	for range 64 { // in no order: one of them before the cluster is told
+		v.OnSeal(func(*store.Batch) {
+			select {
+			case sealed <- struct{}{}:
+			default:
+			}
+			<-tell
+		})
+	}
+	defer close(tell)
+	other.join(v)
+	fstest.Until(t, time.Minute, "both have the volume", func() bool {
+		return v.Ready() && slices.ContainsFunc(other.cluster.Holders(info.ID), func(h gossip.Holder) bool { return h.Ready && h.Lag == 0 })
+	})
+	if _, err := v.Mknod(store.Request{}, root, "f", store.NewNode{Kind: crdt.KindFile, Mode: 0o644}); err != nil {
+		t.Fatal(err)
+	}
+	<-sealed
+	if other.allHave(v, v.Vector(), placed) {
+		t.Error("the only replica with the last change is to be dropped")
+	}
 }

@@ -123,7 +123,7 @@ func (n *Node) makeVolume(name string, options map[string]string) (VolumeInfo, e
 	} else if !errors.Is(err, store.ErrNoVolume) {
 		return VolumeInfo{}, err
 	}
-	if info, found, err := n.relist(name); found || err != nil {
+	if info, found, err := n.relist(name, options); found || err != nil {
 		return info, err
 	}
 	l := Listing{Name: name, ID: store.NewVolumeID(), Options: options, Created: time.Now().UTC(), By: n.cfg.Node}
@@ -367,16 +367,16 @@ func (n *Node) drop(v *store.Volume) error {
 	return errors.Join(errs...)
 }
 
-// dropSpare drops a replica that others have, unless somebody has begun to use
+// dropSpare drops a replica if others have what it has, a vector, unless somebody has begun to use
 // it or to change it. It returns whether it did.
-func (n *Node) dropSpare(v *store.Volume, have func() bool) (bool, error) {
+func (n *Node) dropSpare(v *store.Volume, have func(crdt.Vector) bool) (bool, error) {
 	n.replicas.Lock()
 	defer n.replicas.Unlock()
 	if n.db.Volume(v.ID()) == nil || n.used(v.ID()) {
 		return false, nil
 	}
 	vector := v.Vector()
-	if !settled(v) || !have() {
+	if !settled(v) || !have(vector) {
 		return false, nil
 	}
 	n.cluster.RemoveVolume(v.ID())
