@@ -13,10 +13,10 @@ PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install image manifests demo test test-full torn-full handover-full events-full csi-full suites-full xfstests pjdfstest sim race bench lint generate check clean
+.PHONY: help setup build install image manifests demo test test-full torn-full handover-full events-full csi-full e2e-k8s suites-full xfstests pjdfstest sim race bench lint generate check clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what the tests and the demo need (as root), or say what is missing
 	@scripts/setup
@@ -65,6 +65,12 @@ events-full: setup ## the tests of inotify events at full length, minutes
 
 csi-full: setup ## 200 volumes of a CSI client on three nodes, made, used, moved and deleted in parallel: minutes
 	$(GO) test -count=1 -timeout 60m -v -run 'TestCSIVolumesMove' ./internal/e2e -csi.volumes=200 -csi.parallel=32
+
+# Modules of its own, cached outside of the repository by their go.sum: the first
+# time, building Kubernetes takes ten minutes on two cores.
+e2e-k8s: setup image ## the driver on a real Kubernetes, two nodes on this host, as root; TESTARGS="-run Name"
+	@scripts/setup k8s
+	cd internal/e2e/k8s && export CGO_ENABLED=0 && $(GO) vet ./... && $(GO) test -count=1 -timeout 30m -v $(TESTARGS) ./...
 
 suites-full: setup ## the suites of others at full length, with and without faults of the peers: an hour
 	$(GO) test -count=1 -timeout 0 -v -run 'Suites' ./internal/e2e -suites.full

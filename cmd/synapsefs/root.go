@@ -74,7 +74,7 @@ func newRootCommand(env *environment) *cobra.Command {
 	root.AddCommand(
 		newDaemonCommand(env), newMountCommand(env), newUmountCommand(env), newMountsCommand(env),
 		newStatusCommand(env), newPeersCommand(env), newVolumesCommand(env), newWaitCommand(env),
-		newConflictsCommand(env), newHistoryCommand(env),
+		newConflictsCommand(env), newHistoryCommand(env), newImportCommand(env),
 		newKeysCommand(env), newDemoCommand(env), newVersionCommand(env), newRevealHelperCommand(), newUpgradeCommand(env), newTakeOverCheckCommand(),
 	)
 	return root

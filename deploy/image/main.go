@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/distribution/reference"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
@@ -38,6 +39,10 @@ func main() {
 const program = "usr/local/bin/synapsefs"
 
 func write(binary, arch, tag, out string) error {
+	named, err := reference.ParseNormalizedNamed(tag)
+	if err != nil {
+		return fmt.Errorf("name %q: %w", tag, err)
+	}
 	image, err := build(binary, arch)
 	if err != nil {
 		return err
@@ -53,7 +58,7 @@ func write(binary, arch, tag, out string) error {
 	}
 	err = path.AppendImage(image, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: arch}), layout.WithAnnotations(map[string]string{
 		"org.opencontainers.image.ref.name": tag, // as podman and skopeo know it
-		"io.containerd.image.name":          tag,
+		"io.containerd.image.name":          reference.TagNameOnly(named).String(), // Kubernetes finds it by no other
 	}))
 	if err != nil {
 		return err

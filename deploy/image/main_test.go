@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/v1/layout"
@@ -42,7 +43,7 @@ func TestImage(t *testing.T) {
 	must(t, validate.Index(index))
 	manifest, err := index.IndexManifest()
 	must(t, err)
-	if len(manifest.Manifests) != 1 || manifest.Manifests[0].Platform.Architecture != "arm64" || manifest.Manifests[0].Annotations["io.containerd.image.name"] != "synapsefs:test" {
+	if len(manifest.Manifests) != 1 || manifest.Manifests[0].Platform.Architecture != "arm64" || !strings.HasSuffix(manifest.Manifests[0].Annotations["io.containerd.image.name"], "/library/synapsefs:test") {
 		t.Errorf("%+v", manifest.Manifests)
 	}
 	image, err := index.Image(manifest.Manifests[0].Digest)

@@ -162,3 +162,16 @@ func (e mountEntry) open() (int, error) {
 	}
 	return fd, nil
 }
+
+// InMount reports whether a directory is in a mount of ours, a bind mount of one
+// too.
+func InMount(dir string) (bool, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
+		return false, fmt.Errorf("%s: %w", dir, err)
+	}
+	entries, err := readMountinfo()
+	return slices.ContainsFunc(entries, func(e mountEntry) bool {
+		return e.id == int(st.Mnt_id) && e.fstype == FSType
+	}), err
+}

@@ -71,6 +71,7 @@ func Default() *Config {
 		CatchUpTimeout:   30 * time.Second,
 		PlacementDelay:   5 * time.Minute,
 		Keeper:           true,
+		Passthrough:      true,
 		MaxClockSkew:     5 * time.Second,
 		ReplicaRetention: 7 * 24 * time.Hour,
 		JournalLimit:     256 << 20,

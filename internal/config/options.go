@@ -44,7 +44,7 @@ func (c *Config) options() []Option {
 		{"inline-limit", "files up to this size travel inside the change itself; at most 256KiB", &c.InlineLimit},
 		{"publish-interval", "how often a file that is held open and written in place is published", &c.PublishInterval},
 		{"hold", "how long an unlink or rename away waits for the name to come back", &c.Hold},
-		{"passthrough", "experimental: the kernel reads and writes large and new files itself, by files of the state directory (FUSE passthrough, as root, Linux 6.9; where it cannot, the daemon does); faster, but what was written as the daemon died may be missing on peers", &c.Passthrough},
+		{"passthrough", "the kernel reads and writes large and new files itself, by files of the state directory (FUSE passthrough, as root, Linux 6.9); where it cannot, the daemon does", &c.Passthrough},
 		{"keeper", "mounts outlive the daemon: a small process keeps them, programs wait while none runs, and the next one goes on with them (as root; Linux 6.9)", &c.Keeper},
 		{"catch-up-timeout", "how long a mount of a replica that was ready before waits for a live peer, before it serves its own data, marked stale until it has caught up", &c.CatchUpTimeout},
 		{"placement-delay", "how long a node may be away before the volumes that it is to hold are placed on another, and how long a replica stays that is not needed here any more", &c.PlacementDelay},

@@ -69,6 +69,7 @@ func TestP1CutAndHeal(t *testing.T) {
 		write(t, c.Nodes[2], fmt.Sprintf("cut-off-%d", i), "x")
 	}
 	write(t, c.Nodes[0], "both", "connected")
+	until(t, "the version to be published", shows(c.Nodes[1], "both", "connected"))
 	write(t, c.Nodes[2], "both", "cut off") // later: it wins
 	if err := os.Mkdir(c.Nodes[1].Mount+"/dir", 0o755); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,386 @@
+package box
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Node is one of the cluster's machines.
+type Node struct {
+	Name string
+
+	box    *Box
+	number int
+	images []string
+	init   *exec.Cmd     // its first process
+	off    chan struct{} // closed when that has ended
+}
+
+// nodeVar has a node's number.
+const nodeVar = "SYNAPSEFS_BOX_NODE"
+
+// dir is the node's disk.
+func (n *Node) dir() string { return filepath.Join(n.box.dir, n.Name) }
+
+// Start switches the node on, with the disk that it had.
+func (n *Node) Start(ctx context.Context) error {
+	if err := n.configure(); err != nil {
+		return err
+	}
+	n.init = again(roleNode, unix.CLONE_NEWPID|unix.CLONE_NEWNS|unix.CLONE_NEWNET|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC,
+		nodeVar+"="+strconv.Itoa(n.number))
+	n.init.SysProcAttr.Pdeathsig = 0 // not the thread's matter; the box's end ends it
+	n.init.Stdin = nil
+	cable, err := n.init.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := n.init.Start(); err != nil {
+		return err
+	}
+	n.off = make(chan struct{})
+	go func() { n.init.Wait(); close(n.off) }()
+	if err := n.connect(); err != nil {
+		return err
+	}
+	if err := cable.Close(); err != nil { // the node goes on
+		return err
+	}
+	if err := Until(ctx, time.Minute, n.Name+"'s containerd", func() error {
+		return n.Exec("ctr", "version").Run()
+	}); err != nil {
+		return err
+	}
+	for _, i := range n.images {
+		if out, err := n.Exec("ctr", "-n", "k8s.io", "images", "import", i).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: import %s: %w: %s", n.Name, i, err, out)
+		}
+	}
+	return nil
+}
+
+// connect lays the cable from the box's bridge to that of the node.
+func (n *Node) connect() error {
+	pid, port := strconv.Itoa(n.init.Process.Pid), "port"+strconv.Itoa(n.number)
+	in := "nsenter --net --target " + pid + " "
+	for _, c := range []string{
+		"ip link add " + port + " type veth peer name eth0 netns " + pid,
+		"ip link set " + port + " master " + bridge + " up",
+		in + "ip link set lo up",
+		in + "ip link add " + bridge + " type bridge",
+		in + "ip link set eth0 master " + bridge + " up",
+		in + "ip link set " + bridge + " up",
+		in + "ip addr add " + n.IP() + "/16 dev " + bridge,
+		in + "ip route add default via " + gateway,
+	} {
+		if err := run(strings.Fields(c)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// IP is the node's own address.
+func (n *Node) IP() string { return "10.213.0." + strconv.Itoa(10+n.number) }
+
+// Off switches the node off: everything on it dies at once.
+func (n *Node) Off() {
+	n.init.Process.Kill()
+	<-n.off
+}
+
+// WaitReady returns when the node takes pods.
+func (n *Node) WaitReady(ctx context.Context) error {
+	return Until(ctx, 2*time.Minute, n.Name, func() error {
+		node, err := n.box.Client.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		for _, c := range node.Status.Conditions {
+			if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
+				return errors.New(c.Message)
+			}
+		}
+		return nil
+	})
+}
+
+// Exec is a program run on the node, in all its namespaces.
+func (n *Node) Exec(args ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"--all", "--target", strconv.Itoa(n.init.Process.Pid), "--"}, args...)...)
+}
+
+// Path is how a file of the node is called outside of it.
+func (n *Node) Path(file string) string {
+	return filepath.Join("/proc", strconv.Itoa(n.init.Process.Pid), "root", file)
+}
+
+// Signal sends one to the node's kubelet or containerd, which starts again if it ends.
+func (n *Node) Signal(name string, s os.Signal) error {
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", n.init.Process.Pid))
+	if err != nil {
+		return err
+	}
+	for _, c := range strings.Fields(string(children)) {
+		args, err := os.ReadFile("/proc/" + c + "/cmdline")
+		if err != nil || filepath.Base(strings.Split(string(args), "\x00")[0]) != name {
+			continue
+		}
+		pid, err := strconv.Atoi(c)
+		if err != nil {
+			return err
+		}
+		p, err := os.FindProcess(pid)
+		if err != nil {
+			return err
+		}
+		return p.Signal(s)
+	}
+	return fmt.Errorf("%s: %s does not run", n.Name, name)
+}
+
+// configure writes what the node's programs read.
+func (n *Node) configure() error {
+	name := "system:node:" + n.Name
+	if _, err := n.box.kubeconfig(name, "system:nodes"); err != nil {
+		return err
+	}
+	kubeconfig, err := os.ReadFile(filepath.Join(n.box.dir, name+".kubeconfig"))
+	if err != nil {
+		return err
+	}
+	ca, err := os.ReadFile(n.box.pki.ca())
+	if err != nil {
+		return err
+	}
+	for path, text := range map[string]string{
+		"etc/kubeconfig":                    string(kubeconfig),
+		"etc/ca.crt":                        string(ca),
+		"etc/kubelet.yaml":                  fmt.Sprintf(kubeletConfig, cgroup+"/"+n.Name, dnsIP),
+		"etc/containerd.toml":               fmt.Sprintf(containerdConfig, n.snapshotter()),
+		"etc/cni/10-box.conflist":           fmt.Sprintf(cniConfig, bridge, subnet, n.number, gateway),
+		"etc/sys/vm/panic_on_oom":           "0\n",
+		"etc/sys/vm/overcommit_memory":      "1\n",
+		"etc/sys/kernel/panic":              "10\n",
+		"etc/sys/kernel/panic_on_oops":      "1\n",
+		"etc/sys/kernel/keys/root_maxkeys":  "1000000\n",
+		"etc/sys/kernel/keys/root_maxbytes": "25000000\n",
+	} {
+		path = filepath.Join(n.dir(), path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{"lib", "log"} {
+		if err := os.MkdirAll(filepath.Join(n.dir(), dir), 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// snapshotter: overlayfs does not go on itself, as in a container.
+func (n *Node) snapshotter() string {
+	var st unix.Statfs_t
+	if err := unix.Statfs(n.box.dir, &st); err == nil && st.Type == unix.OVERLAYFS_SUPER_MAGIC {
+		return "native"
+	}
+	return "overlayfs"
+}
+
+const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication: {anonymous: {enabled: false}, x509: {clientCAFile: /run/node/etc/ca.crt}}
+authorization: {mode: Webhook}
+cgroupDriver: cgroupfs
+cgroupRoot: /%s
+clusterDNS: [%s]
+clusterDomain: cluster.local
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+evictionHard: {memory.available: 50Mi, nodefs.available: 1%%, imagefs.available: 1%%, nodefs.inodesFree: 1%%}
+failCgroupV1: false
+failSwapOn: false
+imageGCHighThresholdPercent: 100
+imageGCLowThresholdPercent: 99
+makeIPTablesUtilChains: false
+nodeStatusUpdateFrequency: 5s
+resolvConf: ""
+volumePluginDir: /var/lib/kubelet/volumeplugins
+`
+
+// A process may lower its oom_score_adj only with a capability that root lacks in
+// some virtual machines: hence restrict_oom_score_adj.
+const containerdConfig = `version = 2
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"]
+[grpc]
+address = "/run/containerd/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "` + Busybox + `"
+disable_apparmor = true
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "%s"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "/run/node/etc/cni"
+`
+
+const cniConfig = `{"cniVersion": "0.4.0", "name": "box", "plugins": [{"type": "bridge", "bridge": "%s", "ipam": {
+	"type": "host-local", "ranges": [[{"subnet": "%s", "rangeStart": "10.213.%d.1", "rangeEnd": "10.213.%[3]d.250", "gateway": "%[4]s"}]],
+	"routes": [{"dst": "0.0.0.0/0", "gw": "%[4]s"}]}}]}
+`
+
+// initNode is a node's first process: it makes the machine's directories and
+// cgroups, waits for the network and keeps the node's daemons running.
+func initNode() error {
+	number, dir := os.Getenv(nodeVar), os.Getenv(dirVar)
+	name := "node" + number
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return err
+	}
+	if err := nodeMounts(filepath.Join(dir, name), os.Getenv(binVar), filepath.Join(dir, "log", name)); err != nil {
+		return err
+	}
+	if err := makeCgroups(cgroup + "/" + name); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		return err
+	}
+	ip := "10.213.0." // as Node.IP
+	if n, err := strconv.Atoi(number); err == nil {
+		ip += strconv.Itoa(10 + n)
+	}
+	daemons := map[string][]string{
+		"containerd": {"containerd", "--config=/run/node/etc/containerd.toml", "--log-level=warn"},
+		"kubelet": {"/run/bin/kubelet", "--config=/run/node/etc/kubelet.yaml", "--kubeconfig=/run/node/etc/kubeconfig",
+			"--hostname-override=" + name, "--node-ip=" + ip},
+	}
+	running := map[int]string{}
+	for {
+		for what := range daemons {
+			if err := startDaemon(running, what, daemons[what]); err != nil {
+				return err
+			}
+		}
+		pid, _, err := reap()
+		if err != nil {
+			return err
+		}
+		if _, ours := running[pid]; ours {
+			delete(running, pid)
+			time.Sleep(time.Second) // of a service manager's patience, not of the tests'
+		}
+	}
+}
+
+// startDaemon starts one that does not run.
+func startDaemon(running map[int]string, what string, args []string) error {
+	for _, r := range running {
+		if r == what {
+			return nil
+		}
+	}
+	log, err := create("/var/log/" + what + ".log")
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	path, err := exec.LookPath(args[0])
+	if err != nil {
+		return err
+	}
+	p, err := os.StartProcess(path, args, &os.ProcAttr{
+		Env: []string{"PATH=/run/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, Files: []*os.File{null, log, log},
+		Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return err
+	}
+	running[p.Pid] = what
+	return p.Release()
+}
+
+// nodeMounts gives the node its own /proc, /run, /var/lib and /var/log. Mounts made
+// below are seen by the pods that ask for them: shared, as a service manager has it.
+func nodeMounts(disk, bin, log string) error {
+	if err := ownMounts(); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"); err != nil {
+		return fmt.Errorf("mount /run: %w", err)
+	}
+	binds := [][2]string{{disk, "/run/node"}, {bin, "/run/bin"}, {log, "/var/log"}, {"/run/node/lib", "/var/lib"}}
+	// kubelet sets these, which are no namespace's: let it find them set.
+	for _, s := range []string{"vm/panic_on_oom", "vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops",
+		"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"} {
+		binds = append(binds, [2]string{"/run/node/etc/sys/" + s, "/proc/sys/" + s})
+	}
+	for _, b := range binds {
+		if strings.HasPrefix(b[1], "/run/") {
+			if err := os.MkdirAll(b[1], 0o755); err != nil {
+				return err
+			}
+		}
+		if b[0] == log {
+			if err := os.MkdirAll(log, 0o755); err != nil {
+				return err
+			}
+		}
+		if err := unix.Mount(b[0], b[1], "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("bind %s to %s: %w", b[0], b[1], err)
+		}
+	}
+	return unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "")
+}
+
+// makeCgroups makes the node's cgroup, with all controllers for those below.
+func makeCgroups(path string) error {
+	for _, h := range hierarchies() {
+		dir := h
+		for _, part := range strings.Split(path, "/") {
+			parent := dir
+			dir = filepath.Join(dir, part)
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return err
+			}
+			if controllers, err := os.ReadFile(filepath.Join(parent, "cgroup.controllers")); err == nil {
+				for _, c := range strings.Fields(string(controllers)) {
+					// One that is not to be had is kubelet's to complain of.
+					os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+"+c), 0)
+				}
+			}
+			for _, f := range []string{"cpuset.cpus", "cpuset.mems"} { // v1: empty at first
+				if v, err := os.ReadFile(filepath.Join(parent, f)); err == nil && len(h) > 0 {
+					if err := os.WriteFile(filepath.Join(dir, f), v, 0); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
