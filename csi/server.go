@@ -77,6 +77,10 @@ const callTime = 20 * time.Second
 // closeGrace is how long calls in progress may take when the driver stops.
 const closeGrace = time.Second
 
+// endGrace is how long what was begun for a call may take to end after the call's
+// time. What has not ended then hangs in the kernel.
+const endGrace = 200 * time.Millisecond
+
 // A Driver serves the CSI services of a node.
 type Driver struct {
 	// Fixed by Serve.
@@ -221,7 +225,8 @@ func (d *Driver) findOrGone(ctx context.Context, id string) (v node.VolumeInfo, 
 }
 
 // under runs do when no other call is at work on the volume, and returns when it
-// has ended or ctx has. Then it goes on, and the next call for the volume waits.
+// has ended or, a moment later, ctx has. Then it goes on, and the next call for the
+// volume waits.
 func (d *Driver) under(ctx context.Context, volume string, do func() error) error {
 	unlock, err := d.locks.lock(ctx, volume)
 	if err != nil {
@@ -236,6 +241,11 @@ func (d *Driver) under(ctx context.Context, volume string, do func() error) erro
 	case err := <-done:
 		return err
 	case <-ctx.Done():
+	}
+	select {
+	case err := <-done: // it has heard that, too, and says more
+		return err
+	case <-time.After(endGrace):
 		return fmt.Errorf("volume %s: the kernel does not answer: %w", volume, ctx.Err())
 	}
 }
