@@ -41,7 +41,7 @@ func TestCreateVolumeRefuses(t *testing.T) {
 			r.VolumeCapabilities[0].GetMount().MountFlags = []string{"nfsvers=4"}
 		}, []string{"nfsvers=4"}},
 		"no access mode":   {func(r *spec.CreateVolumeRequest) { r.VolumeCapabilities[0].AccessMode.Mode = 0 }, []string{"access mode"}},
-		"a snapshot":       {func(r *spec.CreateVolumeRequest) { r.VolumeContentSource = &spec.VolumeContentSource{} }, []string{"snapshots"}},
+		"a snapshot":       {func(r *spec.CreateVolumeRequest) { r.VolumeContentSource = &spec.VolumeContentSource{} }, []string{"volume_content_source"}},
 		"another capacity": {func(r *spec.CreateVolumeRequest) { r.CapacityRange = &spec.CapacityRange{RequiredBytes: -1} }, []string{"capacity_range"}},
 	} {
 		r := &spec.CreateVolumeRequest{

@@ -61,6 +61,7 @@ var limits = map[string]time.Duration{
 	spec.Node_NodeUnpublishVolume_FullMethodName:       8 * time.Second,
 	spec.Node_NodeUnstageVolume_FullMethodName:         8 * time.Second,
 	spec.Controller_CreateVolume_FullMethodName:        40 * time.Second,
+	spec.Controller_CreateSnapshot_FullMethodName:      40 * time.Second,
 	spec.Node_NodeGetVolumeStats_FullMethodName:        8 * time.Second,
 	spec.Identity_Probe_FullMethodName:                 time.Second,
 	spec.Node_NodeGetCapabilities_FullMethodName:       time.Second,
@@ -202,6 +203,15 @@ func (d *Driver) find(ctx context.Context, id string) (node.VolumeInfo, error) {
 	if id == "" {
 		return node.VolumeInfo{}, invalid("no volume_id is given")
 	}
+	v, err := d.findAny(ctx, id)
+	if err == nil && isSnapshot(v) {
+		err = fmt.Errorf("volume %q is a snapshot: %w", id, store.ErrNoVolume)
+	}
+	return v, err
+}
+
+// findAny finds snapshots, too.
+func (d *Driver) findAny(ctx context.Context, id string) (node.VolumeInfo, error) {
 	v, err := d.node.FindVolume(ctx, id)
 	if errors.Is(err, node.ErrBadName) {
 		err = fmt.Errorf("volume %q: %w", id, store.ErrNoVolume)

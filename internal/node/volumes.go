@@ -82,7 +82,9 @@ func (n *Node) noCatalogue() error {
 		ErrNoCatalogue, strings.Join(n.cfg.Join, ", "))
 }
 
-// CreateVolume makes a volume whose first replica is here, empty and ready.
+// CreateVolume makes a volume whose first replica is here and ready: empty, or
+// with what the volume shows that the option source names, by its name or id. A
+// copy goes on although ctx ends; the next call for the name waits for it.
 func (n *Node) CreateVolume(ctx context.Context, name string, options map[string]string) (VolumeInfo, error) {
 	ctx, release := n.scope(ctx)
 	defer release()
@@ -97,13 +99,19 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 	if err := checkVolumeName(name); err != nil {
 		return VolumeInfo{}, err
 	}
-	if _, err := ParseOptions(options); err != nil {
-		return VolumeInfo{}, err
-	}
 	if err := n.knowCatalogue(ctx); err != nil {
 		return VolumeInfo{}, err
 	}
-	info, err := n.makeVolume(name, options)
+	options, err := n.checkOptions(ctx, options)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	var info VolumeInfo
+	if from := options["source"]; from == "" {
+		info, err = n.makeVolume(name, options)
+	} else {
+		info, err = n.copyVolume(ctx, name, from, options)
+	}
 	if err != nil {
 		return VolumeInfo{}, err
 	}
@@ -126,12 +134,21 @@ func (n *Node) makeVolume(name string, options map[string]string) (VolumeInfo, e
 	if info, found, err := n.relist(name, options); found || err != nil {
 		return info, err
 	}
-	l := Listing{Name: name, ID: store.NewVolumeID(), Options: options, Created: time.Now().UTC(), By: n.cfg.Node}
+	l := n.newListing(name, options)
 	v, err := n.replica(l, true)
 	if err != nil {
 		return VolumeInfo{}, err
 	}
-	// Listed last: a listed volume has a ready replica, whatever happens.
+	return n.listNew(l, v)
+}
+
+func (n *Node) newListing(name string, options map[string]string) Listing {
+	return Listing{Name: name, ID: store.NewVolumeID(), Options: options, Created: time.Now().UTC(), By: n.cfg.Node}
+}
+
+// listNew lists a volume that was made here. That comes last: a listed volume has a
+// ready replica, whatever happens.
+func (n *Node) listNew(l Listing, v *store.Volume) (VolumeInfo, error) {
 	if err := n.catalogue.add(l); err != nil {
 		if errors.Is(err, crdt.ErrExist) {
 			err = ErrVolumeExists
