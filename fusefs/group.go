@@ -41,7 +41,8 @@ func (g *group) asks(in *fuse.SetAttrIn, was *store.Attr) bool {
 
 // limit takes the set-group-id bit from a mode that is asked for a file, if the
 // file's group is neither that of the mount nor the caller's: the kernel, which
-// asks who may set it, knows that of the mount only.
+// asks who may set it, knows that of the mount only. Nor does it say here who
+// calls if mounts may be idmapped: root is then taken for anybody.
 func (g *group) limit(mode uint32, h *fuse.InHeader, gid uint32) uint32 {
 	if g != nil && h.Uid != 0 && gid != uint32(*g) && gid != h.Gid {
 		mode &^= syscall.S_ISGID

@@ -58,6 +58,7 @@ func (c *Conn) protocolOptions() *fuse.MountOptions {
 		MaxBackground:     min(background, greatestBackground),
 		ExtraCapabilities: capabilities,
 		EnableAcl:         c.opts.ACL,
+		IDMappedMount:     true, // the kernel maps owners; only creations tell us the caller's
 		MaxStackDepth:     1,
 		Logger:            c.opts.Logger,
 		Debug:             c.opts.Debug,
