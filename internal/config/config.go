@@ -44,6 +44,7 @@ type Config struct {
 	PlacementDelay  time.Duration
 	Passthrough     bool
 	Keeper          bool
+	KeeperStart     bool
 	MaxClockSkew    time.Duration
 
 	// What it keeps for those that are away.
@@ -71,6 +72,7 @@ func Default() *Config {
 		CatchUpTimeout:   30 * time.Second,
 		PlacementDelay:   5 * time.Minute,
 		Keeper:           true,
+		KeeperStart:      true,
 		Passthrough:      true,
 		MaxClockSkew:     5 * time.Second,
 		ReplicaRetention: 7 * 24 * time.Hour,

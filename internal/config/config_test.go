@@ -208,7 +208,7 @@ func TestManifests(t *testing.T) {
 		if err := c.Validate(); err != nil {
 			t.Error(err)
 		}
-		if c.CSIEndpoint == "" || len(c.Join) == 0 || !c.Keeper {
+		if c.CSIEndpoint == "" || len(c.Join) == 0 || !c.Keeper || c.KeeperStart {
 			t.Errorf("%+v", c)
 		}
 		return

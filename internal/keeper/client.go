@@ -96,7 +96,8 @@ var errNotMain = errors.New("this program was started to be a keeper and does no
 
 // Start connects to the keeper on socket and starts it first if there is none.
 // argv is a program with arguments that calls Main with Command and its
-// arguments put behind. Many may call it at once; they get the same keeper.
+// arguments put behind; with none, somebody else's keeper is waited for. Many may
+// call it at once; they get the same keeper.
 func Start(ctx context.Context, socket string, argv ...string) (*Client, error) {
 	if os.Getenv(startedEnv) != "" {
 		return nil, errNotMain
@@ -106,18 +107,20 @@ func Start(ctx context.Context, socket string, argv ...string) (*Client, error) 
 		if !errors.Is(err, ErrNoKeeper) {
 			return c, err
 		}
-		cmd := exec.CommandContext(ctx, argv[0], append(argv[1:len(argv):len(argv)], "--socket", socket, "--start")...)
-		cmd.Env = append(os.Environ(), startedEnv+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is not for it
-		if said, err := cmd.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("start the keeper on %s: %w: %s", socket, err, said)
-		}
-		if c, err := Dial(ctx, socket); !errors.Is(err, ErrNoKeeper) {
-			return c, err
+		if len(argv) > 0 {
+			cmd := exec.CommandContext(ctx, argv[0], append(argv[1:len(argv):len(argv)], "--socket", socket, "--start")...)
+			cmd.Env = append(os.Environ(), startedEnv+"=1")
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is not for it
+			if said, err := cmd.CombinedOutput(); err != nil {
+				return nil, fmt.Errorf("start the keeper on %s: %w: %s", socket, err, said)
+			}
+			if c, err := Dial(ctx, socket); !errors.Is(err, ErrNoKeeper) {
+				return c, err
+			}
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, fmt.Errorf("%w: %w", err, ctx.Err())
 		case <-time.After(startInterval):
 		}
 	}

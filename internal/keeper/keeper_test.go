@@ -261,6 +261,33 @@ func TestKeeperStartedOnce(t *testing.T) {
 	give(t, clients[0], "/a")
 }
 
+// Without a program to start, somebody else's keeper is waited for, and none is
+// started.
+func TestKeeperAwaited(t *testing.T) {
+	socket := socketPath(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := keeper.Start(ctx, socket); !errors.Is(err, keeper.ErrNoKeeper) {
+		t.Fatalf("with no keeper: %v", err)
+	}
+	awaited := make(chan error, 1)
+	go func() {
+		c, err := keeper.Start(t.Context(), socket)
+		if err == nil {
+			c.Close()
+		}
+		awaited <- err
+	}()
+	c, err := keeper.Start(t.Context(), socket, "/proc/self/exe", keeper.Command)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := <-awaited; err != nil {
+		t.Error(err)
+	}
+}
+
 // It goes when it is of no use, and leaves room for the next.
 func TestKeeperEnds(t *testing.T) {
 	c, socket := startKeeper(t, "/proc/self/exe", keeper.Command, "--idle", "1ms")

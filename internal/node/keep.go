@@ -54,7 +54,7 @@ type keptMount struct {
 	volume store.VolumeID
 }
 
-// recall starts the keeper, if mounts are to outlive this daemon, and learns
+// recall starts the keeper or finds it, if mounts are to outlive this daemon, and learns
 // from it which have outlived another. The daemon before has then ended.
 func (n *Node) recall(ctx context.Context) ([]keptMount, error) {
 	if !n.cfg.Keeper || os.Geteuid() != 0 { // users' mounts end with their daemon
@@ -62,7 +62,7 @@ func (n *Node) recall(ctx context.Context) ([]keptMount, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, takeOverTime)
 	defer cancel()
-	client, err := keeper.Start(ctx, n.cfg.KeeperSocket(), selfKeeper()...)
+	client, err := n.startKeeper(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +84,14 @@ func (n *Node) recall(ctx context.Context) ([]keptMount, error) {
 		kept = append(kept, k)
 	}
 	return kept, nil
+}
+
+// startKeeper connects to the keeper, which this daemon starts if it is to.
+func (n *Node) startKeeper(ctx context.Context) (*keeper.Client, error) {
+	if !n.cfg.KeeperStart {
+		return keeper.Start(ctx, n.cfg.KeeperSocket())
+	}
+	return keeper.Start(ctx, n.cfg.KeeperSocket(), selfKeeper()...)
 }
 
 // selfKeeper is the command line that makes this program the keeper.
@@ -222,7 +230,7 @@ func removeIfThere(path string) error {
 	return nil
 }
 
-// watchKeeper starts the keeper again when it dies, and gives it the mounts.
+// watchKeeper has another keeper when this one dies, and gives it the mounts.
 func (n *Node) watchKeeper() {
 	for {
 		select {
@@ -244,11 +252,11 @@ func (n *Node) watchKeeper() {
 	}
 }
 
-// renewKeeper starts another keeper, if none runs, and gives it the mounts.
+// renewKeeper starts or finds another keeper and gives it the mounts.
 func (n *Node) renewKeeper(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, takeOverTime)
 	defer cancel()
-	client, err := keeper.Start(ctx, n.cfg.KeeperSocket(), selfKeeper()...)
+	client, err := n.startKeeper(ctx)
 	var known []keeper.Mount
 	if err == nil {
 		known, err = client.Attach(ctx)

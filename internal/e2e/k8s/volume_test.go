@@ -11,6 +11,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/synapsefs/synapsefs/internal/e2e/k8s/box"
 )
 
 // TestK8sShared: a claim is a directory that pods on all nodes share.
@@ -93,19 +95,27 @@ func (s *space) unmounted() {
 	s.t.Helper()
 	for _, n := range s.Nodes {
 		until(s.t, time.Minute, "mounts of pods on "+n.Name+" gone", func() error {
-			table, err := os.ReadFile(n.Path("/proc/1/mountinfo"))
-			if err != nil {
-				return err
+			if m := s.mounts(n); len(m) > 0 {
+				return errors.New(strings.Join(m, "\n"))
 			}
-			for _, line := range strings.Split(string(table), "\n") {
-				if strings.Contains(line, "kubernetes.io~csi") && strings.Contains(line, "/var/lib/kubelet/pods") ||
-					strings.Contains(line, "/globalmount") {
-					err = errors.Join(err, errors.New(line))
-				}
-			}
-			return err
+			return nil
 		})
 	}
+}
+
+// mounts lists what a node has mounted for pods, and staged.
+func (s *space) mounts(n *box.Node) (all []string) {
+	s.t.Helper()
+	table, err := os.ReadFile(n.Path("/proc/1/mountinfo"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(table), "\n") {
+		if strings.Contains(line, "/kubernetes.io~csi/") || strings.Contains(line, "/globalmount") {
+			all = append(all, line)
+		}
+	}
+	return all
 }
 
 // TestK8sScale: a deployment without pods has its data when it has pods again.

@@ -1,6 +1,7 @@
 package box
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,8 +33,8 @@ type Node struct {
 // nodeVar has a node's number.
 const nodeVar = "SYNAPSEFS_BOX_NODE"
 
-// dir is the node's disk.
-func (n *Node) dir() string { return filepath.Join(n.box.dir, n.Name) }
+// Disk is the directory of all that the node keeps when it is off.
+func (n *Node) Disk() string { return filepath.Join(n.box.dir, n.Name) }
 
 // Start switches the node on, with the disk that it had.
 func (n *Node) Start(ctx context.Context) error {
@@ -74,7 +75,7 @@ func (n *Node) Start(ctx context.Context) error {
 
 // connect lays the cable from the box's bridge to that of the node.
 func (n *Node) connect() error {
-	pid, port := strconv.Itoa(n.init.Process.Pid), "port"+strconv.Itoa(n.number)
+	pid, port := strconv.Itoa(n.init.Process.Pid), n.port()
 	in := "nsenter --net --target " + pid + " "
 	for _, c := range []string{
 		"ip link add " + port + " type veth peer name eth0 netns " + pid,
@@ -100,7 +101,11 @@ func (n *Node) IP() string { return "10.213.0." + strconv.Itoa(10+n.number) }
 func (n *Node) Off() {
 	n.init.Process.Kill()
 	<-n.off
+	run("ip", "link", "del", n.port()) // it goes by itself, but later
 }
+
+// port is where the node's cable is in the box's bridge.
+func (n *Node) port() string { return "port" + strconv.Itoa(n.number) }
 
 // WaitReady returns when the node takes pods.
 func (n *Node) WaitReady(ctx context.Context) error {
@@ -130,26 +135,51 @@ func (n *Node) Path(file string) string {
 
 // Signal sends one to the node's kubelet or containerd, which starts again if it ends.
 func (n *Node) Signal(name string, s os.Signal) error {
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", n.init.Process.Pid))
+	pid, err := n.Find(name, "")
 	if err != nil {
 		return err
 	}
-	for _, c := range strings.Fields(string(children)) {
-		args, err := os.ReadFile("/proc/" + c + "/cmdline")
-		if err != nil || filepath.Base(strings.Split(string(args), "\x00")[0]) != name {
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		return err
+	}
+	return p.Signal(s)
+}
+
+// Find returns the process of the node with a program and its first argument; "": any.
+func (n *Node) Find(program, first string) (int, error) {
+	entries, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		text, err := os.ReadFile(e)
+		args := strings.Split(string(text), "\x00")
+		if err != nil || filepath.Base(args[0]) != program || first != "" && (len(args) < 2 || args[1] != first) {
 			continue
 		}
-		pid, err := strconv.Atoi(c)
-		if err != nil {
-			return err
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(e)))
+		if err == nil && descends(pid, n.init.Process.Pid) {
+			return pid, nil
 		}
-		p, err := os.FindProcess(pid)
-		if err != nil {
-			return err
-		}
-		return p.Signal(s)
 	}
-	return fmt.Errorf("%s: %s does not run", n.Name, name)
+	return 0, fmt.Errorf("%s: %s %s does not run", n.Name, program, first)
+}
+
+// descends tells whether a process has another one as an ancestor.
+func descends(pid, from int) bool {
+	for pid > 1 && pid != from {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return false
+		}
+		// Behind the name, which may have anything in it, are state and parent.
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if pid, err = strconv.Atoi(fields[1]); err != nil {
+			return false
+		}
+	}
+	return pid == from
 }
 
 // configure writes what the node's programs read.
@@ -179,7 +209,7 @@ func (n *Node) configure() error {
 		"etc/sys/kernel/keys/root_maxkeys":  "1000000\n",
 		"etc/sys/kernel/keys/root_maxbytes": "25000000\n",
 	} {
-		path = filepath.Join(n.dir(), path)
+		path = filepath.Join(n.Disk(), path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
@@ -188,7 +218,7 @@ func (n *Node) configure() error {
 		}
 	}
 	for _, dir := range []string{"lib", "log"} {
-		if err := os.MkdirAll(filepath.Join(n.dir(), dir), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(n.Disk(), dir), 0o755); err != nil {
 			return err
 		}
 	}
