@@ -144,7 +144,8 @@ func TestDeleteUnknownVolume(t *testing.T) {
 	both := func(id string) (errs []error) {
 		_, err := d.DeleteVolume(d.ctx(), &spec.DeleteVolumeRequest{VolumeId: id})
 		_, err2 := d.ControllerUnpublishVolume(d.ctx(), &spec.ControllerUnpublishVolumeRequest{VolumeId: id, NodeId: "node1"})
-		return []error{err, err2}
+		_, err3 := d.DeleteSnapshot(d.ctx(), &spec.DeleteSnapshotRequest{SnapshotId: id})
+		return []error{err, err2, err3}
 	}
 	for _, id := range []string{deleted, deleted, unknown, "no-id"} {
 		for _, err := range both(id) {

@@ -227,11 +227,17 @@ func (d *Driver) findOrGone(ctx context.Context, id string) (v node.VolumeInfo, 
 	if !errors.Is(err, store.ErrNoVolume) {
 		return v, false, err
 	}
-	gone, err = d.node.IsGone(id)
+	err = d.checkGone(id)
+	return v, err == nil, err
+}
+
+// checkGone refuses to take for gone what is not known here.
+func (d *Driver) checkGone(id string) error {
+	gone, err := d.node.IsGone(id)
 	if err == nil && !gone {
-		err = status.Errorf(codes.Unavailable, "volume %q is not known here, and no peer was heard since the start: it may be elsewhere", id)
+		err = status.Errorf(codes.Unavailable, "%q is not known here, and no peer was heard since the start: it may be elsewhere", id)
 	}
-	return v, gone, err
+	return err
 }
 
 // under runs do when no other call is at work on the volume, and returns when it

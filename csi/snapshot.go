@@ -108,10 +108,13 @@ func (c *controller) snapshot(ctx context.Context, name, from string) (node.Volu
 
 func (c *controller) DeleteSnapshot(ctx context.Context, r *spec.DeleteSnapshotRequest) (*spec.DeleteSnapshotResponse, error) {
 	v, err := c.d.findSnapshot(ctx, r.GetSnapshotId())
-	if err == nil {
+	switch {
+	case err == nil:
 		_, err = c.d.node.DeleteVolume(ctx, v.ID.String(), false)
+	case status.Code(err) == codes.NotFound:
+		err = c.d.checkGone(r.GetSnapshotId())
 	}
-	if err != nil && status.Code(err) != codes.NotFound && !errors.Is(err, store.ErrNoVolume) {
+	if err != nil && !errors.Is(err, store.ErrNoVolume) {
 		return nil, err
 	}
 	return &spec.DeleteSnapshotResponse{}, nil
