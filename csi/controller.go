@@ -32,6 +32,10 @@ var controllerCapabilities = []spec.ControllerServiceCapability_RPC_Type{
 	spec.ControllerServiceCapability_RPC_EXPAND_VOLUME,
 	spec.ControllerServiceCapability_RPC_MODIFY_VOLUME,
 	spec.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+	spec.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+	spec.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
+	spec.ControllerServiceCapability_RPC_GET_SNAPSHOT,
+	spec.ControllerServiceCapability_RPC_CLONE_VOLUME,
 }
 
 func (*controller) ControllerGetCapabilities(context.Context, *spec.ControllerGetCapabilitiesRequest) (*spec.ControllerGetCapabilitiesResponse, error) {
@@ -57,19 +61,23 @@ func (c *controller) CreateVolume(ctx context.Context, r *spec.CreateVolumeReque
 	if err := checkAll(r.GetVolumeCapabilities()); err != nil {
 		return nil, err
 	}
-	if r.GetVolumeContentSource() != nil {
-		return nil, invalid("snapshots and clones are not supported")
-	}
 	options, err := optionsOf(map[string]string{"replicas": defaultReplicas}, r.GetParameters(), r.GetMutableParameters())
 	if err != nil {
 		return nil, err
 	}
-	capacity, err := capacityOf(r.GetCapacityRange(), 0)
+	source, err := c.sourceOf(ctx, r.GetVolumeContentSource())
 	if err != nil {
 		return nil, err
 	}
-	if capacity > 0 {
-		options["capacity"] = strconv.FormatInt(capacity, 10)
+	size := int64(0)
+	if source != nil {
+		options["source"], size = source.ID.String(), volumeOf(*source).CapacityBytes
+	}
+	if size, err = capacityOf(r.GetCapacityRange(), size); err != nil {
+		return nil, err
+	}
+	if size > 0 {
+		options["capacity"] = strconv.FormatInt(size, 10)
 	}
 	v, err := c.d.node.CreateVolume(ctx, volumeName(r.GetName()), options)
 	if errors.Is(err, node.ErrVolumeExists) {
@@ -78,7 +86,9 @@ func (c *controller) CreateVolume(ctx context.Context, r *spec.CreateVolumeReque
 	if err != nil {
 		return nil, err
 	}
-	return &spec.CreateVolumeResponse{Volume: volumeOf(v)}, nil
+	made := volumeOf(v)
+	made.ContentSource = r.GetVolumeContentSource()
+	return &spec.CreateVolumeResponse{Volume: made}, nil
 }
 
 // existing returns a volume of the name that is there, if it is what is asked for.
@@ -103,12 +113,12 @@ func (c *controller) existing(ctx context.Context, r *spec.CreateVolumeRequest, 
 }
 
 func (c *controller) DeleteVolume(ctx context.Context, r *spec.DeleteVolumeRequest) (*spec.DeleteVolumeResponse, error) {
-	v, err := c.d.find(ctx, r.GetVolumeId())
-	if errors.Is(err, store.ErrNoVolume) {
-		return &spec.DeleteVolumeResponse{}, nil
-	}
+	v, gone, err := c.d.findOrGone(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err
+	}
+	if gone {
+		return &spec.DeleteVolumeResponse{}, nil
 	}
 	all, err := c.d.node.Attachments()
 	if err != nil {
@@ -173,12 +183,12 @@ func (c *controller) attach(ctx context.Context, v node.VolumeInfo, to string, m
 }
 
 func (c *controller) ControllerUnpublishVolume(ctx context.Context, r *spec.ControllerUnpublishVolumeRequest) (*spec.ControllerUnpublishVolumeResponse, error) {
-	v, err := c.d.find(ctx, r.GetVolumeId())
-	if errors.Is(err, store.ErrNoVolume) {
-		return &spec.ControllerUnpublishVolumeResponse{}, nil
-	}
+	v, gone, err := c.d.findOrGone(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err
+	}
+	if gone {
+		return &spec.ControllerUnpublishVolumeResponse{}, nil
 	}
 	nodes := []string{r.GetNodeId()}
 	if r.GetNodeId() == "" { // from all
@@ -217,14 +227,29 @@ func (c *controller) ValidateVolumeCapabilities(ctx context.Context, r *spec.Val
 // come and go between two pages.
 const afterName = "after "
 
+// page returns at most so many of the volumes that are asked for, those behind a
+// token, and the token of the next page.
+func page(volumes []node.VolumeInfo, token string, most int32, wanted func(node.VolumeInfo) bool) (some []node.VolumeInfo, next string, err error) {
+	after, ok := strings.CutPrefix(token, afterName)
+	switch {
+	case token != "" && !ok:
+		return nil, "", status.Errorf(codes.Aborted, "starting_token %q is none of ours: begin anew", token)
+	case most < 0:
+		return nil, "", invalid("max_entries is negative")
+	}
+	for _, v := range volumes {
+		if v.Name <= after || v.Created.IsZero() || !wanted(v) { // without a time it is no volume of the catalogue
+			continue
+		}
+		if most > 0 && len(some) == int(most) {
+			return some, afterName + some[most-1].Name, nil
+		}
+		some = append(some, v)
+	}
+	return some, "", nil
+}
+
 func (c *controller) ListVolumes(ctx context.Context, r *spec.ListVolumesRequest) (*spec.ListVolumesResponse, error) {
-	after, ok := strings.CutPrefix(r.GetStartingToken(), afterName)
-	if r.GetStartingToken() != "" && !ok {
-		return nil, status.Errorf(codes.Aborted, "starting_token %q is none of ours: begin anew", r.GetStartingToken())
-	}
-	if r.GetMaxEntries() < 0 {
-		return nil, invalid("max_entries is negative")
-	}
 	volumes, err := c.d.node.ListVolumes(ctx)
 	if err != nil {
 		return nil, err
@@ -233,18 +258,15 @@ func (c *controller) ListVolumes(ctx context.Context, r *spec.ListVolumesRequest
 	if err != nil {
 		return nil, err
 	}
-	reply := &spec.ListVolumesResponse{}
-	last := ""
-	for _, v := range volumes {
+	some, next, err := page(volumes, r.GetStartingToken(), r.GetMaxEntries(), func(v node.VolumeInfo) bool {
 		o, _ := node.ParseOptions(v.Options)
-		if v.Name <= after || v.Created.IsZero() || o.Ephemeral != "" { // no volume of the catalogue, or not for all
-			continue
-		}
-		if n := int(r.GetMaxEntries()); n > 0 && len(reply.Entries) == n {
-			reply.NextToken = afterName + last
-			break
-		}
-		last = v.Name
+		return o.Ephemeral == "" && !o.Snapshot
+	})
+	if err != nil {
+		return nil, err
+	}
+	reply := &spec.ListVolumesResponse{NextToken: next}
+	for _, v := range some {
 		reply.Entries = append(reply.Entries, &spec.ListVolumesResponse_Entry{
 			Volume: volumeOf(v),
 			Status: &spec.ListVolumesResponse_VolumeStatus{PublishedNodeIds: slices.Sorted(maps.Keys(attached[v.ID]))},

@@ -2,12 +2,19 @@ package csi_test
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
+
+	"github.com/synapsefs/synapsefs/internal/fstest"
+	"github.com/synapsefs/synapsefs/internal/keys"
+	"github.com/synapsefs/synapsefs/internal/node"
+	"github.com/synapsefs/synapsefs/internal/playground"
 )
 
 // What cannot be had is refused when the volume is made, and the error says which
@@ -34,7 +41,7 @@ func TestCreateVolumeRefuses(t *testing.T) {
 			r.VolumeCapabilities[0].GetMount().MountFlags = []string{"nfsvers=4"}
 		}, []string{"nfsvers=4"}},
 		"no access mode":   {func(r *spec.CreateVolumeRequest) { r.VolumeCapabilities[0].AccessMode.Mode = 0 }, []string{"access mode"}},
-		"a snapshot":       {func(r *spec.CreateVolumeRequest) { r.VolumeContentSource = &spec.VolumeContentSource{} }, []string{"snapshots"}},
+		"a snapshot":       {func(r *spec.CreateVolumeRequest) { r.VolumeContentSource = &spec.VolumeContentSource{} }, []string{"volume_content_source"}},
 		"another capacity": {func(r *spec.CreateVolumeRequest) { r.CapacityRange = &spec.CapacityRange{RequiredBytes: -1} }, []string{"capacity_range"}},
 	} {
 		r := &spec.CreateVolumeRequest{
@@ -123,5 +130,56 @@ func TestListVolumesInPages(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// What this node cannot know yet it does not call gone: nobody would ask again, and
+// the volume would stay for ever.
+func TestDeleteUnknownVolume(t *testing.T) {
+	dir := shortDir(t)
+	cfg := newConfig(t, dir)
+	d := &driver{dir: filepath.Join(dir, "kubelet"), socket: filepath.Join(dir, "csi.sock"), t: t}
+	d.start(cfg, nil)
+	deleted, unknown := d.create("v"), "00112233445566778899aabbccddeeff"
+	both := func(id string) (errs []error) {
+		_, err := d.DeleteVolume(d.ctx(), &spec.DeleteVolumeRequest{VolumeId: id})
+		_, err2 := d.ControllerUnpublishVolume(d.ctx(), &spec.ControllerUnpublishVolumeRequest{VolumeId: id, NodeId: "node1"})
+		return []error{err, err2}
+	}
+	for _, id := range []string{deleted, deleted, unknown, "no-id"} {
+		for _, err := range both(id) {
+			must(t, err)
+		}
+	}
+
+	other := *cfg
+	other.Node, other.Keys, other.StateDir = "node2", filepath.Join(dir, "keys2"), filepath.Join(dir, "state2")
+	other.AdminSocket, other.Join = filepath.Join(dir, "admin2.sock"), []string{cfg.Bind}
+	must(t, keys.Issue(filepath.Join(dir, "ca"), other.Keys, other.Node))
+	for _, addr := range []*string{&other.Bind, &other.ReplicaBind} {
+		var err error
+		*addr, err = playground.FreeAddress()
+		must(t, err)
+	}
+	n, err := node.Start(t.Context(), &other, logger(t))
+	must(t, err)
+	fstest.Until(t, 30*time.Second, "the other node to know the cluster", func() bool { return d.node.Knows("node2") })
+	fstest.Until(t, 30*time.Second, "this node to have what the other has", func() bool {
+		gone, err := d.node.IsGone(unknown)
+		return gone && err == nil
+	})
+	must(t, n.Close())
+	for _, id := range []string{deleted, unknown} { // it has what the other had
+		for _, err := range both(id) {
+			must(t, err)
+		}
+	}
+	d.stopped()
+	d.start(cfg, nil) // now it may have missed something
+	for _, err := range both(deleted) {
+		must(t, err)
+	}
+	for _, err := range both(unknown) {
+		expectCode(t, "a volume of which this node may not have heard", err, codes.Unavailable)
 	}
 }

@@ -15,7 +15,9 @@
 //	NodeUnstageVolume        takes the mount away; the replica stays as placement wants it
 //
 // A volume's id is that of the catalogue, or, for volumes that were made by hand,
-// its name. A volume that is not in the catalogue is NOT_FOUND, never a new one.
+// its name. A volume that is not in the catalogue is NOT_FOUND, never a new one. What
+// is to be undone for one is done then; but UNAVAILABLE while this node, which has
+// peers, has heard none since its start: one of them may know the volume.
 //
 // # What is kept
 //
@@ -26,7 +28,7 @@
 // # Locks
 //
 // Calls that change the table of mounts for one volume follow each other; those of
-// other volumes do not wait for them. Catching up, which may take long, is outside
-// of that. Each call is bounded in time: one whose work hangs in the kernel answers
+// other volumes do not wait for them. Staging, which may take long to catch up, has a
+// lock for each path instead. Each call is bounded in time: one whose work hangs in the kernel answers
 // DEADLINE_EXCEEDED, and the next one for that volume ABORTED.
 package csi

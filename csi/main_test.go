@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,6 +51,8 @@ type driver struct {
 	socket  string
 	t       *testing.T
 	stopped func()
+
+	closeDriver func() // alone; stopped does it, too
 }
 
 // newConfig is that of a node below dir, alone in its cluster. Its mounts end with
@@ -145,6 +148,7 @@ func (d *driver) start(cfg *config.Config, wrap func(csi.Node) csi.Node) {
 		d.t.Fatal(err)
 	}
 	d.IdentityClient, d.ControllerClient, d.NodeClient = spec.NewIdentityClient(conn), spec.NewControllerClient(conn), spec.NewNodeClient(conn)
+	d.closeDriver = sync.OnceFunc(driver.Close)
 	running := true
 	d.stopped = func() {
 		if !running {
@@ -152,7 +156,7 @@ func (d *driver) start(cfg *config.Config, wrap func(csi.Node) csi.Node) {
 		}
 		running = false
 		conn.Close()
-		driver.Close()
+		d.closeDriver()
 		clear(d.t, d.dir) // or each mount would be awaited for its copies
 		if err := n.Close(); err != nil {
 			d.t.Error(err)

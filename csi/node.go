@@ -57,10 +57,13 @@ func (s *nodeServer) NodeStageVolume(ctx context.Context, r *spec.NodeStageVolum
 	if err != nil {
 		return nil, err
 	}
-	err = s.d.mount(ctx, v, node.MountRequest{
-		Dir:      r.GetStagingTargetPath(),
-		ReadOnly: a.readOnly || readsOnly(a.mode) || r.GetPublishContext()[readOnlyKey] == "true",
-		Flags:    a.flags,
+	// A lock of its own: it may take long to catch up, and nobody needs to wait for that.
+	err = s.d.under(ctx, "staged at "+r.GetStagingTargetPath(), func() error {
+		return s.d.mount(ctx, v, node.MountRequest{
+			Dir:      r.GetStagingTargetPath(),
+			ReadOnly: a.readOnly || readsOnly(a.mode) || r.GetPublishContext()[readOnlyKey] == "true",
+			Flags:    a.flags,
+		})
 	})
 	if err != nil {
 		return nil, err

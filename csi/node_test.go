@@ -17,6 +17,7 @@ import (
 
 	"github.com/synapsefs/synapsefs/csi"
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/internal/node"
 )
 
 func expectCode(t *testing.T, what string, err error, want codes.Code, words ...string) {
@@ -372,6 +373,45 @@ func TestStuckVolume(t *testing.T) {
 	close(s.let)
 	must(t, d.unpublish(bad, "stuck")) // when it goes on, it is as if nothing had been
 	must(t, d.unstage(bad))
+}
+
+// hung hangs where the kernel might, outside of a lock.
+type hung struct {
+	csi.Node
+	arrived, let chan struct{}
+}
+
+func (h *hung) Mount(ctx context.Context, r node.MountRequest) (node.MountInfo, error) {
+	close(h.arrived)
+	<-h.let
+	return node.MountInfo{}, ctx.Err()
+}
+
+// A call that hangs keeps no driver from being closed: the mounts would not be
+// handed over.
+func TestCloseWithHungCall(t *testing.T) {
+	dir := shortDir(t)
+	d := &driver{dir: filepath.Join(dir, "kubelet"), socket: filepath.Join(dir, "csi.sock"), t: t}
+	h := &hung{arrived: make(chan struct{}), let: make(chan struct{})}
+	d.start(newConfig(t, dir), func(n csi.Node) csi.Node { h.Node = n; return h })
+	v, done := d.create("v"), make(chan error, 1)
+	go func() { done <- d.stage(v) }()
+	<-h.arrived
+	closed := make(chan struct{})
+	go func() {
+		d.closeDriver()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Error("it is not closed")
+	}
+	close(h.let)
+	<-closed
+	if err := <-done; err == nil {
+		t.Error("it is staged")
+	}
 }
 
 // A second pod of a volume that is for one is refused; the first may come again.

@@ -12,17 +12,12 @@ import (
 // notAdvertised is what the suite may skip, as it says it: the driver does not say
 // that it can.
 var notAdvertised = map[string]bool{
-	"ControllerGetVolumeHealth not supported":  true,
-	"ControllerListVolumeHealth not supported": true,
-	"CreateSnapshot not supported":             true,
-	"DeleteSnapshot not supported":             true,
-	"GetSnapshot not supported":                true,
-	"ListSnapshots not supported":              true,
-	"Snapshot not supported":                   true,
-	"Volume Cloning not supported":             true,
-	"GroupControllerService not supported":     true,
-	"NodeGetStorageHealth not supported":       true,
-	"testnodevolumeattachlimit not enabled":    true, // there is no limit
+	"SNAPSHOT_ACCESSIBILITY_CONSTRAINTS not supported": true,
+	"ControllerGetVolumeHealth not supported":          true,
+	"ControllerListVolumeHealth not supported":         true,
+	"GroupControllerService not supported":             true,
+	"NodeGetStorageHealth not supported":               true,
+	"testnodevolumeattachlimit not enabled":            true, // there is no limit
 }
 
 // The suite of the Kubernetes project, against the driver with real mounts. What

@@ -32,6 +32,7 @@ type Node interface {
 	CreateVolume(ctx context.Context, name string, options map[string]string) (node.VolumeInfo, error)
 	DeleteVolume(ctx context.Context, volume string, force bool) (node.VolumeInfo, error)
 	FindVolume(ctx context.Context, volume string) (node.VolumeInfo, error)
+	IsGone(volume string) (bool, error)
 	ListVolumes(ctx context.Context) ([]node.VolumeInfo, error)
 	SetOptions(ctx context.Context, volume string, change map[string]string) (node.VolumeInfo, error)
 	Ephemerals() ([]node.Listing, error)
@@ -60,6 +61,7 @@ var limits = map[string]time.Duration{
 	spec.Node_NodeUnpublishVolume_FullMethodName:       8 * time.Second,
 	spec.Node_NodeUnstageVolume_FullMethodName:         8 * time.Second,
 	spec.Controller_CreateVolume_FullMethodName:        40 * time.Second,
+	spec.Controller_CreateSnapshot_FullMethodName:      40 * time.Second,
 	spec.Node_NodeGetVolumeStats_FullMethodName:        8 * time.Second,
 	spec.Identity_Probe_FullMethodName:                 time.Second,
 	spec.Node_NodeGetCapabilities_FullMethodName:       time.Second,
@@ -75,6 +77,10 @@ const callTime = 20 * time.Second
 
 // closeGrace is how long calls in progress may take when the driver stops.
 const closeGrace = time.Second
+
+// endGrace is how long what was begun for a call may take to end after the call's
+// time. What has not ended then hangs in the kernel.
+const endGrace = 200 * time.Millisecond
 
 // A Driver serves the CSI services of a node.
 type Driver struct {
@@ -197,6 +203,15 @@ func (d *Driver) find(ctx context.Context, id string) (node.VolumeInfo, error) {
 	if id == "" {
 		return node.VolumeInfo{}, invalid("no volume_id is given")
 	}
+	v, err := d.findAny(ctx, id)
+	if err == nil && isSnapshot(v) {
+		err = fmt.Errorf("volume %q is a snapshot: %w", id, store.ErrNoVolume)
+	}
+	return v, err
+}
+
+// findAny finds snapshots, too.
+func (d *Driver) findAny(ctx context.Context, id string) (node.VolumeInfo, error) {
 	v, err := d.node.FindVolume(ctx, id)
 	if errors.Is(err, node.ErrBadName) {
 		err = fmt.Errorf("volume %q: %w", id, store.ErrNoVolume)
@@ -204,8 +219,24 @@ func (d *Driver) find(ctx context.Context, id string) (node.VolumeInfo, error) {
 	return v, err
 }
 
+// findOrGone is find for what undoes something: gone says that there is no such
+// volume. Where the cluster may know one that this node does not, yet, the call is
+// to come again: it would never, and what it was to undo would stay.
+func (d *Driver) findOrGone(ctx context.Context, id string) (v node.VolumeInfo, gone bool, err error) {
+	v, err = d.find(ctx, id)
+	if !errors.Is(err, store.ErrNoVolume) {
+		return v, false, err
+	}
+	gone, err = d.node.IsGone(id)
+	if err == nil && !gone {
+		err = status.Errorf(codes.Unavailable, "volume %q is not known here, and no peer was heard since the start: it may be elsewhere", id)
+	}
+	return v, gone, err
+}
+
 // under runs do when no other call is at work on the volume, and returns when it
-// has ended or ctx has. Then it goes on, and the next call for the volume waits.
+// has ended or, a moment later, ctx has. Then it goes on, and the next call for the
+// volume waits.
 func (d *Driver) under(ctx context.Context, volume string, do func() error) error {
 	unlock, err := d.locks.lock(ctx, volume)
 	if err != nil {
@@ -220,6 +251,11 @@ func (d *Driver) under(ctx context.Context, volume string, do func() error) erro
 	case err := <-done:
 		return err
 	case <-ctx.Done():
+	}
+	select {
+	case err := <-done: // it has heard that, too, and says more
+		return err
+	case <-time.After(endGrace):
 		return fmt.Errorf("volume %s: the kernel does not answer: %w", volume, ctx.Err())
 	}
 }

@@ -18,12 +18,15 @@ import (
 // the connection, which takes it away before it serves anything; after a kill
 // there is none. Lost or torn, it costs the asking.
 //
-// It holds, little-endian, the connection's epoch, how many daemons it had, the
-// nodes (node id, inode, mode, uid, gid, flags), and the SHA-256 of all that.
+// It holds, little-endian, its format, the connection's epoch, how many daemons it
+// had, the nodes (node id, inode, mode, uid, gid, flags), and the SHA-256 of all
+// that. The next daemon may be a newer program or, after a step back, an older one:
+// what another format says it asks the kernel.
 const KnownSuffix = ".known"
 
 const (
-	knownHeader = 2 * 8
+	knownFormat = 0x31_6e776f6e6b // "known1"; the digit grows with each change
+	knownHeader = 3 * 8
 	knownRecord = 2*8 + 4*4
 
 	// Flags of a node.
@@ -120,7 +123,7 @@ func (s *shown) expectNodes(n int) {
 func encodeKnown(epoch, generation uint64, told []toldNode) []byte {
 	order := binary.LittleEndian
 	b := make([]byte, 0, knownHeader+knownRecord*len(told)+sha256.Size)
-	b = order.AppendUint64(order.AppendUint64(b, epoch), generation)
+	b = order.AppendUint64(order.AppendUint64(order.AppendUint64(b, knownFormat), epoch), generation)
 	for _, t := range told {
 		b = order.AppendUint64(order.AppendUint64(b, uint64(t.node)), uint64(t.ino))
 		b = order.AppendUint32(order.AppendUint32(order.AppendUint32(b, t.mode), t.uid), t.gid)
@@ -142,10 +145,10 @@ func encodeKnown(epoch, generation uint64, told []toldNode) []byte {
 func decodeKnown(b []byte, epoch, generation uint64) ([]toldNode, bool) {
 	order := binary.LittleEndian
 	end := len(b) - sha256.Size
-	if end < knownHeader || sha256.Sum256(b[:end]) != [sha256.Size]byte(b[end:]) {
+	if end < knownHeader || (end-knownHeader)%knownRecord != 0 || sha256.Sum256(b[:end]) != [sha256.Size]byte(b[end:]) {
 		return nil, false
 	}
-	if order.Uint64(b) != epoch || order.Uint64(b[8:]) != generation {
+	if order.Uint64(b) != knownFormat || order.Uint64(b[8:]) != epoch || order.Uint64(b[16:]) != generation {
 		return nil, false
 	}
 	told := make([]toldNode, 0, end/knownRecord)

@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"reflect"
 	"testing"
 )
@@ -38,5 +39,14 @@ func TestP9KnownNodesAreReadAsTheyWereWritten(t *testing.T) {
 		flipped[n] ^= 1 << (n % 8)
 		refused("flipped", flipped, epoch, generation)
 	}
+	resum := func(b []byte) []byte { // whole, as another program writes it
+		sum := sha256.Sum256(b)
+		return append(bytes.Clone(b), sum[:]...)
+	}
+	body := whole[:len(whole)-sha256.Size]
+	refused("with longer records", resum(append(bytes.Clone(body), make([]byte, 8)...)), epoch, generation)
+	other := bytes.Clone(body)
+	other[0]++
+	refused("of another format", resum(other), epoch, generation)
 	refused("two", append(bytes.Clone(whole), whole...), epoch, generation)
 }

@@ -87,7 +87,7 @@ func newKeysIssueCommand(env *environment) *cobra.Command {
 }
 
 func runKeysIssue(env *environment, dir, out, node string) error {
-	if err := config.CheckLabel(node); err != nil {
+	if err := config.CheckNode(node); err != nil {
 		return usageError{fmt.Errorf("node: %w", err)}
 	}
 	if err := keys.Issue(dir, out, node); err != nil {

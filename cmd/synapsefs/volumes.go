@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
 	"time"
 
@@ -42,12 +43,18 @@ func newVolumesListCommand(env *environment) *cobra.Command {
 
 func newVolumesCreateCommand(env *environment) *cobra.Command {
 	var options map[string]string
+	var from string
+	var snapshot bool
 	cmd := &cobra.Command{
 		Use:   "create VOLUME",
-		Short: "Make a volume",
+		Short: "Make a volume, empty or as a copy",
 		Long: "Make an empty volume, with its first replica on this host. Its name is a DNS label.\n" +
 			"A volume of a free name that this host holds and the catalogue does not list is\n" +
 			"listed again instead, with what is in it.\n\n" +
+			"With --from it is a copy of what another volume shows on this host at one moment,\n" +
+			"without history and conflicts; files that are open are as they were last closed.\n" +
+			"Large content is shared on disk. With --snapshot nobody can write it: to go back\n" +
+			"to a snapshot, make a volume from it.\n\n" +
 			"Options of a volume, the same on all hosts:\n" +
 			"  history=10          how many old versions of a file are kept\n" +
 			"  history-age=720h    how long they are kept after they were replaced or deleted\n" +
@@ -55,9 +62,21 @@ func newVolumesCreateCommand(env *environment) *cobra.Command {
 			"  replicas=3          how many hosts hold it, mounted or not; by default those that mount it\n" + exitHelp,
 		Args: exactly("VOLUME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return runVolumesCreate(cmd.Context(), env, args[0], options)
+			all := maps.Clone(options)
+			if all == nil {
+				all = map[string]string{}
+			}
+			if from != "" {
+				all["source"] = from
+			}
+			if snapshot {
+				all["snapshot"] = "true"
+			}
+			return runVolumesCreate(cmd.Context(), env, args[0], all)
 		},
 	}
+	cmd.Flags().StringVar(&from, "from", "", "the `VOLUME` that it is to be a copy of")
+	cmd.Flags().BoolVar(&snapshot, "snapshot", false, "nobody may write it (with --from)")
 	cmd.Flags().StringToStringVar(&options, "option", nil, "an option of the volume, KEY=VALUE; may be repeated")
 	return cmd
 }

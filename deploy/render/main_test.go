@@ -13,6 +13,7 @@ import (
 	policy "k8s.io/api/policy/v1"
 	rbac "k8s.io/api/rbac/v1"
 	storage "k8s.io/api/storage/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -49,6 +50,17 @@ var kinds = map[string]func() any{
 	"rbac.authorization.k8s.io/v1/ClusterRoleBinding": func() any { return &rbac.ClusterRoleBinding{} },
 	"storage.k8s.io/v1/CSIDriver":                     func() any { return &storage.CSIDriver{} },
 	"storage.k8s.io/v1/StorageClass":                  func() any { return &storage.StorageClass{} },
+	"snapshot.storage.k8s.io/v1/VolumeSnapshotClass":  func() any { return &snapshotClass{} },
+}
+
+// snapshotClass is what that type of the external snapshotter, which is in no
+// library of ours, has.
+type snapshotClass struct {
+	meta.TypeMeta   `json:",inline"`
+	meta.ObjectMeta `json:"metadata"`
+	Driver          string            `json:"driver"`
+	DeletionPolicy  string            `json:"deletionPolicy"`
+	Parameters      map[string]string `json:"parameters"`
 }
 
 type object struct {
@@ -102,7 +114,7 @@ func podsOf(all []any) map[string]*core.PodTemplateSpec {
 // Each object is one that an API server of the libraries' version takes, with what
 // the promises need.
 func TestObjects(t *testing.T) {
-	text, err := render("../chart", map[string]any{"founder": "node-a", "sidecars": map[string]any{"registry": "example.com/"}})
+	text, err := render("../chart", map[string]any{"founder": "node-a", "snapshots": true, "sidecars": map[string]any{"registry": "example.com/"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -118,6 +118,23 @@ func CheckLabel(name string) error {
 	return nil
 }
 
+// maxNode is the longest name of a node: that of a certificate.
+const maxNode = 64
+
+// CheckNode says what keeps a name from being a node's: DNS labels with dots
+// between, as the full name of a host.
+func CheckNode(name string) error {
+	for label := range strings.SplitSeq(name, ".") {
+		if err := CheckLabel(label); err != nil {
+			return fmt.Errorf("node name %q: %w", name, err)
+		}
+	}
+	if len(name) > maxNode {
+		return fmt.Errorf("node name %q has %d characters, more than the %d that a certificate can have", name, len(name), maxNode)
+	}
+	return nil
+}
+
 // Validate says everything that is wrong with the configuration.
 func (c *Config) Validate() error {
 	var problems []error
@@ -126,7 +143,7 @@ func (c *Config) Validate() error {
 			problems = append(problems, fmt.Errorf("%s: %w", key, err))
 		}
 	}
-	reject("node", CheckLabel(c.Node))
+	reject("node", CheckNode(c.Node))
 	reject("cluster", CheckLabel(c.Cluster))
 	reject("state-dir", absolute(c.StateDir))
 	reject("keys", absolute(c.Keys))
@@ -140,7 +157,7 @@ func (c *Config) Validate() error {
 		reject("join", joinAddress(a))
 	}
 	if c.Founder != "" {
-		reject("founder", CheckLabel(c.Founder))
+		reject("founder", CheckNode(c.Founder))
 	}
 	reject("advertise", plainHost(c.Advertise))
 	reject("inline-limit", within(c.InlineLimit, 0, maxInline))

@@ -88,6 +88,8 @@ func TestLoadRefuses(t *testing.T) {
 		{name: "too large", args: []string{"--inline-limit=1MiB"}, want: "not between 0 and 256KiB"},
 		{name: "node", args: []string{"--node=Node_1"}, want: "no DNS label"},
 		{name: "long node", args: []string{"--node=" + strings.Repeat("n", 64)}, want: "at most 63"},
+		{name: "longer node", args: []string{"--node=" + strings.Repeat("n.", 32) + "n"}, want: "more than the 64"},
+		{name: "node with nothing between dots", args: []string{"--node=a..b"}, want: "empty"},
 		{name: "relative", args: []string{"--state-dir=x"}, want: "not an absolute path"},
 		{name: "long socket", args: []string{"--admin-socket=/" + strings.Repeat("s", 120)}, want: "at most 107"},
 		{name: "bind", args: []string{"--bind=7946"}, want: "not ADDRESS:PORT"},

@@ -29,7 +29,7 @@ func (o Option) Default() string { return o.value() }
 // options lists what can be configured: the only list.
 func (c *Config) options() []Option {
 	return []Option{
-		{"node", "name of this node, a DNS label, unique in the cluster (default: the host's name)", &c.Node},
+		{"node", "name of this node, a host name, unique in the cluster (default: the host's name)", &c.Node},
 		{"cluster", "name of the cluster; nodes of another one are refused", &c.Cluster},
 		{"state-dir", "directory of the journal, the state and the contents; of one daemon only, and bound to its key: a daemon with another node's keys does not start on it", &c.StateDir},
 		{"keys", "directory with the cluster's CA certificate, this node's certificate and key, and the gossip keyring", &c.Keys},

@@ -18,14 +18,16 @@ import (
 var (
 	ErrBadName      = errors.New("bad argument")
 	ErrVolumeExists = errors.New("volume exists")
-	ErrTwoVolumes   = errors.New("two volumes have that name")
-	ErrVolumeBusy   = errors.New("volume is mounted on this node")
-	ErrNoCatalogue  = errors.New("this node does not know the cluster's volumes yet: it has met no member that does")
-	ErrNoPeer       = errors.New("no live peer holds the volume: nobody but this host is known to have what it has; see synapsefs peers")
-	ErrRunning      = errors.New("a daemon is running already")
-	ErrUnknownPeer  = errors.New("no replica of such a node is known")
-	ErrPeerHere     = errors.New("the node is a member: stop it first")
-	ErrStopping     = errors.New("the daemon is stopping")
+	// ErrSnapshot: only a copy of it can be written.
+	ErrSnapshot    = errors.New("it is a snapshot: mount it read-only, or make a volume of it (volumes create NAME --from SNAPSHOT)")
+	ErrTwoVolumes  = errors.New("two volumes have that name")
+	ErrVolumeBusy  = errors.New("volume is mounted on this node")
+	ErrNoCatalogue = errors.New("this node does not know the cluster's volumes yet: it has met no member that does")
+	ErrNoPeer      = errors.New("no live peer holds the volume: nobody but this host is known to have what it has; see synapsefs peers")
+	ErrRunning     = errors.New("a daemon is running already")
+	ErrUnknownPeer = errors.New("no replica of such a node is known")
+	ErrPeerHere    = errors.New("the node is a member: stop it first")
+	ErrStopping    = errors.New("the daemon is stopping")
 )
 
 // statusCodes says as what an error goes over gRPC: the only table.
@@ -52,6 +54,7 @@ var statusCodes = []struct {
 	{ErrUnknownPeer, codes.NotFound},
 	{kernel.ErrMountpointMissing, codes.NotFound},
 	{ErrVolumeExists, codes.AlreadyExists},
+	{ErrSnapshot, codes.FailedPrecondition},
 	{kernel.ErrMounted, codes.AlreadyExists},
 	{kernel.ErrNotLikeThat, codes.AlreadyExists},
 	{ErrTwoVolumes, codes.FailedPrecondition},

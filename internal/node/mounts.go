@@ -193,6 +193,9 @@ func (n *Node) volumeFor(ctx context.Context, m *mount, r MountRequest) (*store.
 	} else if err != nil {
 		return nil, err
 	}
+	if o, _ := ParseOptions(l.Options); o.Snapshot && !r.ReadOnly {
+		return nil, ErrSnapshot
+	}
 	n.uses(m, l)
 	return n.replica(l, false)
 }
@@ -204,7 +207,7 @@ func (n *Node) uses(m *mount, l Listing) {
 	m.volume, m.info.Volume = l.ID, l.Name
 }
 
-// used reports whether a volume is mounted here, is being mounted, or was
+// used reports whether a volume is mounted here, is being mounted or copied, or was
 // detached and is still in use.
 func (n *Node) used(id store.VolumeID) bool {
 	n.mu.Lock()
@@ -214,12 +217,17 @@ func (n *Node) used(id store.VolumeID) bool {
 			return true
 		}
 	}
-	return false
+	return n.copies.from[id] > 0
 }
 
 // Remount changes whether a mount is read-only, and its flags.
 func (n *Node) Remount(dir string, readOnly bool, flags kernel.Flags) (MountInfo, error) {
 	m, err := n.mountAt(filepath.Clean(dir))
+	if err == nil && !readOnly {
+		if l, e := n.byID(m.volume.String()); e == nil && l.Options["snapshot"] != "" {
+			err = ErrSnapshot
+		}
+	}
 	if err != nil {
 		return MountInfo{}, fmt.Errorf("remount %s: %w", dir, err)
 	}

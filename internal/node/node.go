@@ -45,6 +45,7 @@ type Node struct {
 
 	clocks    clocks
 	placement placement
+	copies    copies
 	looked    atomic.Bool // for members with a newer catalogue, once, in vain
 
 	// creations keeps a volume that is made here from being found unlisted.
@@ -343,7 +344,8 @@ func (n *Node) reconcileLoop() {
 // that merely went missing drops nothing (P11).
 func (n *Node) reconcile() error {
 	var errs []error
-	for _, v := range n.db.Volumes() {
+	replicas := n.db.Volumes()
+	for _, v := range replicas {
 		gone, err := n.catalogue.deleted(v.ID())
 		if err == nil && gone {
 			n.log.Info("volume was deleted", "volume", v.Name(), "id", v.ID())
@@ -358,6 +360,7 @@ func (n *Node) reconcile() error {
 		return errors.Join(append(errs, err)...)
 	}
 	n.limit(listed)
+	errs = append(errs, n.dropHalfCopies(replicas, listed))
 	leaving, err := n.catalogue.marks(leavingDir)
 	if err == nil {
 		n.placement.follow(listed, leaving)

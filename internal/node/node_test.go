@@ -535,6 +535,25 @@ func TestCreateAgainAfterCrash(t *testing.T) {
 	}
 }
 
+// P6: who had found a volume before it was deleted makes no replica of it any more,
+// which nobody would drop.
+func TestP6NoReplicaOfDeletedVolume(t *testing.T) {
+	n := start(t, newCluster(t).config())
+	info, err := n.CreateVolume(t.Context(), "v", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.DeleteVolume(t.Context(), "v", false); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := n.replica(info.Listing, false); !errors.Is(err, store.ErrNoVolume) {
+		t.Errorf("made: %v, %v", v != nil, err)
+	}
+	if n.db.Volume(info.ID) != nil {
+		t.Error("there is a replica")
+	}
+}
+
 func TestToStatus(t *testing.T) {
 	for _, row := range statusCodes {
 		err := toStatus(fmt.Errorf("do something: %w", row.err))

@@ -26,6 +26,10 @@ type Options struct {
 	Capacity int64
 	// Namespaces whose pods may mount the volume inline.
 	Namespaces []string
+	// Source is the volume that it was made a copy of; the zero id of any other.
+	Source store.VolumeID
+	// Snapshot volumes are copies that nobody writes.
+	Snapshot bool
 	// Ephemeral is the directory of the pod that the volume was made for, on the
 	// node that made it; "" of any other volume.
 	Ephemeral string
@@ -71,11 +75,22 @@ var volumeOptions = map[string]func(o *Options, value string) error{
 		}
 		return nil
 	},
+	"source": func(o *Options, value string) (err error) {
+		o.Source, err = store.ParseVolumeID(value)
+		return err
+	},
+	"snapshot": func(o *Options, value string) (err error) {
+		o.Snapshot, err = strconv.ParseBool(value)
+		return err
+	},
 	"ephemeral": func(o *Options, value string) error {
 		o.Ephemeral = value
 		return nil
 	},
 }
+
+// lasting are the options that say what a volume is, from its creation on.
+var lasting = []string{"ephemeral", "snapshot", "source"}
 
 func natural(value string) (int, error) {
 	n, err := strconv.Atoi(value)
@@ -148,6 +163,9 @@ func (n *Node) setOptions(ctx context.Context, name string, change map[string]st
 		options = map[string]string{}
 	}
 	for key, value := range change {
+		if slices.Contains(lasting, key) && value != options[key] {
+			return Listing{}, fmt.Errorf("%w: volume option %s is set when the volume is made", ErrBadName, key)
+		}
 		if options[key] = value; value == "" {
 			delete(options, key)
 		}

@@ -190,11 +190,13 @@ func (n *Node) hold(l Listing) error {
 	if !n.hasSource(l.ID) {
 		return nil
 	}
-	if gone, err := n.catalogue.deleted(l.ID); err != nil || gone {
-		return err
-	}
-	n.log.Info("placed here", "volume", l.Name)
 	_, err := n.replica(l, false)
+	if errors.Is(err, store.ErrNoVolume) {
+		return nil // deleted
+	}
+	if err == nil {
+		n.log.Info("placed here", "volume", l.Name)
+	}
 	return err
 }
 
@@ -277,7 +279,7 @@ func (p *Placed) problem() string {
 func (n *Node) Drain(ctx context.Context, node string, undo bool) error {
 	ctx, release := n.scope(ctx)
 	defer release()
-	err := config.CheckLabel(node)
+	err := config.CheckNode(node)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrBadName, err)
 	} else if err = n.knowCatalogue(ctx); err == nil && !undo && !n.Knows(node) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/synapsefs/synapsefs/gossip"
 	"github.com/synapsefs/synapsefs/internal/fstest"
+	"github.com/synapsefs/synapsefs/internal/keys"
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -334,5 +335,103 @@ func TestP5SpareReplicaStaysForLastChange(t *testing.T) {
 	<-sealed
 	if other.allHave(v, v.Vector(), placed) {
 		t.Error("the only replica with the last change is to be dropped")
+	}
+}
+
+// A node of Kubernetes may be called as its host is, in full.
+func TestNodesWithDots(t *testing.T) {
+	c := newCluster(t)
+	var nodes []*Node
+	for _, name := range []string{"ip-10-0-0-1.ec2.internal", "ip-10-0-0-2.ec2.internal"} {
+		var join []string
+		if len(nodes) > 0 {
+			join = []string{nodes[0].cluster.Address()}
+		}
+		cfg := c.config(join...)
+		cfg.Node, cfg.PlacementDelay = name, 0
+		if err := keys.Issue(filepath.Join(c.dir, "ca"), cfg.Keys+name, name); err != nil {
+			t.Fatal(err)
+		}
+		cfg.Keys += name
+		nodes = append(nodes, start(t, cfg))
+	}
+	for _, n := range nodes {
+		fstest.Until(t, time.Minute, "links", func() bool { return len(n.candidates(time.Now())) == len(nodes) })
+	}
+	info, err := nodes[0].CreateVolume(t.Context(), "v", map[string]string{"replicas": "2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fstest.Until(t, time.Minute, "both hold it", func() bool { return len(holding(nodes, info.ID)) == 2 })
+	second := nodes[1].cfg.Node
+	if err := nodes[0].Attach(t.Context(), info.ID, second, Attachment{Mode: "any"}); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := nodes[0].Attachments(); err != nil || len(all[info.ID]) != 1 || all[info.ID][second].Mode != "any" {
+		t.Errorf("attachments %v, %v", all, err)
+	}
+	if err := nodes[0].Drain(t.Context(), second, false); err != nil {
+		t.Fatal(err)
+	}
+	fstest.Until(t, time.Minute, "it leaves", func() bool { return nodes[1].placement.isLeaving(second) })
+}
+
+// P6: a node that was away, and changed a volume meanwhile that the others had
+// deleted, brings neither the volume nor its name back.
+func TestP6ChangedWhileAway(t *testing.T) {
+	c := newCluster(t)
+	nodes := placing(t, c, 2)
+	linked := func() {
+		t.Helper()
+		for _, n := range nodes {
+			fstest.Until(t, time.Minute, "links", n.linkedBothWays)
+		}
+	}
+	linked()
+	old, err := nodes[0].CreateVolume(t.Context(), "v", map[string]string{"replicas": "2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fstest.Until(t, time.Minute, "both hold it", func() bool { return len(holding(nodes, old.ID)) == 2 })
+
+	again := func(i int) {
+		t.Helper()
+		nodes[i] = start(t, nodes[i].cfg)
+	}
+	if err := nodes[1].Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nodes[0].DeleteVolume(t.Context(), "v", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes[0].Close(); err != nil {
+		t.Fatal(err)
+	}
+	again(1)
+	if _, err := nodes[1].SetOptions(t.Context(), "v", map[string]string{"replicas": "1"}); err != nil {
+		t.Fatal(err)
+	}
+	again(0)
+	linked()
+	for _, n := range nodes {
+		fstest.Until(t, time.Minute, "its replica to go", func() bool { return n.db.Volume(old.ID) == nil })
+		for _, name := range []string{"v", old.ID.String()} {
+			if i, err := n.FindVolume(t.Context(), name); !errors.Is(err, store.ErrNoVolume) {
+				t.Errorf("%s finds %s: %+v, %v", n.cfg.Node, name, i, err)
+			}
+		}
+	}
+	young, err := nodes[0].CreateVolume(t.Context(), "v", map[string]string{"replicas": "2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fstest.Until(t, time.Minute, "both hold the new one", func() bool { return len(holding(nodes, young.ID)) == 2 })
+	for _, n := range nodes {
+		if i, err := n.FindVolume(t.Context(), "v"); err != nil || i.ID != young.ID || i.ID == old.ID {
+			t.Errorf("%s finds %+v, %v; want %v", n.cfg.Node, i, err, young.ID)
+		}
+		if len(holding([]*Node{n}, old.ID)) != 0 {
+			t.Errorf("%s holds the deleted one", n.cfg.Node)
+		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 // A replica is unlisted if its volume is not in the catalogue and was not
 // deleted: another volume of its name was created where nobody knew of it, as
 // by a cluster that is founded anew, or the node that created it died before it
-// could list it.
+// could list it. One that is not ready is none: it holds nothing of its own.
 
 // unlisted returns a replica of this node of that name that is unlisted, or nil.
 func (n *Node) unlisted(name string) (*store.Volume, error) {
@@ -20,7 +20,7 @@ func (n *Node) unlisted(name string) (*store.Volume, error) {
 		return nil, err
 	}
 	for _, v := range n.db.Volumes() {
-		if v.Name() != name || v.ID() == listed.ID || v.ID() == store.CatalogueID {
+		if v.Name() != name || v.ID() == listed.ID || v.ID() == store.CatalogueID || !v.Ready() {
 			continue
 		}
 		if gone, err := n.catalogue.deleted(v.ID()); err != nil || !gone {

@@ -82,7 +82,9 @@ func (n *Node) noCatalogue() error {
 		ErrNoCatalogue, strings.Join(n.cfg.Join, ", "))
 }
 
-// CreateVolume makes a volume whose first replica is here, empty and ready.
+// CreateVolume makes a volume whose first replica is here and ready: empty, or
+// with what the volume shows that the option source names, by its name or id. A
+// copy goes on although ctx ends; the next call for the name waits for it.
 func (n *Node) CreateVolume(ctx context.Context, name string, options map[string]string) (VolumeInfo, error) {
 	ctx, release := n.scope(ctx)
 	defer release()
@@ -97,13 +99,19 @@ func (n *Node) createVolume(ctx context.Context, name string, options map[string
 	if err := checkVolumeName(name); err != nil {
 		return VolumeInfo{}, err
 	}
-	if _, err := ParseOptions(options); err != nil {
-		return VolumeInfo{}, err
-	}
 	if err := n.knowCatalogue(ctx); err != nil {
 		return VolumeInfo{}, err
 	}
-	info, err := n.makeVolume(name, options)
+	options, err := n.checkOptions(ctx, options)
+	if err != nil {
+		return VolumeInfo{}, err
+	}
+	var info VolumeInfo
+	if from := options["source"]; from == "" {
+		info, err = n.makeVolume(name, options)
+	} else {
+		info, err = n.copyVolume(ctx, name, from, options)
+	}
 	if err != nil {
 		return VolumeInfo{}, err
 	}
@@ -126,12 +134,21 @@ func (n *Node) makeVolume(name string, options map[string]string) (VolumeInfo, e
 	if info, found, err := n.relist(name, options); found || err != nil {
 		return info, err
 	}
-	l := Listing{Name: name, ID: store.NewVolumeID(), Options: options, Created: time.Now().UTC(), By: n.cfg.Node}
+	l := n.newListing(name, options)
 	v, err := n.replica(l, true)
 	if err != nil {
 		return VolumeInfo{}, err
 	}
-	// Listed last: a listed volume has a ready replica, whatever happens.
+	return n.listNew(l, v)
+}
+
+func (n *Node) newListing(name string, options map[string]string) Listing {
+	return Listing{Name: name, ID: store.NewVolumeID(), Options: options, Created: time.Now().UTC(), By: n.cfg.Node}
+}
+
+// listNew lists a volume that was made here. That comes last: a listed volume has a
+// ready replica, whatever happens.
+func (n *Node) listNew(l Listing, v *store.Volume) (VolumeInfo, error) {
 	if err := n.catalogue.add(l); err != nil {
 		if errors.Is(err, crdt.ErrExist) {
 			err = ErrVolumeExists
@@ -184,6 +201,19 @@ func (n *Node) FindVolume(ctx context.Context, name string) (VolumeInfo, error) 
 		return VolumeInfo{}, fmt.Errorf("find volume %q: %w", name, err)
 	}
 	return n.infoOfVolume(l), nil
+}
+
+// IsGone reports whether a volume that FindVolume does not find is known not to be:
+// it was deleted, or this node has heard since its start what a peer knows. Else
+// it may have been made where nobody has told this node of it yet.
+func (n *Node) IsGone(volume string) (bool, error) {
+	if id, err := store.ParseVolumeID(volume); err == nil {
+		if gone, err := n.catalogue.deleted(id); gone || err != nil {
+			return gone, err
+		}
+	}
+	known := func(p gossip.PeerStatus) bool { return p.State != gossip.StateRefused }
+	return !slices.ContainsFunc(n.cluster.Peers(), known) || n.caughtUp(context.Background(), n.catalogue.v, 0), nil
 }
 
 // findVolume returns the listing of a volume, by its name or its id; the error for one that is not
@@ -328,13 +358,22 @@ func (n *Node) infoAmong(l Listing, nodes []string) VolumeInfo {
 	return i
 }
 
-// replica returns this node's replica of a volume, made if need be. Only the
-// call that creates the volume may say that it is ready.
+// replica returns this node's replica of a volume, made if need be, and
+// store.ErrNoVolume if it was deleted meanwhile: who deletes it here has marked it
+// before he drops what there is. Only the call that creates the volume may say that
+// it is ready.
 func (n *Node) replica(l Listing, ready bool) (*store.Volume, error) {
 	n.replicas.Lock()
 	defer n.replicas.Unlock()
 	if v := n.db.Volume(l.ID); v != nil {
 		return v, nil
+	}
+	gone, err := n.catalogue.deleted(l.ID)
+	if err == nil && gone {
+		err = store.ErrNoVolume
+	}
+	if err != nil {
+		return nil, err
 	}
 	v, err := n.db.CreateReplica(l.ID, l.Name, ready)
 	if err != nil {
