@@ -53,11 +53,7 @@ var installed = sync.OnceValues(func() (*box.Box, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
+	dir := box.Dir()
 
 	// Images of the names that the manifests have.
 	images := map[string]string{loadImage: box.Program("load")}

@@ -42,7 +42,7 @@ type Box struct {
 // Start brings up a cluster with so many nodes, and returns when all are ready. It
 // is to be called inside of Main, once. Images are archives that all nodes load.
 func Start(ctx context.Context, nodes int, images ...string) (*Box, error) {
-	b := &Box{dir: os.Getenv(dirVar), bin: os.Getenv(binVar)}
+	b := &Box{dir: Dir(), bin: os.Getenv(binVar)}
 	if b.dir == "" {
 		return nil, errors.New("box: Start outside of Main")
 	}
@@ -136,6 +136,9 @@ func (b *Box) control(ctx context.Context) error {
 	}
 	return b.daemon("kube-scheduler", "--kubeconfig="+b.Kubeconfig(), "--leader-elect=false", "--profiling=false")
 }
+
+// Dir is a directory that goes with the box.
+func Dir() string { return os.Getenv(dirVar) }
 
 // Kubeconfig is the file with which one is the cluster's administrator.
 func (b *Box) Kubeconfig() string { return filepath.Join(b.dir, "admin.kubeconfig") }

@@ -32,7 +32,7 @@ var (
 // Program is the path of one that was built for the box: of Kubernetes and its
 // sidecars, or a package of this module.
 func Program(name string) string {
-	own := filepath.Join(os.Getenv(dirVar), "bin", name)
+	own := filepath.Join(Dir(), "bin", name)
 	if _, err := os.Stat(own); err == nil {
 		return own
 	}
