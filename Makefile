@@ -70,7 +70,7 @@ csi-full: setup ## 200 volumes of a CSI client on three nodes, made, used, moved
 # time, building Kubernetes takes ten minutes on two cores.
 e2e-k8s: setup image ## the driver on a real Kubernetes, two nodes on this host, as root; TESTARGS="-run Name"
 	@scripts/setup k8s
-	cd internal/e2e/k8s && export CGO_ENABLED=0 && $(GO) vet ./... && $(GO) test -count=1 -timeout 30m -v $(TESTARGS) ./...
+	cd internal/e2e/k8s && export CGO_ENABLED=0 && $(GO) vet ./... && $(GO) test -count=1 -timeout 30m -v $(TESTARGS) .
 
 suites-full: setup ## the suites of others at full length, with and without faults of the peers: an hour
 	$(GO) test -count=1 -timeout 0 -v -run 'Suites' ./internal/e2e -suites.full

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -22,6 +23,9 @@ func NewVolumeID() (id VolumeID) {
 }
 
 func (id VolumeID) String() string { return hex.EncodeToString(id[:]) }
+
+// LogValue is for package log/slog, whose JSON would list the bytes.
+func (id VolumeID) LogValue() slog.Value { return slog.StringValue(id.String()) }
 
 // ParseVolumeID reads what String wrote.
 func ParseVolumeID(s string) (id VolumeID, err error) {

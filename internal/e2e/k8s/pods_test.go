@@ -55,11 +55,17 @@ func (s *space) kubectl(args ...string) string {
 // claim makes a PersistentVolumeClaim.
 func (s *space) claim(name string, mode corev1.PersistentVolumeAccessMode) {
 	s.t.Helper()
+	s.claimOf(name, mode, nil)
+}
+
+// claimOf makes one that begins as a copy.
+func (s *space) claimOf(name string, mode corev1.PersistentVolumeAccessMode, of *corev1.TypedLocalObjectReference) {
+	s.t.Helper()
 	class := "synapsefs"
 	_, err := s.Client.CoreV1().PersistentVolumeClaims(s.name).Create(s.t.Context(), &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PersistentVolumeClaimSpec{
-			AccessModes: []corev1.PersistentVolumeAccessMode{mode}, StorageClassName: &class,
+			AccessModes: []corev1.PersistentVolumeAccessMode{mode}, StorageClassName: &class, DataSource: of,
 			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
 		},
 	}, metav1.CreateOptions{})

@@ -163,3 +163,17 @@ func TestK8sScale(t *testing.T) {
 		}
 	}
 }
+
+// TestK8sClone: a claim may begin as a copy of another one.
+func TestK8sClone(t *testing.T) {
+	s := newSpace(t, "clone")
+	s.claim("data", corev1.ReadWriteMany)
+	s.run(podOn("node1", "of", claimed("data", false)))
+	s.sh("of", "echo then >/data/file")
+	s.claimOf("copy", corev1.ReadWriteMany, &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "data"})
+	s.run(podOn("node2", "copied", claimed("copy", false)))
+	s.sh("of", "echo now >/data/file")
+	s.shows("copied", "/data/file", "then")
+	s.sh("copied", "echo own >/data/file")
+	s.shows("of", "/data/file", "now")
+}

@@ -69,7 +69,7 @@ func Start(ctx context.Context, nodes int, images ...string) (*Box, error) {
 		return nil, err
 	}
 	for i := range nodes {
-		n := &Node{Name: fmt.Sprintf("node%d", i+1), box: b, number: i + 1, images: images}
+		n := &Node{Name: nodeName(i + 1), box: b, number: i + 1, images: images}
 		b.Nodes = append(b.Nodes, n)
 		if err := n.Start(ctx); err != nil {
 			return nil, err

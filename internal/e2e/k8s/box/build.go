@@ -24,8 +24,6 @@ var (
 		csiModules + "external-attacher/v4/cmd/csi-attacher",
 		csiModules + "external-provisioner/v6/cmd/csi-provisioner",
 		csiModules + "external-resizer/v2/cmd/csi-resizer",
-		csiModules + "external-snapshotter/v8/cmd/csi-snapshotter",
-		csiModules + "external-snapshotter/v8/cmd/snapshot-controller",
 	}
 )
 

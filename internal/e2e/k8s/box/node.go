@@ -5,13 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -95,7 +93,11 @@ func (n *Node) connect() error {
 }
 
 // IP is the node's own address.
-func (n *Node) IP() string { return "10.213.0." + strconv.Itoa(10+n.number) }
+func (n *Node) IP() string { return nodeIP(n.number) }
+
+func nodeName(number int) string { return "node" + strconv.Itoa(number) }
+
+func nodeIP(number int) string { return "10.213.0." + strconv.Itoa(10+number) }
 
 // Off switches the node off: everything on it dies at once.
 func (n *Node) Off() {
@@ -217,12 +219,7 @@ func (n *Node) configure() error {
 			return err
 		}
 	}
-	for _, dir := range []string{"lib", "log"} {
-		if err := os.MkdirAll(filepath.Join(n.Disk(), dir), 0o755); err != nil {
-			return err
-		}
-	}
-	return nil
+	return os.MkdirAll(filepath.Join(n.Disk(), "lib"), 0o755)
 }
 
 // snapshotter: overlayfs does not go on itself, as in a container.
@@ -277,140 +274,3 @@ const cniConfig = `{"cniVersion": "0.4.0", "name": "box", "plugins": [{"type": "
 	"type": "host-local", "ranges": [[{"subnet": "%s", "rangeStart": "10.213.%d.1", "rangeEnd": "10.213.%[3]d.250", "gateway": "%[4]s"}]],
 	"routes": [{"dst": "0.0.0.0/0", "gw": "%[4]s"}]}}]}
 `
-
-// initNode is a node's first process: it makes the machine's directories and
-// cgroups, waits for the network and keeps the node's daemons running.
-func initNode() error {
-	number, dir := os.Getenv(nodeVar), os.Getenv(dirVar)
-	name := "node" + number
-	if err := unix.Sethostname([]byte(name)); err != nil {
-		return err
-	}
-	if err := nodeMounts(filepath.Join(dir, name), os.Getenv(binVar), filepath.Join(dir, "log", name)); err != nil {
-		return err
-	}
-	if err := makeCgroups(cgroup + "/" + name); err != nil {
-		return err
-	}
-	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
-		return err
-	}
-	ip := "10.213.0." // as Node.IP
-	if n, err := strconv.Atoi(number); err == nil {
-		ip += strconv.Itoa(10 + n)
-	}
-	daemons := map[string][]string{
-		"containerd": {"containerd", "--config=/run/node/etc/containerd.toml", "--log-level=warn"},
-		"kubelet": {"/run/bin/kubelet", "--config=/run/node/etc/kubelet.yaml", "--kubeconfig=/run/node/etc/kubeconfig",
-			"--hostname-override=" + name, "--node-ip=" + ip},
-	}
-	running := map[int]string{}
-	for {
-		for what := range daemons {
-			if err := startDaemon(running, what, daemons[what]); err != nil {
-				return err
-			}
-		}
-		pid, _, err := reap()
-		if err != nil {
-			return err
-		}
-		if _, ours := running[pid]; ours {
-			delete(running, pid)
-			time.Sleep(time.Second) // of a service manager's patience, not of the tests'
-		}
-	}
-}
-
-// startDaemon starts one that does not run.
-func startDaemon(running map[int]string, what string, args []string) error {
-	for _, r := range running {
-		if r == what {
-			return nil
-		}
-	}
-	log, err := create("/var/log/" + what + ".log")
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
-	path, err := exec.LookPath(args[0])
-	if err != nil {
-		return err
-	}
-	p, err := os.StartProcess(path, args, &os.ProcAttr{
-		Env: []string{"PATH=/run/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, Files: []*os.File{null, log, log},
-		Sys: &syscall.SysProcAttr{Setsid: true},
-	})
-	if err != nil {
-		return err
-	}
-	running[p.Pid] = what
-	return p.Release()
-}
-
-// nodeMounts gives the node its own /proc, /run, /var/lib and /var/log. Mounts made
-// below are seen by the pods that ask for them: shared, as a service manager has it.
-func nodeMounts(disk, bin, log string) error {
-	if err := ownMounts(); err != nil {
-		return err
-	}
-	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"); err != nil {
-		return fmt.Errorf("mount /run: %w", err)
-	}
-	binds := [][2]string{{disk, "/run/node"}, {bin, "/run/bin"}, {log, "/var/log"}, {"/run/node/lib", "/var/lib"}}
-	// kubelet sets these, which are no namespace's: let it find them set.
-	for _, s := range []string{"vm/panic_on_oom", "vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops",
-		"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"} {
-		binds = append(binds, [2]string{"/run/node/etc/sys/" + s, "/proc/sys/" + s})
-	}
-	for _, b := range binds {
-		if strings.HasPrefix(b[1], "/run/") {
-			if err := os.MkdirAll(b[1], 0o755); err != nil {
-				return err
-			}
-		}
-		if b[0] == log {
-			if err := os.MkdirAll(log, 0o755); err != nil {
-				return err
-			}
-		}
-		if err := unix.Mount(b[0], b[1], "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("bind %s to %s: %w", b[0], b[1], err)
-		}
-	}
-	return unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "")
-}
-
-// makeCgroups makes the node's cgroup, with all controllers for those below.
-func makeCgroups(path string) error {
-	for _, h := range hierarchies() {
-		dir := h
-		for _, part := range strings.Split(path, "/") {
-			parent := dir
-			dir = filepath.Join(dir, part)
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				return err
-			}
-			if controllers, err := os.ReadFile(filepath.Join(parent, "cgroup.controllers")); err == nil {
-				for _, c := range strings.Fields(string(controllers)) {
-					// One that is not to be had is kubelet's to complain of.
-					os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+"+c), 0)
-				}
-			}
-			for _, f := range []string{"cpuset.cpus", "cpuset.mems"} { // v1: empty at first
-				if v, err := os.ReadFile(filepath.Join(parent, f)); err == nil && len(h) > 0 {
-					if err := os.WriteFile(filepath.Join(dir, f), v, 0); err != nil {
-						return err
-					}
-				}
-			}
-		}
-	}
-	return nil
-}
