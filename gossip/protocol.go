@@ -103,6 +103,7 @@ type replica struct {
 	saving   bool // becoming ready
 	caughtUp bool // with a live ready peer since the replica was opened
 	staging  bool // a snapshot is being taken
+	lost     bool // nobody has a content that a batch wants
 	forked   bool // a peer has other ops under its id: it must begin anew
 
 	collected store.Collected

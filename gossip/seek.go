@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -23,7 +24,7 @@ func (p *Protocol) seek(v *replica) {
 	if v.staging {
 		return
 	}
-	if p.anew(v) {
+	if p.anew(v) || p.passOver(v) {
 		return
 	}
 	held := v.held()
@@ -49,6 +50,24 @@ func (p *Protocol) seek(v *replica) {
 	v.pull = &pull{peer: ps.name, since: held, deadline: p.now.Add(pullTimeout)}
 	v.later(v.pull.deadline)
 	p.send(ps, Pull{Volume: v.id, Vector: held, MaxBytes: p.limits.PullBytes})
+}
+
+// passOver takes a snapshot if nobody has what a batch wants. What was overwritten
+// since is then only history, and holds up nothing; else the snapshot fails like
+// the batch, and says so.
+func (p *Protocol) passOver(v *replica) bool {
+	if !v.lost || len(v.merging) > 0 || v.retryAfter.After(p.now) {
+		return false
+	}
+	reached := v.reached.Clone()
+	reached[v.self] = crdt.VectorEntry{Seq: math.MaxUint64}
+	ps, h := p.source(v, reached)
+	if ps == nil || !h.ready {
+		return false
+	}
+	v.lost, v.staging = false, true
+	p.do(TakeSnapshot{Volume: v.id, Peer: ps.name})
+	return true
 }
 
 // held is what need not be pulled: what is here, and all of this replica's own.
@@ -211,7 +230,12 @@ type fetch struct {
 	active  bool
 	retryAt time.Time
 	delay   time.Duration
+	absent  int // how often in a row nobody had it
 }
+
+// absentOften is how often that is to be so before it is believed: who has it may
+// be away for a moment.
+const absentOften = 3
 
 // fetch asks for the content that waiting batches want, a few at a time.
 func (p *Protocol) fetch(v *replica) {
@@ -285,7 +309,15 @@ func (e ContentArrived) step(p *Protocol) {
 		if e.Err != nil {
 			f.delay = min(max(2*f.delay, 5*leastBackoff), mostBackoff)
 			f.retryAt = p.now.Add(f.delay)
-			p.report("", v.id, fmt.Errorf("fetch content: %w", e.Err))
+			if f.absent++; !errors.Is(e.Err, ErrAbsent) {
+				f.absent = 0
+			}
+			err := e.Err
+			if f.absent >= absentOften {
+				v.lost = true
+				err = fmt.Errorf("%w; later changes wait until its file is overwritten or removed, or a node has it again", err)
+			}
+			p.report("", v.id, err)
 		} else {
 			delete(v.fetches, e.Hash)
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/synapsefs/synapsefs/internal/wire"
 	"github.com/synapsefs/synapsefs/store"
+	"github.com/synapsefs/synapsefs/store/content"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
@@ -294,8 +295,12 @@ func (s *replicaServer) Fetch(r *wire.FetchRequest, stream grpc.ServerStreamingS
 			b, err = db.Content().Block(h)
 			ok = err == nil
 			if err != nil {
-				s.cluster.log.Debug("serve block", "err", err)
-				err = nil // a rotten or missing block: another peer may have it
+				if missing := new(content.MissingBlockError); errors.As(err, &missing) {
+					s.cluster.log.Debug("serve block", "err", err)
+				} else {
+					s.cluster.report(Report{Err: fmt.Errorf("content that a peer asks for is damaged here: %w", err)}, hv)
+				}
+				err = nil // another peer may have it
 			}
 		}
 		if err != nil {

@@ -25,14 +25,17 @@ const (
 	maxManifest = 64 << 20
 )
 
-// ErrAbsent says that no peer has the content.
-var ErrAbsent = fmt.Errorf("no peer has it: %w", store.ErrNoContent)
+// ErrAbsent says that who has a batch has not the content that it names.
+var ErrAbsent = fmt.Errorf("it has that not: %w", store.ErrNoContent)
+
+// errNoSource says that nobody is linked who could have the content.
+var errNoSource = errors.New("no peer that has its batch is linked")
 
 // A Transfer brings content here.
 type Transfer interface {
 	// Fetch returns when the manifest and all its blocks are in the content
 	// store. Any of the peers may have them; the first is the likeliest. What
-	// came before an error is kept. ErrAbsent if all say that they do not.
+	// came before an error is kept. ErrAbsent if all say that they have it not.
 	Fetch(ctx context.Context, volume store.VolumeID, peers []string, manifest crdt.Hash) error
 }
 
@@ -44,7 +47,10 @@ type blockTransfer struct {
 
 // Fetch implements Transfer.
 func (t *blockTransfer) Fetch(ctx context.Context, volume store.VolumeID, peers []string, manifest crdt.Hash) error {
-	err := ErrAbsent
+	if len(peers) == 0 {
+		return fmt.Errorf("fetch content %x: %w", manifest[:8], errNoSource)
+	}
+	err := error(nil)
 	for _, node := range peers {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -53,8 +59,8 @@ func (t *blockTransfer) Fetch(ctx context.Context, volume store.VolumeID, peers 
 		if e == nil {
 			return nil
 		}
-		if !errors.Is(e, ErrAbsent) {
-			err = fmt.Errorf("from peer %q: %w", node, e)
+		if e = fmt.Errorf("from peer %q: %w", node, e); err == nil || errors.Is(err, ErrAbsent) {
+			err = e // one that may be over sooner
 		}
 	}
 	return fmt.Errorf("fetch content %x: %w", manifest[:8], err)
@@ -149,7 +155,7 @@ func (f *fetcher) each(manifests bool, hashes []crdt.Hash, limit int, put func(c
 	for _, h := range hashes {
 		b, err := onePiece(stream, h, limit)
 		if err != nil {
-			return err
+			return fmt.Errorf("%x: %w", h[:8], err)
 		}
 		if err := put(h, b); err != nil {
 			return err

@@ -39,25 +39,35 @@ func (s *Store) adoptDraft(name string, f *os.File, link *FileID) (*DirectDraft,
 	if err := checkDraftName(name); err != nil {
 		return nil, err
 	}
-	if link != nil {
-		err := os.Remove(s.draftPath(name))
+	// If it has the name already, that may be the only one by which the next
+	// daemon would find it: never to be taken away, not for a moment.
+	d, err := s.openSame(name, f)
+	if err != nil && link != nil {
+		err = os.Remove(s.draftPath(name))
 		if err == nil || errors.Is(err, os.ErrNotExist) {
 			err = os.Link(s.filePath(*link), s.draftPath(name))
 		}
-		if err != nil {
-			return nil, err
+		if err == nil {
+			d, err = s.openSame(name, f)
 		}
 	}
+	if err != nil {
+		return nil, err
+	}
+	if d.link = link; link != nil {
+		d.below = fileSize(f)
+	}
+	return d, nil
+}
+
+// openSame opens a direct draft, if it is the file that f is open on.
+func (s *Store) openSame(name string, f *os.File) (*DirectDraft, error) {
 	d, err := s.openDirect(name)
 	if err != nil {
 		return nil, err
 	}
 	if same, err := sameFile(d.f, f); err != nil || !same {
-		d.f.Close()
-		return nil, errors.Join(err, errors.New("it is another file"))
-	}
-	if d.link = link; link != nil {
-		d.below = fileSize(f)
+		return nil, errors.Join(errors.New("it is another file"), err, d.f.Close())
 	}
 	return d, nil
 }

@@ -187,3 +187,32 @@ func TestMappingAfterPublication(t *testing.T) {
 	}
 	check(t, a.draft.Close())
 }
+
+// TestP9AdoptKeepsTheName: a daemon that dies while it adopts a file leaves it
+// under the name by which the next one looks for it.
+func TestP9AdoptKeepsTheName(t *testing.T) {
+	s, _ := openStore(t)
+	d := must(s.CreateDirectDraft("d", crdt.Time{}))(t)
+	must(d.WriteAt([]byte("text"), 3*BlockSize))(t)
+	must(d.Publish(true, 0))(t)
+	link := d.Link()
+	if link == nil {
+		t.Fatal("it has not become an immutable file")
+	}
+	f := must(d.Open())(t)
+	check(t, d.Close())
+	before := changedAt(t, f)
+	again := must(s.AdoptDraft("d", f, link))(t)
+	if after := changedAt(t, f); after != before {
+		t.Errorf("its names have changed at %v, not only at %v", after, before)
+	}
+	check(t, again.Close())
+	check(t, f.Close())
+}
+
+func changedAt(t *testing.T, f *os.File) unix.Timespec {
+	t.Helper()
+	var st unix.Stat_t
+	check(t, unix.Fstat(int(f.Fd()), &st))
+	return st.Ctim
+}
