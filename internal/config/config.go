@@ -27,6 +27,7 @@ type Config struct {
 	Keys        string
 	AdminSocket string
 	CSIEndpoint string
+	Standby     bool
 
 	// How it meets its peers.
 	Bind        string
