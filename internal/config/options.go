@@ -34,7 +34,7 @@ func (c *Config) options() []Option {
 		{"state-dir", "directory of the journal, the state and the contents; of one daemon only, and bound to its key: a daemon with another node's keys does not start on it", &c.StateDir},
 		{"keys", "directory with the cluster's CA certificate, this node's certificate and key, and the gossip keyring", &c.Keys},
 		{"admin-socket", "unix socket of the admin API, used by the other commands", &c.AdminSocket},
-		{"csi-endpoint", "unix socket at which the daemon is a CSI driver, identity, controller and node, for an orchestrator such as Kubernetes (default: it is none)", &c.CSIEndpoint},
+		{"csi-endpoint", "unix sockets at which the daemon is a CSI driver, identity, controller and node, for an orchestrator such as Kubernetes (default: it is none)", &c.CSIEndpoint},
 		{"standby", "if another daemon has the state directory open, wait until it ends and go on with its mounts, rather than refuse to start", &c.Standby},
 		{"bind", "address of the membership gossip, TCP and UDP", &c.Bind},
 		{"replica-bind", "address of the replica service, TCP", &c.ReplicaBind},

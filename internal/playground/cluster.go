@@ -96,10 +96,10 @@ func (c *Cluster) Add() (*Node, error) {
 		Log:    filepath.Join(dir, "daemon.log"),
 		State:  filepath.Join(dir, "state"),
 	}
-	endpoint := ""
+	endpoints := []string{}
 	if c.CSI {
 		nd.CSI = filepath.Join(dir, "run", "csi.sock")
-		endpoint = "unix://" + nd.CSI
+		endpoints = append(endpoints, "unix://"+nd.CSI)
 	}
 	if err := os.MkdirAll(nd.Mount, 0o755); err != nil {
 		return nil, err
@@ -120,7 +120,7 @@ func (c *Cluster) Add() (*Node, error) {
 		"node": name, "cluster": c.Name, "state-dir": nd.State, "keys": keyDir,
 		"admin-socket": nd.Socket, "bind": nd.Bind, "replica-bind": replicaBind,
 		"advertise": advertise, "join": join, "bootstrap": len(join) == 0, "passthrough": !c.NoPassthrough, "keeper": !c.MountsEnd,
-		"csi-endpoint": endpoint,
+		"csi-endpoint": endpoints,
 	})
 	if err != nil {
 		return nil, err
