@@ -43,6 +43,8 @@ var kinds = map[string]func() any{
 	"v1/ServiceAccount":                               func() any { return &core.ServiceAccount{} },
 	"apps/v1/DaemonSet":                               func() any { return &apps.DaemonSet{} },
 	"apps/v1/Deployment":                              func() any { return &apps.Deployment{} },
+	"apps/v1/StatefulSet":                             func() any { return &apps.StatefulSet{} },
+	"v1/PersistentVolumeClaim":                        func() any { return &core.PersistentVolumeClaim{} },
 	"networking.k8s.io/v1/NetworkPolicy":              func() any { return &networking.NetworkPolicy{} },
 	"policy/v1/PodDisruptionBudget":                   func() any { return &policy.PodDisruptionBudget{} },
 	"rbac.authorization.k8s.io/v1/Role":               func() any { return &rbac.Role{} },
@@ -104,6 +106,8 @@ func podsOf(all []any) map[string]*core.PodTemplateSpec {
 	for _, o := range all {
 		switch o := o.(type) {
 		case *apps.DaemonSet:
+			pods[o.Name] = &o.Spec.Template
+		case *apps.StatefulSet:
 			pods[o.Name] = &o.Spec.Template
 		case *apps.Deployment:
 			pods[o.Name] = &o.Spec.Template
