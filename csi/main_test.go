@@ -139,7 +139,7 @@ func (d *driver) start(cfg *config.Config, wrap func(csi.Node) csi.Node) {
 	if wrap != nil {
 		served = wrap(n)
 	}
-	driver, err := csi.Serve(served, "unix://"+d.socket, logger(d.t))
+	driver, err := csi.Serve(served, []string{"unix://" + d.socket, d.socket + ".second"}, logger(d.t))
 	if err != nil {
 		d.t.Fatal(err)
 	}

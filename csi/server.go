@@ -94,13 +94,20 @@ type Driver struct {
 	work   sync.WaitGroup // what calls have begun under a lock
 }
 
-// Serve serves on the unix socket at endpoint, a path or unix:// and a path. A
+// Serve serves on the unix sockets at endpoints, each a path or unix:// and a path. A
 // socket that is there is replaced: a driver that still serves it keeps the
 // connections that it has.
-func Serve(n Node, endpoint string, log *slog.Logger) (*Driver, error) {
-	l, err := listen(strings.TrimPrefix(endpoint, "unix://"))
-	if err != nil {
-		return nil, fmt.Errorf("CSI endpoint %s: %w", endpoint, err)
+func Serve(n Node, endpoints []string, log *slog.Logger) (*Driver, error) {
+	var listeners []net.Listener
+	for _, e := range endpoints {
+		l, err := listen(strings.TrimPrefix(e, "unix://"))
+		if err != nil {
+			for _, l := range listeners {
+				err = errors.Join(err, l.Close())
+			}
+			return nil, fmt.Errorf("CSI endpoint %s: %w", e, err)
+		}
+		listeners = append(listeners, l)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &Driver{node: n, log: log, cancel: cancel}
@@ -108,13 +115,15 @@ func Serve(n Node, endpoint string, log *slog.Logger) (*Driver, error) {
 	spec.RegisterIdentityServer(d.server, &identity{})
 	spec.RegisterControllerServer(d.server, &controller{d: d})
 	spec.RegisterNodeServer(d.server, &nodeServer{d: d})
-	d.tasks.Go(func() {
-		if err := d.server.Serve(l); err != nil {
-			log.Error("serve CSI", "err", err)
-		}
-	})
+	for _, l := range listeners {
+		d.tasks.Go(func() {
+			if err := d.server.Serve(l); err != nil {
+				log.Error("serve CSI", "err", err)
+			}
+		})
+	}
 	d.tasks.Go(func() { d.sweep(ctx) })
-	log.Info("CSI driver is up", "endpoint", endpoint)
+	log.Info("CSI driver is up", "endpoints", endpoints)
 	return d, nil
 }
 

@@ -285,23 +285,6 @@ var readBootID = func() (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-// takeLock keeps a second daemon out.
-func (db *DB) takeLock() error {
-	f, err := os.OpenFile(filepath.Join(db.opts.Dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("%w: stop it, or choose another directory", ErrLocked)
-		}
-		return err
-	}
-	db.lock = f
-	return nil
-}
-
 // checkFormat compares the format file, which is written first and outside the
 // database, since a newer version may have another database.
 func (db *DB) checkFormat() error {

@@ -98,7 +98,7 @@ func runDaemon(ctx context.Context, cfg *config.Config) error {
 
 // serveCSI makes the node a CSI driver, if it is to be one; nil is none.
 func serveCSI(n *node.Node, cfg *config.Config) (*csi.Driver, error) {
-	if cfg.CSIEndpoint == "" {
+	if len(cfg.CSIEndpoint) == 0 {
 		return nil, nil
 	}
 	return csi.Serve(n, cfg.CSIEndpoint, cfg.Logger(os.Stderr).With("part", "csi"))

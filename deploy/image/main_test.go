@@ -95,3 +95,24 @@ func unpack(t *testing.T, archive []byte, dir string) {
 		must(t, os.WriteFile(path, b, 0o644))
 	})
 }
+
+// The Dockerfile makes the same image, by the toolchain of go.mod.
+func TestDockerfile(t *testing.T) {
+	text, err := os.ReadFile("../Dockerfile")
+	must(t, err)
+	module, err := os.ReadFile("../../go.mod")
+	must(t, err)
+	_, rest, _ := strings.Cut(string(module), "\ngo ")
+	version, _, _ := strings.Cut(rest, "\n")
+	for _, want := range []string{
+		" golang:" + version + " AS build",
+		"-o /image/" + program + " ./cmd/synapsefs",
+		"mkdir -m 1777 /image/tmp",
+		"\nFROM scratch\n",
+		`ENTRYPOINT ["/` + program + `"]`,
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("the Dockerfile lacks %q", want)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"os"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -42,6 +43,8 @@ var kinds = map[string]func() any{
 	"v1/ServiceAccount":                               func() any { return &core.ServiceAccount{} },
 	"apps/v1/DaemonSet":                               func() any { return &apps.DaemonSet{} },
 	"apps/v1/Deployment":                              func() any { return &apps.Deployment{} },
+	"apps/v1/StatefulSet":                             func() any { return &apps.StatefulSet{} },
+	"v1/PersistentVolumeClaim":                        func() any { return &core.PersistentVolumeClaim{} },
 	"networking.k8s.io/v1/NetworkPolicy":              func() any { return &networking.NetworkPolicy{} },
 	"policy/v1/PodDisruptionBudget":                   func() any { return &policy.PodDisruptionBudget{} },
 	"rbac.authorization.k8s.io/v1/Role":               func() any { return &rbac.Role{} },
@@ -103,6 +106,8 @@ func podsOf(all []any) map[string]*core.PodTemplateSpec {
 	for _, o := range all {
 		switch o := o.(type) {
 		case *apps.DaemonSet:
+			pods[o.Name] = &o.Spec.Template
+		case *apps.StatefulSet:
 			pods[o.Name] = &o.Spec.Template
 		case *apps.Deployment:
 			pods[o.Name] = &o.Spec.Template
@@ -229,5 +234,64 @@ func TestValuesAreUsed(t *testing.T) {
 		if c, ok := o.(*storage.StorageClass); ok && (c.Name != "fast" || !reflect.DeepEqual(c.Parameters, map[string]string{"replicas": "5"}) || c.Annotations["storageclass.kubernetes.io/is-default-class"] != "true") {
 			t.Errorf("%+v", c)
 		}
+	}
+}
+
+// The next pod of a node's driver is there before the one before ends: it waits, is
+// ready meanwhile, and tells kubelet of itself when it serves, behind what the one
+// before has told.
+func TestSuccessorWaits(t *testing.T) {
+	text, err := render("../chart", map[string]any{"image": "synapsefs:2", "keeperImage": "synapsefs@sha256:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := read(t, text)
+	pods := podsOf(all)
+	for _, o := range all {
+		switch o := o.(type) {
+		case *apps.DaemonSet:
+			if u := o.Spec.UpdateStrategy.RollingUpdate; strings.HasSuffix(o.Name, "node") && (u.MaxSurge.IntValue() != 1 || u.MaxUnavailable.IntValue() != 0 || o.Spec.MinReadySeconds < 1) {
+				t.Errorf("%s: %+v", o.Name, o.Spec)
+			}
+		case *core.ConfigMap:
+			if !strings.Contains(o.Data["synapsefs.yaml"], "standby: true") {
+				t.Errorf("configuration:\n%s", o.Data["synapsefs.yaml"])
+			}
+		}
+	}
+	pod := pods["synapsefs-node"].Spec
+	if pod.HostNetwork || pod.HostPID {
+		t.Error("two pods are to have the same ports")
+	}
+	daemon := pod.InitContainers[len(pod.InitContainers)-1]
+	if daemon.Name != "synapsefs" || daemon.RestartPolicy == nil || *daemon.RestartPolicy != core.ContainerRestartPolicyAlways {
+		t.Errorf("%s is no sidecar: it would end before kubelet is told", daemon.Name)
+	}
+	if daemon.StartupProbe != nil || daemon.ReadinessProbe != nil {
+		t.Error("one that waits is not ready, and the one before never ends")
+	}
+	var private string // the volume with the socket of this pod alone
+	for _, v := range pod.Volumes {
+		if v.EmptyDir != nil {
+			private = v.Name
+		}
+	}
+	for _, c := range append(pod.Containers, daemon) {
+		for _, p := range c.Ports {
+			if p.HostPort != 0 {
+				t.Errorf("%s has a port of the host", c.Name)
+			}
+		}
+		for _, m := range c.VolumeMounts {
+			if c.Name == "registrar" && m.Name == private && slices.Contains(c.Args, "--csi-address="+m.MountPath+"/csi.sock") {
+				private = ""
+			}
+		}
+	}
+	if private != "" {
+		t.Error("the registrar does not wait for the daemon of its pod")
+	}
+	if keeper := pods["synapsefs-keeper"].Spec.Containers[0].Image; daemon.Image != "synapsefs:2" || keeper != "synapsefs@sha256:1" {
+		t.Errorf("images %s and %s", daemon.Image, keeper)
 	}
 }

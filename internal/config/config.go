@@ -26,7 +26,8 @@ type Config struct {
 	StateDir    string
 	Keys        string
 	AdminSocket string
-	CSIEndpoint string
+	CSIEndpoint []string
+	Standby     bool
 
 	// How it meets its peers.
 	Bind        string
@@ -148,8 +149,8 @@ func (c *Config) Validate() error {
 	reject("state-dir", absolute(c.StateDir))
 	reject("keys", absolute(c.Keys))
 	reject("admin-socket", socketPath(c.AdminSocket))
-	if path := strings.TrimPrefix(c.CSIEndpoint, "unix://"); path != "" {
-		reject("csi-endpoint", socketPath(path))
+	for _, e := range c.CSIEndpoint {
+		reject("csi-endpoint", socketPath(strings.TrimPrefix(e, "unix://")))
 	}
 	reject("bind", hostPort(c.Bind))
 	reject("replica-bind", hostPort(c.ReplicaBind))

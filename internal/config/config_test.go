@@ -134,7 +134,7 @@ func TestExampleFile(t *testing.T) {
 		t.Error(err)
 	}
 	want := Default()
-	want.Node, want.Join = "node1", []string{}
+	want.Node, want.Join, want.CSIEndpoint = "node1", []string{}, []string{}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("the example's values are not the defaults:\ngot  %+v\nwant %+v", got, want)
 	}
@@ -208,7 +208,7 @@ func TestManifests(t *testing.T) {
 		if err := c.Validate(); err != nil {
 			t.Error(err)
 		}
-		if c.CSIEndpoint == "" || len(c.Join) == 0 || !c.Keeper || c.KeeperStart {
+		if len(c.CSIEndpoint) == 0 || len(c.Join) == 0 || !c.Keeper || c.KeeperStart {
 			t.Errorf("%+v", c)
 		}
 		return

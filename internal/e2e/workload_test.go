@@ -190,7 +190,7 @@ func (p *programs) call(what string, fn func() error) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %p", what, err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
 }

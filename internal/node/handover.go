@@ -2,8 +2,10 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -14,6 +16,7 @@ import (
 	"github.com/synapsefs/synapsefs/fusefs"
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
 	"github.com/synapsefs/synapsefs/internal/keeper"
+	"github.com/synapsefs/synapsefs/store"
 )
 
 const (
@@ -23,6 +26,9 @@ const (
 	// settleTime bounds how long a hand-over waits for changes to be shown, and
 	// for the store to come to rest, before programs have to wait.
 	settleTime = time.Second
+	// standbyInterval is between two looks at a daemon that has closed its state
+	// directory and not ended yet.
+	standbyInterval = 10 * time.Millisecond
 )
 
 // steps tells how long each step of a hand-over takes: programs wait meanwhile.
@@ -136,6 +142,40 @@ func (n *Node) Upgrade(ctx context.Context, binary string) (string, error) {
 
 // UpgradeTo gets the program by which Upgrade wants this one replaced.
 func (n *Node) UpgradeTo() <-chan string { return n.upgrade }
+
+// standBy returns the admin socket when the daemon before is gone, of itself or by
+// its death. What would keep this one from going on is found first: who starts it
+// before the other is told to end can leave that as it is.
+func (n *Node) standBy(ctx context.Context) (net.Listener, error) {
+	if _, _, err := loadKeys(n.cfg); err != nil {
+		return nil, fmt.Errorf("stand by: %w", err)
+	}
+	if n.cfg.Keeper {
+		if err := CheckTakeOver(ctx, n.cfg.KeeperSocket()); err != nil && !errors.Is(err, keeper.ErrNoKeeper) {
+			return nil, fmt.Errorf("stand by: %w", err)
+		}
+	}
+	n.log.Info("on standby, until no daemon has the state directory", "dir", n.cfg.StateDir)
+	begin := time.Now()
+	for tries := 0; ; tries++ {
+		if err := store.WaitClosed(ctx, n.cfg.StateDir); err != nil {
+			return nil, fmt.Errorf("stand by: %w", err)
+		}
+		socket, err := listenAdmin(n.cfg.AdminSocket)
+		if err == nil {
+			n.log.Info("the daemon before is gone", "waited", time.Since(begin))
+		}
+		if !errors.Is(err, ErrRunning) || time.Duration(tries)*standbyInterval > takeOverTime {
+			return socket, err
+		}
+		// It is dying yet, or has become another program and will open its state again.
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("stand by: %w", ctx.Err())
+		case <-time.After(standbyInterval):
+		}
+	}
+}
 
 // CheckCommand makes a program say whether it could take over the mounts of the
 // keeper whose socket follows.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,7 +15,6 @@ import (
 	"github.com/synapsefs/synapsefs/gossip"
 	"github.com/synapsefs/synapsefs/internal/config"
 	"github.com/synapsefs/synapsefs/internal/keeper"
-	"github.com/synapsefs/synapsefs/internal/keys"
 	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
@@ -82,7 +82,11 @@ func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, er
 	}
 	// First, because it is cheap and finds a second daemon; calls that come
 	// early wait until the node is up.
-	socket, err := listenAdmin(cfg.AdminSocket)
+	listen := func(context.Context) (net.Listener, error) { return listenAdmin(cfg.AdminSocket) }
+	if cfg.Standby {
+		listen = n.standBy
+	}
+	socket, err := listen(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -110,14 +114,7 @@ func (n *Node) retreat() error {
 
 // open opens what the node is made of; shut closes as much of it as there is.
 func (n *Node) open(ctx context.Context) error {
-	pair, err := keys.Load(n.cfg.Keys)
-	if err != nil {
-		return err
-	}
-	if pair.Node != n.cfg.Node {
-		return fmt.Errorf("the keys in %s are those of node %q, and this is %q: issue it its own", n.cfg.Keys, pair.Node, n.cfg.Node)
-	}
-	known, err := checkOwner(n.cfg, pair)
+	pair, known, err := loadKeys(n.cfg)
 	if err != nil {
 		return err
 	}

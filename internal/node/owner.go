@@ -21,6 +21,19 @@ import (
 // have signed, with a wrong key, what a killed daemon left unsigned.
 const ownerFile = "owner"
 
+// loadKeys returns the node's keys. known says that its state is written with them.
+func loadKeys(cfg *config.Config) (pair *keys.Keys, known bool, err error) {
+	pair, err = keys.Load(cfg.Keys)
+	if err != nil {
+		return nil, false, err
+	}
+	if pair.Node != cfg.Node {
+		return nil, false, fmt.Errorf("the keys in %s are those of node %q, and this is %q: issue it its own", cfg.Keys, pair.Node, cfg.Node)
+	}
+	known, err = checkOwner(cfg, pair)
+	return pair, known, err
+}
+
 // checkOwner refuses a state directory that is written with another key. known
 // says that it is written with this one.
 func checkOwner(cfg *config.Config, k *keys.Keys) (known bool, err error) {

@@ -96,10 +96,10 @@ func (c *Cluster) Add() (*Node, error) {
 		Log:    filepath.Join(dir, "daemon.log"),
 		State:  filepath.Join(dir, "state"),
 	}
-	endpoint := ""
+	endpoints := []string{}
 	if c.CSI {
 		nd.CSI = filepath.Join(dir, "run", "csi.sock")
-		endpoint = "unix://" + nd.CSI
+		endpoints = append(endpoints, "unix://"+nd.CSI)
 	}
 	if err := os.MkdirAll(nd.Mount, 0o755); err != nil {
 		return nil, err
@@ -120,7 +120,7 @@ func (c *Cluster) Add() (*Node, error) {
 		"node": name, "cluster": c.Name, "state-dir": nd.State, "keys": keyDir,
 		"admin-socket": nd.Socket, "bind": nd.Bind, "replica-bind": replicaBind,
 		"advertise": advertise, "join": join, "bootstrap": len(join) == 0, "passthrough": !c.NoPassthrough, "keeper": !c.MountsEnd,
-		"csi-endpoint": endpoint,
+		"csi-endpoint": endpoints,
 	})
 	if err != nil {
 		return nil, err
@@ -195,13 +195,28 @@ var ErrEnded = errors.New("the daemon ended at once")
 // Start starts the daemon and returns when it answers. It runs in a session of
 // its own: a Ctrl-C at the terminal is not for it.
 func (nd *Node) Start(ctx context.Context) error {
+	if err := nd.launch(); err != nil {
+		return err
+	}
+	err := nd.answers(ctx)
+	if errors.Is(err, ErrEnded) {
+		nd.child = nil
+	}
+	if err != nil {
+		return fmt.Errorf("start %s: %w", nd.Name, err)
+	}
+	return nil
+}
+
+// launch starts the daemon, with flags beside its configuration.
+func (nd *Node) launch(flags ...string) error {
 	log, err := os.OpenFile(nd.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
 	args := append(append([]string{}, nd.command[1:]...), "daemon", "--config", nd.Config)
-	child := exec.Command(nd.command[0], args...)
+	child := exec.Command(nd.command[0], append(args, flags...)...)
 	child.Stdout, child.Stderr = log, log
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := child.Start(); err != nil {
@@ -213,14 +228,21 @@ func (nd *Node) Start(ctx context.Context) error {
 		close(exited)
 	}()
 	nd.child, nd.exited = child, exited
-	err = nd.answers(ctx)
-	if errors.Is(err, ErrEnded) {
-		nd.child = nil
-	}
-	if err != nil {
-		return fmt.Errorf("start %s: %w", nd.Name, err)
-	}
 	return nil
+}
+
+// Standby starts another daemon beside the one that runs, on standby, and returns
+// it: nd stays the one that runs, until Succeed.
+func (nd *Node) Standby() (*Node, error) {
+	next := *nd
+	next.child = nil
+	return &next, next.launch("--standby")
+}
+
+// Succeed makes nd's daemon that which was on standby, once it answers.
+func (nd *Node) Succeed(ctx context.Context, next *Node) error {
+	nd.child, nd.exited = next.child, next.exited
+	return nd.answers(ctx)
 }
 
 // answers waits until the daemon's socket answers.

@@ -3,6 +3,7 @@ package k8s
 import (
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -101,7 +102,7 @@ func (s *space) replaced(part, node string) {
 func (s *space) restarted(before *corev1.Pod) {
 	s.t.Helper()
 	count := func(p *corev1.Pod) (n int32) {
-		for _, c := range p.Status.ContainerStatuses {
+		for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) { // the daemon is a sidecar
 			n += c.RestartCount
 		}
 		return n
