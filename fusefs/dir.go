@@ -40,62 +40,62 @@ func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 
 // ReadDir lists names.
 func (fs *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return fs.list(in, 0, func(e *store.DirEntry) (bool, error) {
-		return out.AddDirEntry(dirEntry(e)), nil
-	})
+	list, err := fs.list(in, 0)
+	for n := range list {
+		if !out.AddDirEntry(dirEntry(&list[n])) {
+			break
+		}
+	}
+	return fs.status("readdir", err)
 }
 
-// ReadDirPlus lists names with attributes, each of which counts as a lookup.
+// ReadDirPlus lists names with attributes, each of which counts as a lookup. The
+// directory is locked meanwhile, so nobody waits for what is being changed, or
+// did not read whole: without attributes it is the name alone, which the kernel
+// will look up.
 func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return fs.list(in, entrySize, func(e *store.DirEntry) (bool, error) {
+	list, err := fs.list(in, entrySize)
+	if err != nil {
+		return fs.status("readdir", err)
+	}
+	gen := fs.shown.generation()
+	attrs := fs.vol.Attrs(list)
+	for n := range list {
+		e := &list[n]
 		entry := out.AddDirLookupEntry(dirEntry(e))
-		if entry == nil || e.Cookie <= stagingCookie {
-			return entry != nil, nil
+		if entry == nil {
+			break
 		}
-		for {
-			gen := fs.shown.generation()
-			a, err := fs.shownAttr(e.Entry)
-			if err != nil {
-				return true, nil // the name alone; the kernel will look it up
-			}
-			if fs.shown.know(gen, &a, entry) {
-				fs.fillEntry(entry, &a)
-				return true, nil
-			}
+		if e.Cookie <= stagingCookie {
+			continue
 		}
-	})
+		if a, err := fs.asShown(e.Entry, attrs[n].Attr, attrs[n].Err); err == nil && fs.shown.knowListed(gen, &a, entry) {
+			fs.fillEntry(entry, &a)
+		}
+	}
+	return fuse.OK
 }
 
 func dirEntry(e *store.DirEntry) fuse.DirEntry {
 	return fuse.DirEntry{Name: e.Name, Ino: uint64(e.Entry.Ino), Mode: modes[e.Entry.Kind], Off: e.Cookie}
 }
 
-// list gives add the entries after the request's offset until it is full.
-func (fs *FS) list(in *fuse.ReadIn, extra int, add func(*store.DirEntry) (bool, error)) fuse.Status {
+// list returns the entries after the request's offset, of which the last may not
+// fit into the reply. extra is what each takes besides its name.
+func (fs *FS) list(in *fuse.ReadIn, extra int) ([]store.DirEntry, error) {
 	dir := fs.shown.target(in.NodeId)
-	if fs.isStaging(&in.InHeader, fs.staging) && in.Offset < stagingCookie {
-		e := store.DirEntry{Name: fs.staging, Cookie: stagingCookie, Entry: crdt.Entry{Ino: crdt.Ino(staging), Kind: crdt.KindDir}}
-		if _, err := add(&e); err != nil {
-			return fs.status("readdir", err)
-		}
-	}
 	entries, err := fs.entries(dir, in.Offset, int(in.Size), extra)
 	if err != nil {
-		return fs.status("readdir", err)
+		return nil, err
 	}
 	if !fs.helpers.is(&in.InHeader) {
 		fs.accessed(dir)
 	}
-	for n := range entries {
-		more, err := add(&entries[n])
-		if err != nil {
-			return fs.status("readdir", err)
-		}
-		if !more {
-			break
-		}
+	if fs.isStaging(&in.InHeader, fs.staging) && in.Offset < stagingCookie {
+		e := store.DirEntry{Name: fs.staging, Cookie: stagingCookie, Entry: crdt.Entry{Ino: crdt.Ino(staging), Kind: crdt.KindDir}}
+		entries = slices.Insert(entries, 0, e)
 	}
-	return fuse.OK
+	return entries, nil
 }
 
 // entries are the shown entries after a cookie, as many as fit into size.
@@ -115,51 +115,41 @@ func (fs *FS) entries(dir store.NodeID, after uint64, size, extra int) ([]store.
 	if after <= cookieDotDot {
 		after = 0
 	}
-	for try := 1; ; try++ {
-		ino, gen := fs.shown.settledAt(dir)
-		room, whole := size, true
-		list = list[:dots]
-		err := fs.vol.ReadDir(dir, after, func(e store.DirEntry) bool {
-			list = append(list, e)
-			room -= direntSize + len(e.Name) + extra
-			whole = room > 0
-			return whole
-		})
-		if err != nil {
-			return nil, err
-		}
-		if pending := fs.shown.pendingIn(crdt.Ino(dir)); pending != nil {
-			list = overlay(list, dots, pending, after, whole)
-		}
-		// Of two changes the listing may have seen the one, and what is pending
-		// is of both.
-		if try == maxSteady || !fs.shown.changedSince(ino, gen) {
-			return list, nil
-		}
+	listing := fs.shown.beginListing(crdt.Ino(dir))
+	room, whole := size, true
+	err := fs.vol.ReadDir(dir, after, func(e store.DirEntry) bool {
+		list = append(list, e)
+		room -= direntSize + len(e.Name) + extra
+		whole = room > 0
+		return whole
+	})
+	fs.shown.endListing(crdt.Ino(dir), listing)
+	if err != nil {
+		return nil, err
 	}
+	return overlay(list, dots, listing.shows, after, whole), nil
 }
-
-// maxSteady bounds how often a directory that changes all the time is read for
-// one answer: the kernel keeps it locked meanwhile.
-const maxSteady = 3
 
 // overlay makes a listing of what is merged one of what is shown: it hides
 // names, or gives them another entry, and adds those that are removed but not
 // yet gone, each in its place.
-func overlay(list []store.DirEntry, dots int, pending map[string]crdt.Entry, after uint64, whole bool) []store.DirEntry {
+func overlay(list []store.DirEntry, dots int, shows map[string]crdt.Entry, after uint64, whole bool) []store.DirEntry {
+	if len(shows) == 0 {
+		return list
+	}
 	out := slices.Clip(list[:dots])
 	last := after
 	for _, e := range list[dots:] {
 		last = e.Cookie
-		if shown, ok := pending[e.Name]; ok {
-			delete(pending, e.Name)
+		if shown, ok := shows[e.Name]; ok {
+			delete(shows, e.Name)
 			e.Entry = shown
 		}
 		if e.Entry.Ino != 0 {
 			out = append(out, e)
 		}
 	}
-	for name, shown := range pending {
+	for name, shown := range shows {
 		cookie := store.CookieOf(name)
 		if shown.Ino != 0 && cookie > after && (whole || cookie <= last) {
 			out = append(out, store.DirEntry{Name: name, Cookie: cookie, Entry: shown})

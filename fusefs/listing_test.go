@@ -1,10 +1,12 @@
 package fusefs_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -251,4 +253,55 @@ func TestLargeDirectory(t *testing.T) {
 	if s := stat(t, n.Dir); s.Nlink != 2 {
 		t.Errorf("%d links", s.Nlink)
 	}
+}
+
+// Names that are merged, and taken back before they are shown, come and go in no
+// listing, whatever is being committed while it is made.
+func TestListingWhileMerging(t *testing.T) {
+	p := fstest.MountPair(t, fstest.Options{})
+	a, b := p.A.Dir+"/d", p.B.Dir+"/d"
+	must(t, os.Mkdir(a, 0o755))
+	makeNames(t, a, "f", 100)
+	p.Sync()
+	expectNames(t, openDir(t, b, 4096).rest(), numbered("f", 0, 100))
+	resume := p.B.Mount.Pause()
+	defer resume()
+	var stop atomic.Bool
+	var tasks sync.WaitGroup
+	for k := range 4 {
+		tasks.Go(func() {
+			for !stop.Load() {
+				// A local change, or the kernel would list from its cache.
+				local := fmt.Sprintf("%s/local%d", b, k)
+				if err := errors.Join(unix.Mknod(local, unix.S_IFREG|0o644, 0), os.Remove(local)); err != nil {
+					t.Error(err)
+				}
+				entries, err := os.ReadDir(b)
+				if err != nil {
+					t.Error(err)
+				}
+				n := 0
+				for _, e := range entries {
+					switch e.Name()[0] {
+					case 'f':
+						n++
+					case 'g':
+						t.Errorf("%s is listed", e.Name())
+					}
+				}
+				if n != 100 {
+					t.Errorf("%d names", n)
+				}
+			}
+		})
+	}
+	for k := range 200 {
+		from, to := fmt.Sprintf("%s/f%d", a, k%100), fmt.Sprintf("%s/g%d", a, k%100)
+		must(t, os.Rename(from, to))
+		merged(t, p)
+		must(t, os.Rename(to, from))
+		merged(t, p)
+	}
+	stop.Store(true)
+	tasks.Wait()
 }

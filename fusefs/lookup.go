@@ -44,6 +44,10 @@ func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse
 	return fs.status("lookup", err)
 }
 
+// maxSteady bounds how often a name is looked up for one answer in a directory
+// that changes all the time.
+const maxSteady = 3
+
 func (fs *FS) lookup(node uint64, name string, out *fuse.EntryOut) error {
 	dir := fs.shown.target(node)
 	key := nameKey{crdt.Ino(dir), name}
@@ -97,6 +101,11 @@ func (fs *FS) parent(dir store.NodeID) (store.NodeID, error) {
 // shown.
 func (fs *FS) shownAttr(e crdt.Entry) (store.Attr, error) {
 	a, err := fs.vol.AttrOf(e)
+	return fs.asShown(e, a, err)
+}
+
+// asShown is shownAttr, given what stat shows of what is merged.
+func (fs *FS) asShown(e crdt.Entry, a store.Attr, err error) (store.Attr, error) {
 	if err == nil && a.Nlink == 0 && a.Kind != crdt.KindDir {
 		if node, ok := fs.shown.lastOf(e.Ino); ok {
 			a, err = fs.vol.Attr(node)

@@ -1,6 +1,8 @@
 package fusefs
 
 import (
+	"maps"
+
 	"syscall"
 
 	"github.com/synapsefs/synapsefs/store"
@@ -69,19 +71,49 @@ func (s *shown) get(k nameKey) (pendingName, bool) {
 	return s.getLocked(k)
 }
 
-// pendingIn returns a copy of the pending names of a directory; nil if none.
-func (s *shown) pendingIn(dir crdt.Ino) map[string]crdt.Entry {
+// A listing is what some names of a directory show while the store is read of
+// what is merged: those that are pending, and those that a change is about to
+// make pending, or takes back. The kernel has the directory locked meanwhile, so
+// what they show stays as it is.
+type listing struct {
+	shows map[string]crdt.Entry // guarded by shown.mu until the listing has ended
+}
+
+func (s *shown) beginListing(dir crdt.Ino) *listing {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	names := s.pending[dir]
-	if len(names) == 0 {
-		return nil
+	l := &listing{make(map[string]crdt.Entry, len(s.pending[dir]))}
+	for name, p := range s.pending[dir] {
+		l.shows[name] = p.shown
 	}
-	out := make(map[string]crdt.Entry, len(names))
-	for name, p := range names {
-		out[name] = p.shown
+	maps.Copy(l.shows, s.fixed[dir])
+	if s.listings[dir] == nil {
+		s.listings[dir] = make(map[*listing]struct{})
 	}
-	return out
+	s.listings[dir][l] = struct{}{}
+	return l
+}
+
+func (s *shown) endListing(dir crdt.Ino, l *listing) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listings[dir], l)
+	if len(s.listings[dir]) == 0 {
+		delete(s.listings, dir)
+	}
+}
+
+// fixLocked notes what a name shows while a change of it is committed.
+func (s *shown) fixLocked(k nameKey, shown crdt.Entry) {
+	if s.fixed[k.dir] == nil {
+		s.fixed[k.dir] = make(map[string]crdt.Entry)
+	}
+	s.fixed[k.dir][k.name] = shown
+	for l := range s.listings[k.dir] {
+		if _, ok := l.shows[k.name]; !ok {
+			l.shows[k.name] = shown
+		}
+	}
 }
 
 // drop shows a name as it is merged: the call in progress reveals it.

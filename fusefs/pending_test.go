@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -123,6 +124,12 @@ func TestLocalCallMeetsPendingName(t *testing.T) {
 			func(d string) error { return os.WriteFile(d+"/n", []byte("remote"), 0o644) },
 			func(d string) error { return unix.Rename(d+"/a", d+"/n") }, nil,
 			[]string{"b=2", "n=1", "s/", "s/x=3"}},
+		{"replaced, exchange with it",
+			func(d string) error {
+				return errors.Join(os.WriteFile(d+"/n", []byte("remote"), 0o644), os.Rename(d+"/n", d+"/b"))
+			},
+			func(d string) error { return exchangeFiles(d+"/a", d+"/b") }, nil,
+			[]string{"a=remote", "b=1", "s/", "s/x=3"}},
 		{"rewrite, append",
 			func(d string) error { return os.WriteFile(d+"/a", []byte("remote"), 0o644) },
 			func(d string) error { return os.Chmod(d+"/a", 0o600) }, nil,
@@ -140,6 +147,13 @@ func TestLocalCallMeetsPendingName(t *testing.T) {
 			}
 			resume()
 			p.Sync()
+			for _, line := range c.tree { // before a listing tells the kernel what is where
+				if name, text, ok := strings.Cut(line, "="); ok {
+					if got, err := os.ReadFile(b + "/" + name); err != nil || string(got) != text {
+						t.Errorf("%s: %q, want %q, %v", name, got, text, err)
+					}
+				}
+			}
 			expectTree(t, b, c.tree...)
 			expectTree(t, a, c.tree...)
 			if s := p.B.Mount.Stats(); s.Pending > 0 {

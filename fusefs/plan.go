@@ -162,18 +162,11 @@ func (s *shown) known(ino crdt.Ino) (store.NodeID, knownNode, bool) {
 func (s *shown) lastOf(ino crdt.Ino) (last store.NodeID, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.oldOf[ino] == 0 {
+	old := s.oldOf[ino]
+	if len(old) != 1 {
 		return 0, false
 	}
-	for node := range s.frozen {
-		if s.nodes[node].ino == ino {
-			if ok {
-				return 0, false
-			}
-			last, ok = node, true
-		}
-	}
-	return last, ok
+	return old[0], true
 }
 
 // knownDir is how the helper finds a directory, if the kernel knows it.

@@ -102,6 +102,14 @@ func (q *workQueue) suspend() {
 	q.later++
 }
 
+// ended takes back a suspend of which nothing is left to do.
+func (q *workQueue) ended() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.later--
+	q.releaseLocked()
+}
+
 // resume adds work that was suspended, before all that waits. What has changed
 // meanwhile waits already, where it belongs.
 func (q *workQueue) resume(works []work) {

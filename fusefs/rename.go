@@ -21,8 +21,13 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 	if !ok {
 		return fuse.EINVAL
 	}
-	if p, ok := fs.shown.get(from); ok && p.merged.Ino != 0 && in.Unique&resent == 0 {
-		return fs.status("rename", fs.shown.giveWay(from)) // another file than the caller means
+	for _, k := range []nameKey{from, to} {
+		if k == to && mode != crdt.RenameExchange {
+			continue // whatever is there is replaced
+		}
+		if p, ok := fs.shown.get(k); ok && p.merged.Ino != 0 && in.Unique&resent == 0 {
+			return fs.status("rename", fs.shown.giveWay(k)) // another file than the caller means
+		}
 	}
 	defer fs.shown.begin(from, to)()
 	odir, ndir := fs.shown.target(in.NodeId), fs.shown.target(in.Newdir)

@@ -151,6 +151,11 @@ func (r *revealer) tell(what string, send func(notifier) error) {
 	case <-done:
 	case <-t.C:
 		r.log.Debug("notification is blocked", "what", what)
+		r.queue.suspend() // the work is not done before
+		r.tasks.Go(func() {
+			<-done
+			r.queue.ended()
+		})
 	}
 }
 

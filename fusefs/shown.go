@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,24 +67,26 @@ type shown struct {
 	// changes that are.
 	ledger    *ledger
 	committed uint64
-	undo      []func()       // takes the change back, last first
-	switched  []switchedFile // by the change
-	adopted   []crdt.Ino     // by the change: directories that took over a node
-	placed    []nameKey      // by the change
+	undo      []func()                           // takes the change back, last first
+	switched  []switchedFile                     // by the change
+	adopted   []crdt.Ino                         // by the change: directories that took over a node
+	placed    []nameKey                          // by the change
+	fixed     map[crdt.Ino]map[string]crdt.Entry // what names show that the change is about
 
 	nodes   map[store.NodeID]knownNode
-	current map[crdt.Ino]store.NodeID // the node of an inode's present version
-	frozen  map[store.NodeID]struct{} // nodes that keep an old version
-	oldOf   map[crdt.Ino]int          // how many of them an inode has
-	born    map[store.NodeID]uint32   // next generation of a directory that was removed
-	dead    map[store.NodeID]struct{} // directories removed without the kernel being told
-	aliases store.NodeID              // last one given
+	current map[crdt.Ino]store.NodeID   // the node of an inode's present version
+	frozen  map[store.NodeID]struct{}   // nodes that keep an old version
+	oldOf   map[crdt.Ino][]store.NodeID // those of an inode
+	born    map[store.NodeID]uint32     // next generation of a directory that was removed
+	dead    map[store.NodeID]struct{}   // directories removed without the kernel being told
+	aliases store.NodeID                // last one given
 
 	pending  map[crdt.Ino]map[string]pendingName
-	doubtful map[nameKey]crdt.Entry  // what a dead daemon may have shown, and not told
-	shows    map[crdt.Ino]int        // by how many pending names
-	shownAt  map[crdt.LinkID]nameKey // of pending names
-	mergedAt map[crdt.LinkID]nameKey // of pending names
+	doubtful map[nameKey]crdt.Entry             // what a dead daemon may have shown, and not told
+	shows    map[crdt.Ino]int                   // by how many pending names
+	shownAt  map[crdt.LinkID]nameKey            // of pending names
+	mergedAt map[crdt.LinkID]nameKey            // of pending names
+	listings map[crdt.Ino]map[*listing]struct{} // in progress
 
 	own      map[nameKey]int        // names that calls in progress change themselves
 	writers  map[crdt.Ino]int       // write handles
@@ -103,7 +106,7 @@ func newShown(id store.MountID, queue *workQueue, v *store.Volume) *shown {
 		current:  make(map[crdt.Ino]store.NodeID),
 		touched:  make(map[crdt.Ino]uint64),
 		frozen:   make(map[store.NodeID]struct{}),
-		oldOf:    make(map[crdt.Ino]int),
+		oldOf:    make(map[crdt.Ino][]store.NodeID),
 		born:     make(map[store.NodeID]uint32),
 		dead:     make(map[store.NodeID]struct{}),
 		pending:  make(map[crdt.Ino]map[string]pendingName),
@@ -111,6 +114,7 @@ func newShown(id store.MountID, queue *workQueue, v *store.Volume) *shown {
 		shows:    make(map[crdt.Ino]int),
 		shownAt:  make(map[crdt.LinkID]nameKey),
 		mergedAt: make(map[crdt.LinkID]nameKey),
+		listings: make(map[crdt.Ino]map[*listing]struct{}),
 		own:      make(map[nameKey]int),
 		writers:  make(map[crdt.Ino]int),
 		recent:   make(map[crdt.Ino]time.Time),
@@ -163,6 +167,18 @@ func (s *shown) knowNode(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.knowLocked(gen, a, out)
+}
+
+// knowListed is know for a reply that can do without: it is false, too, while a
+// change of the inode is being committed.
+func (s *shown) knowListed(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, busy := s.changing[a.Ino]; busy || !s.knowLocked(gen, a, out) {
+		return false
+	}
+	delete(s.dead, store.NodeID(out.NodeId))
+	return true
 }
 
 func (s *shown) knowLocked(gen uint64, a *store.Attr, out *fuse.EntryOut) bool {
@@ -331,7 +347,8 @@ func (s *shown) forgetLocked(id store.NodeID, k knownNode) {
 	}
 	if _, old := s.frozen[id]; old {
 		delete(s.frozen, id)
-		if s.oldOf[k.ino]--; s.oldOf[k.ino] == 0 {
+		s.oldOf[k.ino] = slices.DeleteFunc(s.oldOf[k.ino], func(old store.NodeID) bool { return old == id })
+		if len(s.oldOf[k.ino]) == 0 {
 			delete(s.oldOf, k.ino)
 		}
 	}
@@ -359,13 +376,8 @@ func (s *shown) knowsDirLocked(dir crdt.Ino) bool {
 // movedLocked looks after a file's name that the kernel has just moved, or that
 // stays after all: should it lead to an old version, it is to be dropped.
 func (s *shown) movedLocked(ino crdt.Ino) {
-	if s.oldOf[ino] == 0 {
-		return
-	}
-	for node := range s.frozen {
-		if s.nodes[node].ino == ino {
-			s.queue.push(work{kind: workInode, ino: ino, old: node})
-		}
+	for _, node := range s.oldOf[ino] {
+		s.queue.push(work{kind: workInode, ino: ino, old: node})
 	}
 }
 

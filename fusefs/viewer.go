@@ -43,6 +43,7 @@ func (s *shown) Prepare(c *store.Changes) (switched []crdt.Ino) {
 	s.gen++
 	s.changing = make(map[crdt.Ino]struct{}, len(c.Names)+len(c.Inodes))
 	s.undo, s.switched, s.adopted, s.placed = nil, nil, nil, nil
+	s.fixed = make(map[crdt.Ino]map[string]crdt.Entry)
 	p := newPreparation(c)
 	s.passedLocked(p)
 	// First where the kernel has names: what moved from there is shown as a
@@ -100,6 +101,7 @@ func (s *shown) prepareNameLocked(p *preparation, k nameKey, n crdt.NameChange, 
 	if n.After.Ino != 0 {
 		now.by = p.passed[n.After.Link]
 	}
+	s.fixLocked(k, now.shown)
 	s.placeLocked(p, k, now)
 }
 
@@ -169,6 +171,7 @@ func (s *shown) adoptLocked(p *preparation, from, to crdt.Ino) {
 			s.placeLocked(p, nameKey{to, name}, old) // pending it was, and stays
 		}
 		s.placeLocked(p, nameKey{from, name}, pendingName{})
+		s.fixLocked(nameKey{to, name}, now.shown)
 		s.placeLocked(p, nameKey{to, name}, now)
 	}
 }
@@ -291,7 +294,7 @@ func (s *shown) settleLocked() {
 		clear(s.touched)
 		s.floor = s.gen
 	}
-	s.changing, s.undo, s.switched, s.adopted, s.placed = nil, nil, nil, nil, nil
+	s.changing, s.undo, s.switched, s.adopted, s.placed, s.fixed = nil, nil, nil, nil, nil, nil
 	s.settled.Broadcast()
 }
 
@@ -325,7 +328,7 @@ func (s *shown) freezeLocked(f switchedFile) {
 func (s *shown) keepsOldLocked(node store.NodeID, ino crdt.Ino) {
 	if _, known := s.frozen[node]; !known {
 		s.frozen[node] = struct{}{}
-		s.oldOf[ino]++
+		s.oldOf[ino] = append(s.oldOf[ino], node)
 	}
 }
 

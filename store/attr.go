@@ -18,6 +18,29 @@ func (v *Volume) Attr(node NodeID) (a Attr, err error) {
 // AttrOf is what stat shows of an entry.
 func (v *Volume) AttrOf(e crdt.Entry) (Attr, error) { return v.Attr(v.Node(e.Ino)) }
 
+// An AttrResult is what Attr returns.
+type AttrResult struct {
+	Attr Attr
+	Err  error
+}
+
+// Attrs is AttrOf of each of some entries, read at one moment.
+func (v *Volume) Attrs(entries []DirEntry) []AttrResult {
+	out := make([]AttrResult, len(entries))
+	err := v.read(func(t *tree) error {
+		for n := range entries {
+			out[n].Attr, out[n].Err = v.attr(t, v.Node(entries[n].Entry.Ino))
+		}
+		return nil
+	})
+	if err != nil {
+		for n := range out {
+			out[n].Err = err
+		}
+	}
+	return out
+}
+
 func (v *Volume) attr(t *tree, node NodeID) (Attr, error) {
 	a, i, rec, err := v.attrBut(t, node)
 	if err != nil {

@@ -2,6 +2,8 @@ package kernel
 
 import (
 	"fmt"
+	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,8 +14,12 @@ const (
 	// A WRITE's payload follows this many bytes of headers. It is placed
 	// on a page boundary, so that it can go on to O_DIRECT files.
 	writeHeaderSize = 80
-	// Buffers kept for reuse; a burst of more requests maps and unmaps.
+	// Buffers kept for reuse, and how many while more are in use time and
+	// again: to map them costs more than most requests.
 	spareBuffers = 8
+	mostBuffers  = 64
+	// How long they are kept that are more than spareBuffers.
+	buffersKept = 10 * time.Second
 )
 
 // buffers are the memory of one reader. They are mapped and present before
@@ -53,13 +59,30 @@ func (c *Conn) takeBuffers() (*buffers, error) {
 
 func (c *Conn) giveBuffers(b *buffers) {
 	c.mu.Lock()
-	keep := len(c.spare) < spareBuffers && !c.ended
+	keep := len(c.spare) < mostBuffers && !c.ended
 	if keep {
 		c.spare = append(c.spare, b)
+	}
+	if len(c.spare) > spareBuffers && !c.trimming {
+		c.trimming = true
+		time.AfterFunc(buffersKept, c.trimBuffers)
 	}
 	c.mu.Unlock()
 	if !keep {
 		unix.Munmap(b.mapping) // cannot fail: it is what Mmap returned
+	}
+}
+
+// trimBuffers frees what a burst of requests has left.
+func (c *Conn) trimBuffers() {
+	c.mu.Lock()
+	keep := min(len(c.spare), spareBuffers)
+	rest := slices.Clone(c.spare[keep:])
+	clear(c.spare[keep:])
+	c.spare, c.trimming = c.spare[:keep], false
+	c.mu.Unlock()
+	for _, b := range rest {
+		unix.Munmap(b.mapping)
 	}
 }
 

@@ -69,6 +69,8 @@ type Conn struct {
 	ended  bool
 	failed error
 	spare  []*buffers
+	// trimBuffers will come.
+	trimming bool
 }
 
 func newConn(fd int, mount mountEntry, opts Options) *Conn {

@@ -26,6 +26,9 @@ var ErrHelperGone = errors.New("the reveal helper is gone")
 // startTimeout bounds how long a helper may take to come up on a busy machine.
 const startTimeout = 30 * time.Second
 
+// helperNice is the helper's nice value.
+const helperNice = -15
+
 // A Helper is the daemon's side of a reveal helper: a process whose system
 // calls inside the mount give watchers the events of a change that came from
 // another node. Make it with NewHelper before the filesystem, which asks it
@@ -144,6 +147,9 @@ func (h *Helper) spawn(execPath string, args []string) (*helperRun, error) {
 		run.socket.Close()
 		return nil, err
 	}
+	// Its calls wait for many a turn at a core; it needs little of each. Without
+	// the privilege it has its turn like all others.
+	unix.Setpriority(unix.PRIO_PROCESS, run.cmd.Process.Pid, helperNice) //nolint:errcheck // as said
 	h.mu.Lock()
 	h.run = run
 	h.mu.Unlock()
