@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/synapsefs/synapsefs/store"
@@ -69,7 +70,7 @@ func TestP4LostIsPassedOver(t *testing.T) {
 	for round := range 3 {
 		for n := 1; ; n++ {
 			// That the link was down for a moment does not count.
-			s.do(ContentArrived{testVolume, want, errNoSource})
+			s.do(ContentArrived{testVolume, want, errors.New("the link broke")})
 			s.now = s.now.Add(mostBackoff)
 			s.do(Tick{})
 			for range absentOften - 1 {
@@ -91,5 +92,24 @@ func TestP4LostIsPassedOver(t *testing.T) {
 	s.do(SnapshotTaken{Volume: testVolume, Peer: "b", Vector: at(1, 1)})
 	if n := s.p.replicas[testVolume].pending.count; n > 0 {
 		t.Errorf("%d batches wait", n)
+	}
+}
+
+// TestP4NobodyIsAskedWhileNoneIsLinked: of content whose holders are away nothing
+// is fetched, nor said; it is when one comes back.
+func TestP4NobodyIsAskedWhileNoneIsLinked(t *testing.T) {
+	s := newScript(t, true, at(1), "b")
+	s.get("b", holds(true, at(1, 1)))
+	b := batch(2, 1, 1, 100)
+	b.Wants = []crdt.Hash{{7}}
+	s.want(s.get("b", Push{Volume: testVolume, Batch: b}), "FetchContent")
+	s.do(LinkDown{"b"})
+	s.do(PeerGone{"b"})
+	s.want(s.do(ContentArrived{testVolume, crdt.Hash{7}, errors.New("the link broke")}), "Report")
+	s.now = s.now.Add(mostBackoff)
+	s.want(s.do(Tick{}))
+	s.do(LinkUp{"b"})
+	if got := effectNames(s.get("b", holds(true, at(1, 1)))); !slices.Contains(got, "FetchContent") {
+		t.Errorf("effects are %q", got)
 	}
 }

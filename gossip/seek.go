@@ -261,13 +261,18 @@ func (p *Protocol) fetch(v *replica) {
 				continue
 			case active >= p.limits.Fetches:
 				continue
-			case f == nil:
+			}
+			from := p.sources(v, h)
+			if len(from) == 0 {
+				continue // until one is linked
+			}
+			if f == nil {
 				f = &fetch{}
 				v.fetches[h] = f
 			}
 			f.active = true
 			active++
-			p.do(FetchContent{v.id, h, p.sources(v, h)})
+			p.do(FetchContent{v.id, h, from})
 		}
 	}
 	maps.DeleteFunc(v.fetches, func(h crdt.Hash, f *fetch) bool { return !f.active && !wanted[h] })

@@ -28,9 +28,6 @@ const (
 // ErrAbsent says that who has a batch has not the content that it names.
 var ErrAbsent = fmt.Errorf("it has that not: %w", store.ErrNoContent)
 
-// errNoSource says that nobody is linked who could have the content.
-var errNoSource = errors.New("no peer that has its batch is linked")
-
 // A Transfer brings content here.
 type Transfer interface {
 	// Fetch returns when the manifest and all its blocks are in the content
@@ -47,10 +44,7 @@ type blockTransfer struct {
 
 // Fetch implements Transfer.
 func (t *blockTransfer) Fetch(ctx context.Context, volume store.VolumeID, peers []string, manifest crdt.Hash) error {
-	if len(peers) == 0 {
-		return fmt.Errorf("fetch content %x: %w", manifest[:8], errNoSource)
-	}
-	err := error(nil)
+	err := ErrAbsent
 	for _, node := range peers {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -59,7 +53,7 @@ func (t *blockTransfer) Fetch(ctx context.Context, volume store.VolumeID, peers 
 		if e == nil {
 			return nil
 		}
-		if e = fmt.Errorf("from peer %q: %w", node, e); err == nil || errors.Is(err, ErrAbsent) {
+		if e = fmt.Errorf("from peer %q: %w", node, e); errors.Is(err, ErrAbsent) {
 			err = e // one that may be over sooner
 		}
 	}
