@@ -453,6 +453,9 @@ func (v *Volume) finish(d *draft, h Handle) error {
 		}
 	}
 	if errors.Is(err, errMapped) {
+		if err := v.recordMapped(d); err != nil {
+			v.db.opts.Log.Warn("close file that is mapped", "volume", v.Name(), "inode", uint64(d.rec.Ino), "err", err)
+		}
 		d.flushed.Store(d.mapped < settleLimit)
 		d.mapped = min(max(2*d.mapped, mappedRetry), maxMappedRetry)
 		v.after(d, d.mapped, func() { v.finishUnlessOpen(d) })

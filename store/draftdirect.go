@@ -65,6 +65,23 @@ func (d *draft) quiet() error {
 	return err
 }
 
+// recordMapped records a draft that nobody has open, for the next daemon to find:
+// else only what has it open says that there is one. The caller holds mu.
+func (v *Volume) recordMapped(d *draft) error {
+	d.io.Lock()
+	defer d.io.Unlock()
+	dd := d.directly.Load()
+	if dd == nil || d.rec.Direct != nil {
+		return nil
+	}
+	at, err := dd.FileMtime()
+	if err != nil {
+		return err
+	}
+	d.rec.Direct = &at
+	return v.saveDraft(d)
+}
+
 // The kernel lets go of a file a moment after it has said so; of a mapping,
 // when its user does.
 const (

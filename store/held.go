@@ -124,8 +124,9 @@ func (v *Volume) isHeld(node NodeID) bool {
 	return b != nil && b.named
 }
 
-// resumeDirect goes on with a draft that kernels have the file of.
-func (v *Volume) resumeDirect(d *draft) error {
+// resumeDirect goes on with a draft that kernels have the file of. One that is not
+// recorded was begun from what its node shows.
+func (v *Volume) resumeDirect(d *draft, recorded bool) error {
 	b := v.backings[d.node]
 	dd, err := v.db.content.ResumeDraft(d.name, b.file, b.link)
 	if err != nil {
@@ -134,12 +135,20 @@ func (v *Volume) resumeDirect(d *draft) error {
 	b.named = false
 	d.file, d.began = dd, true
 	d.directly.Store(dd)
+	return v.markResumed(d, dd, recorded)
+}
+
+// markResumed finds out whether a resumed draft was written past us.
+func (v *Volume) markResumed(d *draft, dd *content.DirectDraft, recorded bool) error {
 	if d.rec.Created || d.rec.Dirty {
 		return nil
 	}
 	version, _, err := v.contentOf(d.node)
 	if err != nil || version == nil {
 		return err
+	}
+	if !recorded {
+		d.rec.Base = version.ID
 	}
 	// Of what was written past us only the file tells.
 	size, at, _, err := dd.Stat()

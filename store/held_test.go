@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"testing"
 	"time"
 )
@@ -227,21 +228,95 @@ func TestP9MappedAcrossKills(t *testing.T) {
 					t.Errorf("%d bytes, %d kills: %d bytes, want %d", size, kills, len(got), len(want))
 				}
 			}
-			wholeContent(t, a)
+			check(t, a.db.checkContent(time.Time{}), nil)
 		}
 	}
 }
 
-// wholeContent checks that each block of the index is where the index says.
-func wholeContent(t *testing.T, v *Volume) {
+// TestP9AdoptedAcrossKills: a file that somebody reads past us is opened for
+// writing, of which nothing is recorded before the first close; the daemon is
+// killed. The next version follows the one that was there, and holds what was
+// written, by a mapping that outlives the close too.
+func TestP9AdoptedAcrossKills(t *testing.T) {
+	for _, how := range []string{"open", "closed and mapped", "mapped, and nobody reads it any more"} {
+		for _, wrote := range []string{"before", "after", "before and after", ""} {
+			t.Run(how+", written "+wrote, func(t *testing.T) {
+				a, b := pair(t, longHold)
+				text := noise(1, 2<<20)
+				node := write(t, a, root, "f", text)
+				give(t, a, b)
+				reader := openPast(t, a, node, 0, 0, 11)
+				h := openFor(t, a, node)
+				bk, _ := backing(t, a, node, h, WritesAnywhere)
+				writer := must(os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", bk.File().Fd()), os.O_RDWR, 0))
+				check(t, a.CloseBacking(bk), nil)
+				want := text
+				put := func(s string, at int) {
+					must(writer.WriteAt([]byte(s), int64(at)))
+					want = want[:at] + s + want[at+len(s):]
+				}
+				if how != "open" {
+					check(t, a.Flush(node, h), nil)
+					check(t, a.Release(Request{Mount: mountOne}, node, h), nil)
+				}
+				if strings.HasPrefix(wrote, "before") {
+					put("before", 3)
+				}
+				if how == "mapped, and nobody reads it any more" {
+					check(t, reader.f.Close(), nil)
+					check(t, a.Unhold(a.backings[node], mountOne), nil)
+					check(t, a.CloseBacking(a.backings[node]), nil)
+				}
+				a, held := resume(t, a, true)
+				if strings.HasSuffix(wrote, "after") {
+					put("after", 20)
+				}
+				if got := read(t, a, root, "f"); got != want {
+					t.Errorf("it reads %d bytes that are not what was written", len(got))
+				}
+				if open, ok := held[node]; ok {
+					open.end(t, a)
+				}
+				if got := read(t, a, root, "f"); got != want {
+					t.Errorf("when nobody has it open, it reads %d bytes that are not what was written", len(got))
+				}
+				check(t, writer.Close(), nil)
+				finished(t, a)
+				give(t, a, b)
+				for _, v := range []*Volume{a, b} {
+					if got := read(t, v, root, "f"); got != want {
+						t.Errorf("%d bytes are not what was written", len(got))
+					}
+					if lost := must(v.Records()); len(lost) > 0 {
+						t.Errorf("a conflict with itself: %+v", lost)
+					}
+				}
+				if n := len(must(a.History("f"))); wrote == "" && n > 1 {
+					t.Errorf("%d versions, and nothing was written", n)
+				}
+				check(t, a.db.checkContent(time.Time{}), nil)
+				if left := must(a.db.content.Drafts()); len(left) > 0 {
+					t.Errorf("left over: %q", left)
+				}
+			})
+		}
+	}
+}
+
+// finished waits until no draft is open.
+func finished(t *testing.T, v *Volume) {
 	t.Helper()
-	check(t, v.db.kv.view(func(tx txn) error {
-		return v.db.eachIndexed(tx, func(e indexed, _ []byte) error {
-			if e.manifest {
-				return nil
-			}
-			_, err := v.db.content.Block(e.hash)
-			return err
-		})
-	}), nil)
+	for {
+		v.draftsMu.Lock()
+		published, open := v.published, len(v.drafts)
+		v.draftsMu.Unlock()
+		if open == 0 {
+			return
+		}
+		select {
+		case <-published:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%d drafts are open", open)
+		}
+	}
 }

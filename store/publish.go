@@ -140,10 +140,11 @@ func (v *Volume) reopenDraft(d *draft, closed bool) error {
 func (v *Volume) openDraftFile(d *draft) error {
 	if d.rec.Direct != nil {
 		dd, err := v.db.content.ResumeDraft(d.name, nil, nil)
-		if err == nil {
-			v.setDirect(d, dd)
+		if err != nil {
+			return err
 		}
-		return err
+		v.setDirect(d, dd)
+		return v.markResumed(d, dd, true)
 	}
 	var base content.Base
 	if d.rec.Manifest != nil {

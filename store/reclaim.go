@@ -387,22 +387,7 @@ func (v *Volume) namedContent(out map[crdt.Hash]struct{}) (whole bool, err error
 // gone from it that all have and that name others than those.
 func (v *Volume) namedByJournal(out map[crdt.Hash]struct{}) error {
 	var until crdt.Stamp // of the newest batch that names others
-	each := func(fn func(b *Batch, h crdt.Hash)) error {
-		return v.read(func(t *tree) error {
-			return t.t.scan(v.keys.key('j'), nil, func(_, value []byte) (bool, error) {
-				b, err := DecodeBatch(value)
-				if err != nil {
-					return false, err
-				}
-				ops, err := b.decodeOps()
-				for _, h := range contentsOf(ops) {
-					fn(b, h)
-				}
-				return err == nil, err
-			})
-		})
-	}
-	if err := each(func(b *Batch, h crdt.Hash) {
+	if err := v.eachJournaled(func(b *Batch, h crdt.Hash) {
 		if _, ok := out[h]; !ok {
 			until = max(until, b.Stamp)
 		}
@@ -414,7 +399,24 @@ func (v *Volume) namedByJournal(out map[crdt.Hash]struct{}) error {
 			return err
 		}
 	}
-	return each(func(_ *Batch, h crdt.Hash) { out[h] = struct{}{} })
+	return v.eachJournaled(func(_ *Batch, h crdt.Hash) { out[h] = struct{}{} })
+}
+
+// eachJournaled calls fn with each manifest that a batch of the journal names.
+func (v *Volume) eachJournaled(fn func(b *Batch, h crdt.Hash)) error {
+	return v.read(func(t *tree) error {
+		return t.t.scan(v.keys.key('j'), nil, func(_, value []byte) (bool, error) {
+			b, err := DecodeBatch(value)
+			if err != nil {
+				return false, err
+			}
+			ops, err := b.decodeOps()
+			for _, h := range contentsOf(ops) {
+				fn(b, h)
+			}
+			return err == nil, err
+		})
+	})
 }
 
 // eachKept calls fn for the contents of an inode that are kept: all but those of

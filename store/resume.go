@@ -134,7 +134,7 @@ func (v *Volume) resumeDraft(node NodeID, rec draftRecord, begun bool) (d *draft
 	d = &draft{node: node, name: v.draftName(node), rec: rec}
 	switch {
 	case v.isHeld(node):
-		err = v.resumeDirect(d)
+		err = v.resumeDirect(d, begun)
 	case begun:
 		err = v.openDraftFile(d)
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/synapsefs/synapsefs/store/crdt"
 	"github.com/zeebo/blake3"
@@ -215,6 +216,16 @@ func (s *Store) Manifest(h crdt.Hash) (*Manifest, bool, error) {
 		return nil, false, fmt.Errorf("read manifest %x: %w", h[:], err)
 	}
 	return m, true, nil
+}
+
+// ChangedSince reports whether an immutable file has changed since, in whatever
+// way: been made, got longer, or lost a name.
+func (s *Store) ChangedSince(id FileID, since time.Time) (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(s.filePath(id), &st); err != nil {
+		return false, fmt.Errorf("stat immutable file %s: %w", id, err)
+	}
+	return !time.Unix(st.Ctim.Unix()).Before(since), nil
 }
 
 // syncPath makes one file or directory durable.
