@@ -211,11 +211,16 @@ func (db *DB) open() error {
 	if err := db.openVolumes(s); err != nil {
 		return err
 	}
-	if db.boot.Place, err = db.takePlace(); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	db.reclaimer.ctx = ctx
+	if err := db.checkOpened(); err != nil {
+		cancel()
+		return err
+	}
+	if db.boot.Place, err = db.takePlace(); err != nil {
+		cancel()
+		return err
+	}
 	_, stop := db.opts.Scheduler.Loop(later(reclaimInterval, db.reclaimTurn))
 	db.stopReclaimer = sync.OnceFunc(func() { cancel(); stop() })
 	return db.markBoot(db.boot)

@@ -89,6 +89,7 @@ func TestP9Kills(t *testing.T) {
 	}
 	nd := c.Nodes[0]
 	t.Setenv("SYNAPSEFS_FAULT_DIE_EVERY", "0")
+	t.Setenv("SYNAPSEFS_FAULT_CHECK", "1") // that each start finds all content whole
 	w := startWorkload(t, nd.Mount, seed)
 	died, starts := 0, uint64(1)
 	var hit int // kills that hit a request which was read and not answered
@@ -109,7 +110,7 @@ func TestP9Kills(t *testing.T) {
 		}
 		t.Setenv("SYNAPSEFS_FAULT_DIE_EVERY", fmt.Sprint(100*((i+1)%2)))
 		err := nd.Start(t.Context())
-		for starts++; errors.Is(err, playground.ErrEnded); starts++ {
+		for starts++; errors.Is(err, playground.ErrKilled); starts++ {
 			died++
 			err = nd.Start(t.Context())
 		}
@@ -139,8 +140,19 @@ func TestP9Kills(t *testing.T) {
 	used := w.finish(t)
 	t.Logf("%d kills, %d of them by itself, %d under a request; %d requests came again, %d of them were done already; %d calls, the longest took %v",
 		*kills, died, hit, resent, repeated, used.Calls, used.Longest)
+	defer func() {
+		if t.Failed() {
+			for _, nd := range c.Nodes {
+				t.Log(synapsefs(t, nd, "status"), synapsefs(t, nd, "conflicts", volume))
+			}
+			t.Log(difference(t, nd.Mount, c.Nodes[1].Mount))
+		}
+	}()
 	// Of a long run the other node has thousands of large versions to fetch.
 	fstest.Until(t, patience+time.Duration(*kills)*time.Second, "the nodes to meet again", func() bool { _, same := sums(t, c.Nodes); return same })
+	if lost := listed(t, nd, "conflicts", volume); len(lost) > 0 {
+		t.Errorf("only one node was written to, and there are conflicts: %v", lost)
+	}
 }
 
 // P9: the same under planned upgrades to a program that was built anew.

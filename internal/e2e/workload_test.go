@@ -170,6 +170,7 @@ var workers = map[string]func(w *worker) (round func() error, err error){
 	"listing":  (*worker).listing,
 	"unlinked": (*worker).unlinked,
 	"appender": (*worker).appender,
+	"large":    (*worker).large, "large2": (*worker).large,
 }
 
 // call counts one call and how long it took.

@@ -189,8 +189,12 @@ func (c *Cluster) Close() error {
 	return errors.Join(errs...)
 }
 
-// ErrEnded says that a daemon ended before it answered.
-var ErrEnded = errors.New("the daemon ended at once")
+// ErrEnded says that a daemon ended before it answered, and ErrKilled that a
+// signal ended it.
+var (
+	ErrEnded  = errors.New("the daemon ended at once")
+	ErrKilled = fmt.Errorf("%w, by a signal", ErrEnded)
+)
 
 // Start starts the daemon and returns when it answers. It runs in a session of
 // its own: a Ctrl-C at the terminal is not for it.
@@ -262,7 +266,11 @@ func (nd *Node) answers(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-nd.exited:
-			return fmt.Errorf("%w:\n%s", ErrEnded, nd.LogTail())
+			ended := ErrEnded
+			if s, ok := nd.child.ProcessState.Sys().(syscall.WaitStatus); ok && s.Signaled() {
+				ended = ErrKilled
+			}
+			return fmt.Errorf("%w:\n%s", ended, nd.LogTail())
 		case <-ctx.Done():
 			return fmt.Errorf("the daemon does not answer: %w\n%s", err, nd.LogTail())
 		}
