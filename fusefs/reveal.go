@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/synapsefs/synapsefs/fusefs/kernel"
+	"github.com/synapsefs/synapsefs/store"
 	"github.com/synapsefs/synapsefs/store/crdt"
 )
 
@@ -51,6 +52,9 @@ type revealer struct {
 	gate    sync.Mutex    // held during each work; a leaf, for tests to stop the revealer
 	blocked chan struct{} // a token for each notification in progress
 	tasks   sync.WaitGroup
+
+	mu      sync.Mutex     // guards what follows; a leaf
+	leaving []store.NodeID // to be let go; the first is in progress
 
 	// Owned by the goroutine.
 	callers  []*caller
@@ -104,11 +108,35 @@ func (r *revealer) do(w work) bool {
 	case workInode:
 		return r.inode(w)
 	case workLetGo:
-		r.fs.vol.LetGo(w.node)
+		r.letGo(w.node)
 	case workForgotten:
 		r.forgotten(w.node)
 	}
 	return true
+}
+
+// letGo drops what was kept of a node. That waits for the volume's lock, behind
+// merges: what is to be shown does not wait for it.
+func (r *revealer) letGo(node store.NodeID) {
+	r.queue.suspend()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.leaving = append(r.leaving, node); len(r.leaving) == 1 {
+		r.tasks.Go(r.letGoAll)
+	}
+}
+
+func (r *revealer) letGoAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.leaving) > 0 {
+		node := r.leaving[0]
+		r.mu.Unlock()
+		r.fs.vol.LetGo(node)
+		r.queue.ended()
+		r.mu.Lock()
+		r.leaving = r.leaving[1:]
+	}
 }
 
 // later pushes work again after some time.
