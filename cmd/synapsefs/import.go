@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,7 +76,8 @@ func newImportCommand(env *environment) *cobra.Command {
 }
 
 // importDir holds what is not whole yet, in DIR, so that it gets its place by a
-// rename. rsync leaves directories of the name of its --partial-dir out.
+// rename. It is all that an import leaves when it is interrupted, and goes with the
+// next that ends.
 const importDir = ".synapsefs-import"
 
 // An importView is an import as printed.
@@ -97,20 +99,22 @@ func (o *importOptions) run(ctx context.Context, env *environment) error {
 	}
 	v := importView{Source: o.source, Dir: o.dir, Differences: []string{}}
 	var err error
-	for again := true; again; {
+	var how []string // differences are told by: sizes and times at first
+	for {
 		v.Passes++
 		if !o.verify {
-			if err := o.copy(ctx, env.stderr); err != nil {
+			if err := o.copy(ctx, env.stderr, how...); err != nil {
 				return err
 			}
 		}
-		if v.Differences, err = o.compare(ctx, "--checksum"); err != nil {
+		how = []string{"--checksum"}
+		if v.Differences, err = o.compare(ctx, how...); err != nil {
 			return err
 		}
-		again = len(v.Differences) > 0 && v.Passes < o.passes && !o.verify
-		if again {
-			fmt.Fprintf(env.stderr, "%d differences: %s may have changed; once more\n", len(v.Differences), o.source)
+		if len(v.Differences) == 0 || v.Passes >= o.passes || o.verify {
+			break
 		}
+		fmt.Fprintf(env.stderr, "%d differences: %s may have changed; once more\n", len(v.Differences), o.source)
 	}
 	if err := env.print(v, func(w io.Writer) { printImported(w, o, &v) }); err != nil {
 		return err
@@ -150,7 +154,8 @@ func (o *importOptions) check() error {
 
 // options are rsync's for copying and comparing.
 func (o *importOptions) options(more ...string) []string {
-	args := append([]string{"-aHAXS", "--numeric-ids", "--partial-dir=" + importDir}, more...)
+	half := filepath.Join(o.dir, importDir)
+	args := append([]string{"-aHAXS", "--numeric-ids", "--partial-dir=" + half, "--exclude=/" + importDir}, more...)
 	if o.remove {
 		args = append(args, "--delete-delay")
 	}
@@ -161,30 +166,31 @@ func (o *importOptions) options(more ...string) []string {
 // when their turn came.
 const rsyncVanished = 24
 
-func (o *importOptions) copy(ctx context.Context, progress io.Writer) error {
-	// If there is nothing to do, nothing is touched.
-	if some, err := o.compare(ctx); err != nil || len(some) == 0 {
+// copy makes the target what the source is; how is what tells rsync where they differ.
+func (o *importOptions) copy(ctx context.Context, progress io.Writer, how ...string) error {
+	some, err := o.compare(ctx, how...)
+	if err != nil {
 		return err
 	}
 	half := filepath.Join(o.dir, importDir)
-	if err := os.RemoveAll(half); err != nil { // of an import that was killed
+	if _, err := os.Lstat(half); len(some) == 0 && errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing is touched
+	}
+	if err := os.MkdirAll(half, 0o700); err != nil {
 		return err
 	}
-	if err := os.Mkdir(half, 0o700); err != nil {
-		return err
-	}
-	more := []string{"--temp-dir=" + half}
+	more := append([]string{"--temp-dir=" + half}, how...)
 	if f, ok := progress.(*os.File); ok {
 		if st, err := f.Stat(); err == nil && st.Mode()&os.ModeCharDevice != 0 { // a terminal
 			more = append(more, "--info=progress2")
 		}
 	}
-	err := o.rsyncs(ctx, progress, o.options(more...))
+	err = o.rsyncs(ctx, progress, o.options(more...))
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == rsyncVanished {
-		err = nil
+	if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == rsyncVanished) {
+		return err // what there is of a large file is for the next time
 	}
-	if err := errors.Join(err, os.RemoveAll(half)); err != nil {
+	if err := os.RemoveAll(half); err != nil {
 		return err
 	}
 	// That was a change of DIR, whose times are the source's, too.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"reflect"
 	"regexp"
@@ -15,6 +16,7 @@ import (
 	rbac "k8s.io/api/rbac/v1"
 	storage "k8s.io/api/storage/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
 )
 
@@ -155,6 +157,49 @@ func TestObjects(t *testing.T) {
 			if !strings.Contains(o.Data["synapsefs.yaml"], `founder: "node-a"`) {
 				t.Errorf("configuration:\n%s", o.Data["synapsefs.yaml"])
 			}
+		}
+	}
+}
+
+// Each pod is under one policy at least, and each port that a policy opens is one of the
+// pods that it is for.
+func TestPolicies(t *testing.T) {
+	text, err := render("../chart", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := read(t, text)
+	for name, pod := range podsOf(all) {
+		var policies int
+		for _, o := range all {
+			p, ok := o.(*networking.NetworkPolicy)
+			if !ok {
+				continue
+			}
+			selector, err := meta.LabelSelectorAsSelector(&p.Spec.PodSelector)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !selector.Matches(labels.Set(pod.Labels)) {
+				continue
+			}
+			policies++
+			open := map[string]bool{}
+			for _, c := range append(pod.Spec.InitContainers, pod.Spec.Containers...) {
+				for _, p := range c.Ports {
+					open[fmt.Sprint(p.ContainerPort, p.Protocol)] = true
+				}
+			}
+			for _, rule := range p.Spec.Ingress {
+				for _, port := range rule.Ports {
+					if !open[fmt.Sprint(port.Port.IntVal, *port.Protocol)] {
+						t.Errorf("%s opens %d, which no container of %s has", p.Name, port.Port.IntVal, name)
+					}
+				}
+			}
+		}
+		if policies == 0 {
+			t.Errorf("%s is under no policy", name)
 		}
 	}
 }

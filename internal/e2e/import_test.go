@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -144,6 +145,104 @@ func TestImportGoesOn(t *testing.T) {
 		if d := difference(t, source, target); d != "" {
 			t.Error(d)
 		}
+	}
+}
+
+// What an import that was interrupted has of a large file is in one place, used by the
+// next, and gone when that ends: also if the source has the file no more.
+func TestImportLeavesNothing(t *testing.T) {
+	c := start(t, 1)
+	nd := c.Nodes[0]
+	source := filepath.Join(t.TempDir(), "source")
+	if err := os.MkdirAll(filepath.Join(source, "d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	large := filepath.Join(source, "d", "large")
+	for _, gone := range []bool{false, true} {
+		if err := os.WriteFile(large, bytes.Repeat([]byte("0123456789"), 3_000_000), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		target := filepath.Join(nd.Mount, fmt.Sprint(gone))
+		if err := os.Mkdir(target, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(binary, "--socket", nd.Socket, "import", source, target, "--", "--bwlimit=1000")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		half := func(pattern string) bool {
+			found, err := filepath.Glob(filepath.Join(target, ".synapsefs-import", pattern))
+			return err == nil && len(found) > 0
+		}
+		until(t, "a part of the file", func() bool { return half("large.*") })
+		if err := unix.Kill(cmd.Process.Pid, unix.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err == nil || !half("large") {
+			t.Fatalf("interrupted: %v, a part was kept: %v", err, half("large"))
+		}
+		if _, err := os.Stat(filepath.Join(target, "d", "large")); !os.IsNotExist(err) {
+			t.Errorf("half of a file is shown: %v", err)
+		}
+		if gone {
+			if err := os.Remove(large); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if out, err := command(nd, "import", source, target); err != nil {
+			t.Fatalf("again: %v %s", err, out)
+		}
+		if d := difference(t, source, target); d != "" {
+			t.Error(d)
+		}
+	}
+}
+
+// A source that changes while it is copied is copied again, until both are the same.
+func TestImportSourceChanges(t *testing.T) {
+	c := start(t, 1)
+	nd := c.Nodes[0]
+	source := filepath.Join(t.TempDir(), "source")
+	if err := os.MkdirAll(source, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	name := func(n int) string { return filepath.Join(source, fmt.Sprintf("%03d", n)) }
+	for n := range 100 {
+		if err := os.WriteFile(name(n), bytes.Repeat([]byte{byte(n)}, 20_000), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	imported := make(chan error, 1)
+	go func() {
+		_, err := command(nd, "import", "--delete", source, nd.Mount, "--", "--bwlimit=1000")
+		imported <- err
+	}()
+	until(t, "the first files", func() bool {
+		_, err := os.Stat(filepath.Join(nd.Mount, "010"))
+		return err == nil
+	})
+	// Behind and before what is being copied; of the same size, so that the bytes tell.
+	for _, n := range []int{2, 90} {
+		st, err := os.Stat(name(n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name(n), bytes.Repeat([]byte("x"), 20_000), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(name(n), st.ModTime(), st.ModTime()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(name(95)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-imported; err != nil {
+		t.Fatal(err)
+	}
+	if d := difference(t, source, nd.Mount); d != "" {
+		t.Error(d)
 	}
 }
 
