@@ -48,7 +48,7 @@ demo: setup build ## three nodes on this host; KEEP=1 leaves them running, TREE=
 # -count=1: internal/e2e runs a binary that Go's test cache does not know of.
 test: setup ## all tests, real mounts included; PKGS=./store/... for some
 	$(GO) vet $(PKGS)
-	$(GO) test -count=1 -timeout 15m $(TESTARGS) $(PKGS)
+	$(GO) test -count=1 -timeout 30m $(TESTARGS) $(PKGS)
 	cd deploy && $(GO) vet ./... && $(GO) test ./...
 
 test-full: test torn-full ## make test, and the random programs on two mounts for a minute
