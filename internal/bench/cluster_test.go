@@ -15,7 +15,7 @@ import (
 	"github.com/synapsefs/synapsefs/internal/playground"
 )
 
-var passthrough = flag.Bool("passthrough", true, "measure with the option of that name")
+var passthrough = flag.Bool("passthrough", false, "measure with the option of that name")
 
 var given = flag.String("binary", "", "a synapsefs `FILE` to measure, instead of a fresh build")
 

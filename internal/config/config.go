@@ -74,7 +74,6 @@ func Default() *Config {
 		PlacementDelay:   5 * time.Minute,
 		Keeper:           true,
 		KeeperStart:      true,
-		Passthrough:      true,
 		MaxClockSkew:     5 * time.Second,
 		ReplicaRetention: 7 * 24 * time.Hour,
 		JournalLimit:     256 << 20,

@@ -45,7 +45,7 @@ func (c *Config) options() []Option {
 		{"inline-limit", "files up to this size travel inside the change itself; at most 256KiB", &c.InlineLimit},
 		{"publish-interval", "how often a file that is held open and written in place is published", &c.PublishInterval},
 		{"hold", "how long an unlink or rename away waits for the name to come back", &c.Hold},
-		{"passthrough", "the kernel reads and writes large and new files itself, by files of the state directory (FUSE passthrough, as root, Linux 6.9); where it cannot, the daemon does", &c.Passthrough},
+		{"passthrough", "experimental: the kernel reads and writes large and new files itself, by files of the state directory (FUSE passthrough, as root, Linux 6.9; where it cannot, the daemon does); faster, but who reads a file that another program rewrites or has mapped was seen to read old bytes after the daemon was replaced", &c.Passthrough},
 		{"keeper", "mounts outlive the daemon: a small process keeps them, programs wait while none runs, and the next one goes on with them (as root; Linux 6.9)", &c.Keeper},
 		{"keeper-start", "start the keeper where none runs; if not, something else does, as in Kubernetes a pod of its own: a keeper that the daemon started would end with the daemon's pod", &c.KeeperStart},
 		{"catch-up-timeout", "how long a mount of a replica that was ready before waits for a live peer, before it serves its own data, marked stale until it has caught up", &c.CatchUpTimeout},

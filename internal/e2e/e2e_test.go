@@ -81,7 +81,7 @@ func start(t *testing.T, n int) *playground.Cluster {
 	return c
 }
 
-var passthrough = flag.Bool("passthrough", true, "run the daemons with the option of that name")
+var passthrough = flag.Bool("passthrough", false, "run the daemons with the option of that name")
 
 // prepare makes n nodes that do not run.
 func prepare(t *testing.T, n int) *playground.Cluster {
