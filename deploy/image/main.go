@@ -57,7 +57,7 @@ func write(binary, arch, tag, out string) error {
 		return err
 	}
 	err = path.AppendImage(image, layout.WithPlatform(v1.Platform{OS: "linux", Architecture: arch}), layout.WithAnnotations(map[string]string{
-		"org.opencontainers.image.ref.name": tag, // as podman and skopeo know it
+		"org.opencontainers.image.ref.name": tag,                                   // as podman and skopeo know it
 		"io.containerd.image.name":          reference.TagNameOnly(named).String(), // Kubernetes finds it by no other
 	}))
 	if err != nil {
