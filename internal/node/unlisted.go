@@ -63,7 +63,7 @@ func (n *Node) problemOf(v *store.Volume) string {
 // relist lists an unlisted replica of a name that is free, if there is one.
 func (n *Node) relist(name string, options map[string]string) (info VolumeInfo, found bool, err error) {
 	v, err := n.unlisted(name)
-	if err != nil || v == nil || !v.Ready() {
+	if err != nil || v == nil {
 		return VolumeInfo{}, false, err
 	}
 	l := Listing{Name: name, ID: v.ID(), Options: options, Created: time.Now().UTC(), By: n.cfg.Node}

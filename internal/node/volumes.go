@@ -406,8 +406,8 @@ func (n *Node) drop(v *store.Volume) error {
 	return errors.Join(errs...)
 }
 
-// dropSpare drops a replica if others have what it has, a vector, unless somebody has begun to use
-// it or to change it. It returns whether it did.
+// dropSpare drops a replica if others have what it has, a vector, unless somebody
+// has begun to use it or to change it. It returns whether it did.
 func (n *Node) dropSpare(v *store.Volume, have func(crdt.Vector) bool) (bool, error) {
 	n.replicas.Lock()
 	defer n.replicas.Unlock()

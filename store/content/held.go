@@ -190,34 +190,29 @@ func (s *Store) linkOf(inode uint64, guess FileID) (*FileID, error) {
 // ResumeDraft opens a direct draft after a restart. Kernels may have its file,
 // and write it: f is open on it then, else nil, and link names the immutable file
 // that it is, which is looked for if f is nil.
-func (s *Store) ResumeDraft(name string, f *os.File, link *FileID) (*DirectDraft, error) {
-	d, err := s.openDirect(name)
-	if err != nil {
-		return nil, err
-	}
-	if err := d.resume(f, link); err != nil {
-		return nil, errors.Join(fmt.Errorf("resume draft %q: %w", name, err), d.f.Close())
-	}
-	return d, nil
-}
-
-func (d *DirectDraft) resume(f *os.File, link *FileID) error {
+func (s *Store) ResumeDraft(name string, f *os.File, link *FileID) (d *DirectDraft, err error) {
 	if f != nil {
-		if same, err := sameFile(d.f, f); err != nil || !same {
-			return errors.Join(errors.New("it is another file"), err)
+		d, err = s.openSame(name, f)
+	} else if d, err = s.openDirect(name); err == nil {
+		link, err = d.linkNow()
+	}
+	if err != nil {
+		if d != nil {
+			d.f.Close()
 		}
-	} else {
-		var st unix.Stat_t
-		err := unix.Fstat(int(d.f.Fd()), &st)
-		if err == nil && st.Nlink > 1 {
-			link, err = d.store.linkOf(st.Ino, FileID{})
-		}
-		if err != nil {
-			return err
-		}
+		return nil, fmt.Errorf("resume draft %q: %w", name, err)
 	}
 	if d.link = link; link != nil {
 		d.below = fileSize(d.f)
 	}
-	return nil
+	return d, nil
+}
+
+// linkNow finds the immutable file that the draft's file is, nil if it is none.
+func (d *DirectDraft) linkNow() (*FileID, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(d.f.Fd()), &st); err != nil || st.Nlink == 1 {
+		return nil, err
+	}
+	return d.store.linkOf(st.Ino, FileID{})
 }
