@@ -89,6 +89,11 @@ func TestCopyVolume(t *testing.T) {
 		t.Errorf("a snapshot is remounted: %s", out)
 	}
 
+	versions := listed(t, two, "history", filepath.Join(snap, "a"))
+	if out, err := command(two, "history", "restore", filepath.Join(snap, "a"), fmt.Sprint(versions[0]["version"]), "--to", filepath.Join(snap, "b")); err == nil || !strings.Contains(err.Error(), "snapshot") {
+		t.Errorf("restored into a snapshot: %v %s", err, out)
+	}
+
 	// Neither needs the source.
 	large := filepath.Join(copied, "large2")
 	if err := os.WriteFile(large, []byte(strings.Repeat("large", 200_000)), 0o644); err != nil {

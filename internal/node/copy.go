@@ -137,3 +137,20 @@ func (n *Node) dropHalfCopies(replicas []*store.Volume, listed []Listing) error 
 	}
 	return errors.Join(errs...)
 }
+
+func (l *Listing) isSnapshot() bool {
+	o, _ := ParseOptions(l.Options) // what cannot be read is another option
+	return o.Snapshot
+}
+
+// mayWrite returns ErrSnapshot if a volume is one.
+func (n *Node) mayWrite(id store.VolumeID) error {
+	l, err := n.byID(id.String())
+	if errors.Is(err, store.ErrNoVolume) { // there is nothing to protect any more
+		return nil
+	}
+	if err == nil && l.isSnapshot() {
+		err = ErrSnapshot
+	}
+	return err
+}

@@ -193,7 +193,7 @@ func (n *Node) volumeFor(ctx context.Context, m *mount, r MountRequest) (*store.
 	} else if err != nil {
 		return nil, err
 	}
-	if o, _ := ParseOptions(l.Options); o.Snapshot && !r.ReadOnly {
+	if !r.ReadOnly && l.isSnapshot() {
 		return nil, ErrSnapshot
 	}
 	n.uses(m, l)
@@ -224,9 +224,7 @@ func (n *Node) used(id store.VolumeID) bool {
 func (n *Node) Remount(dir string, readOnly bool, flags kernel.Flags) (MountInfo, error) {
 	m, err := n.mountAt(filepath.Clean(dir))
 	if err == nil && !readOnly {
-		if l, e := n.byID(m.volume.String()); e == nil && l.Options["snapshot"] != "" {
-			err = ErrSnapshot
-		}
+		err = n.mayWrite(m.volume)
 	}
 	if err != nil {
 		return MountInfo{}, fmt.Errorf("remount %s: %w", dir, err)

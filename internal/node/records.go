@@ -308,6 +308,9 @@ func (s *adminServer) Restore(_ context.Context, r *wire.RestoreRequest) (*wire.
 	if err != nil {
 		return nil, err
 	}
+	if err := s.n.mayWrite(at.v.ID()); err != nil {
+		return nil, fmt.Errorf("restore %s: %w", r.Target, err)
+	}
 	to, err := s.n.within(at.v, string(r.To))
 	if err != nil {
 		return nil, err
