@@ -62,6 +62,17 @@ func made(t *testing.T, nd *playground.Node) (n uint64) {
 	return n
 }
 
+// startImport starts an import as the leader of a process group.
+func startImport(t *testing.T, nd *playground.Node, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(binary, append([]string{"--socket", nd.Socket, "import"}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}
+
 // What was imported is the same on all nodes, and is not written again.
 func TestImport(t *testing.T) {
 	c := start(t, 2)
@@ -124,11 +135,7 @@ func TestImportGoesOn(t *testing.T) {
 		if err := os.Mkdir(target, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command(binary, "--socket", nd.Socket, "import", source, target)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		cmd := startImport(t, nd, source, target)
 		until(t, "the first files", func() bool {
 			some, err := os.ReadDir(filepath.Join(target, "d"))
 			return err == nil && len(some) > 20
@@ -166,11 +173,7 @@ func TestImportLeavesNothing(t *testing.T) {
 		if err := os.Mkdir(target, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command(binary, "--socket", nd.Socket, "import", source, target, "--", "--bwlimit=1000")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		cmd := startImport(t, nd, source, target, "--", "--bwlimit=1000")
 		half := func(pattern string) bool {
 			found, err := filepath.Glob(filepath.Join(target, ".synapsefs-import", pattern))
 			return err == nil && len(found) > 0
